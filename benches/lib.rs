@@ -1,0 +1,1 @@
+//! Benchmarks over the tensor lists of real models.
