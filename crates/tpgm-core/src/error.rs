@@ -104,6 +104,16 @@ pub enum Error {
         constraint: &'static str,
     },
 
+    /// A radius is to be learned for a tensor that was given no gradient.
+    #[error(
+        "tensor `{tensor}`: no held-out gradient was given, but its radius is to be learned; \
+         exclude the tensor or find out why the loss does not reach it"
+    )]
+    MissingGradient {
+        /// Name of the tensor.
+        tensor: String,
+    },
+
     /// A gradient has an infinite or NaN element; the step was not taken.
     #[error(
         "the gradient of tensor `{tensor}` is not finite ({count} tensors affected); nothing was changed"

@@ -1,0 +1,237 @@
+//! The inner loops, on blocks of compute type. Everything that touches every parameter is in this file.
+
+use super::lanes::Lanes;
+use super::simd::kernel;
+use crate::element::Real;
+
+/// Elements per block: six f32 operands of a block fit in a 32 KiB L1 cache.
+pub(super) const BLOCK: usize = 1024;
+
+/// How gradient, decay and anchor enter a step, in compute type.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mix<C> {
+    /// Factor on the gradient.
+    pub(super) clip: C,
+    /// Coupled weight decay: added to the gradient times the weight.
+    pub(super) decay: C,
+    /// Coupled pull: added to the gradient times the displacement.
+    pub(super) pull: C,
+    /// Decoupled weight decay times learning rate: subtracted times the weight.
+    pub(super) lr_decay: C,
+    /// Decoupled pull times learning rate: subtracted times the displacement.
+    pub(super) lr_pull: C,
+}
+
+/// Constants of an AdamW step, in compute type.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AdamWStep<C> {
+    pub(super) beta1: C,
+    pub(super) one_minus_beta1: C,
+    pub(super) beta2: C,
+    pub(super) one_minus_beta2: C,
+    /// `lr / (1 - beta1^t)`.
+    pub(super) step_size: C,
+    /// `1 / sqrt(1 - beta2^t)`.
+    pub(super) root_scale: C,
+    pub(super) eps: C,
+}
+
+/// Constants of an SGD step, in compute type: `buf = keep * buf + take * d; W -= lr_grad * d + lr_buf * buf`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SgdStep<C> {
+    pub(super) keep: C,
+    pub(super) take: C,
+    pub(super) lr_grad: C,
+    pub(super) lr_buf: C,
+}
+
+/// The gradient as the rule sees it, and what is subtracted from the weight beside the rule's update.
+#[inline(always)]
+fn mix<C: Real, const ANCHORED: bool>(mix: &Mix<C>, w: C, g: C, a: C) -> (C, C) {
+    let (grad, aside) = (mix.clip * g + mix.decay * w, mix.lr_decay * w);
+    if ANCHORED {
+        let displacement = w - a;
+        (grad + mix.pull * displacement, aside + mix.lr_pull * displacement)
+    } else {
+        (grad, aside)
+    }
+}
+
+kernel! {
+    /// AdamW. Reads 16 and writes 12 bytes per f32 parameter; 4 more each with AMSGrad, 4 read if `ANCHORED`.
+    /// `a` and `v_max` are empty when not used.
+    fn adamw[C: Real, const ANCHORED: bool, const AMSGRAD: bool][C, ANCHORED, AMSGRAD](
+        mixed: &Mix<C>, k: &AdamWStep<C>, w: &mut [C], g: &[C], a: &[C], m: &mut [C], v: &mut [C], v_max: &mut [C],
+    ) {
+        let n = w.len();
+        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+        let a = if ANCHORED { &a[..n] } else { a };
+        let v_max = if AMSGRAD { &mut v_max[..n] } else { v_max };
+        for i in 0..n {
+            let (grad, aside) = mix::<C, ANCHORED>(mixed, w[i], g[i], if ANCHORED { a[i] } else { C::ZERO });
+            let first = k.beta1 * m[i] + k.one_minus_beta1 * grad;
+            let mut second = k.beta2 * v[i] + k.one_minus_beta2 * grad * grad;
+            m[i] = first;
+            v[i] = second;
+            if AMSGRAD {
+                // Not `max`: a select compiles to one instruction, and NaN cannot occur.
+                second = if second > v_max[i] { second } else { v_max[i] };
+                v_max[i] = second;
+            }
+            let update = k.step_size * first / (second.sqrt() * k.root_scale + k.eps) + aside;
+            w[i] = w[i] - update;
+        }
+    }
+}
+
+kernel! {
+    /// SGD. With momentum reads 12 and writes 8 bytes per f32 parameter, without reads 8 and writes 4; 4 more read if
+    /// `ANCHORED`. `a` and `buf` are empty when not used.
+    fn sgd[C: Real, const ANCHORED: bool, const MOMENTUM: bool][C, ANCHORED, MOMENTUM](
+        mixed: &Mix<C>, k: &SgdStep<C>, w: &mut [C], g: &[C], a: &[C], buf: &mut [C],
+    ) {
+        let n = w.len();
+        let g = &g[..n];
+        let a = if ANCHORED { &a[..n] } else { a };
+        let buf = if MOMENTUM { &mut buf[..n] } else { buf };
+        for i in 0..n {
+            let (grad, aside) = mix::<C, ANCHORED>(mixed, w[i], g[i], if ANCHORED { a[i] } else { C::ZERO });
+            let mut update = k.lr_grad * grad + aside;
+            if MOMENTUM {
+                buf[i] = k.keep * buf[i] + k.take * grad;
+                update += k.lr_buf * buf[i];
+            }
+            w[i] = w[i] - update;
+        }
+    }
+}
+
+kernel! {
+    /// Adds `|w - a|`, or `(w - a)^2` if `SQUARED`.
+    fn add_norm[C: Real, const SQUARED: bool][C, SQUARED](w: &[C], a: &[C], sum: &mut Lanes) {
+        sum.add2(w, a, |w, a| {
+            let d = w - a;
+            if SQUARED { d.to_f64() * d.to_f64() } else { d.abs().to_f64() }
+        });
+    }
+}
+
+kernel! {
+    /// `out = w - a`.
+    fn displace[C: Real][C](out: &mut [C], w: &[C], a: &[C]) {
+        let n = out.len();
+        let (w, a) = (&w[..n], &a[..n]);
+        for i in 0..n {
+            out[i] = w[i] - a[i];
+        }
+    }
+}
+
+kernel! {
+    /// Adds `|c|`.
+    fn add_abs[C: Real][C](c: &[C], sum: &mut Lanes) {
+        sum.add2(c, c, |c, _| c.abs().to_f64());
+    }
+}
+
+kernel! {
+    /// `w = a + ratio * (w - a)`.
+    fn pull[C: Real][C](w: &mut [C], a: &[C], ratio: C) {
+        let n = w.len();
+        let a = &a[..n];
+        for i in 0..n {
+            w[i] = a[i] + ratio * (w[i] - a[i]);
+        }
+    }
+}
+
+kernel! {
+    /// `w = a + ratio * c`.
+    fn place[C: Real][C](w: &mut [C], a: &[C], c: &[C], ratio: C) {
+        let n = w.len();
+        let (a, c) = (&a[..n], &c[..n]);
+        for i in 0..n {
+            w[i] = a[i] + ratio * c[i];
+        }
+    }
+}
+
+kernel! {
+    /// `w = a + ratio * (from - a)`, or `from` itself where `ratio` is 1.
+    fn project[C: Real][C](w: &mut [C], from: &[C], a: &[C], ratio: C) {
+        let n = w.len();
+        let (from, a) = (&from[..n], &a[..n]);
+        if ratio == C::ONE {
+            w.copy_from_slice(from);
+        } else {
+            for i in 0..n {
+                w[i] = a[i] + ratio * (from[i] - a[i]);
+            }
+        }
+    }
+}
+
+kernel! {
+    /// The per-element rule for normalization scales: limits `w / s - a / s0` to `[-radius, radius]`, with
+    /// `s = sqrt(var + 1e-6)`. Without variances (empty slices) `s = s0 = 1`. Returns how many elements were limited.
+    fn limit_scale[C: Real][C](w: &mut [C], a: &[C], var: &[C], anchor_var: &[C], radius: C) -> usize {
+        let eps = C::from_f64(1e-6);
+        let mut limited = 0;
+        for i in 0..w.len() {
+            let (s, s0) = if var.is_empty() {
+                (C::ONE, C::ONE)
+            } else {
+                ((var[i] + eps).sqrt(), (anchor_var[i] + eps).sqrt())
+            };
+            let t = w[i] / s - a[i] / s0;
+            if t.abs() > radius {
+                w[i] = (if t > C::ZERO { radius } else { -radius } + a[i] / s0) * s;
+                limited += 1;
+            }
+        }
+        limited
+    }
+}
+
+kernel! {
+    /// True if every element is finite.
+    fn all_finite[C: Real][C](x: &[C]) -> bool {
+        // x - x is 0 for finite x, else NaN: one addition per element, and no branch.
+        let (blocks, rest) = x.as_chunks::<16>();
+        let mut bad = [C::ZERO; 16];
+        for x in blocks {
+            for lane in 0..16 {
+                bad[lane] += x[lane] - x[lane];
+            }
+        }
+        for (bad, &x) in bad.iter_mut().zip(rest) {
+            *bad += x - x;
+        }
+        bad.iter().all(|&x| x == C::ZERO)
+    }
+}
+
+kernel! {
+    /// Adds `x * y`.
+    fn add_dot[C: Real][C](x: &[C], y: &[C], sum: &mut Lanes) {
+        sum.add2(x, y, |x, y| x.to_f64() * y.to_f64());
+    }
+}
+
+kernel! {
+    /// Adds `g * (w - a)`.
+    fn add_dot_displacement[C: Real][C](g: &[C], w: &[C], a: &[C], sum: &mut Lanes) {
+        sum.add3(g, w, a, |g, w, a| g.to_f64() * (w - a).to_f64());
+    }
+}
+
+kernel! {
+    /// `average = keep * average + take * w`.
+    fn average[C: Real][C](average: &mut [C], w: &[C], keep: C, take: C) {
+        let n = average.len();
+        let w = &w[..n];
+        for i in 0..n {
+            average[i] = keep * average[i] + take * w[i];
+        }
+    }
+}

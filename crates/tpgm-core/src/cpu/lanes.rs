@@ -1,0 +1,61 @@
+//! Sums with a fixed number of lanes and a fixed order of adding them up.
+
+/// Partial sums of one reduction. Element `i` of a unit goes to lane `i % LANES`, whatever the vector width.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lanes([f64; LANES]);
+
+/// 16: four AVX2 accumulators of f64, enough to hide the latency of an addition.
+pub(super) const LANES: usize = 16;
+
+impl Lanes {
+    pub(super) const ZERO: Self = Self([0.0; LANES]);
+
+    /// Adds `f(x, y)` of every pair of elements.
+    #[inline(always)]
+    pub(super) fn add2<T: Copy, U: Copy>(&mut self, x: &[T], y: &[U], f: impl Fn(T, U) -> f64) {
+        let mut lanes = self.0;
+        let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+        let (y_blocks, y_rest) = y[..x.len()].as_chunks::<LANES>();
+        for (x, y) in x_blocks.iter().zip(y_blocks) {
+            for lane in 0..LANES {
+                lanes[lane] += f(x[lane], y[lane]);
+            }
+        }
+        for ((lane, x), y) in lanes.iter_mut().zip(x_rest).zip(y_rest) {
+            *lane += f(*x, *y);
+        }
+        self.0 = lanes;
+    }
+
+    /// Adds `f(x, y, z)` of every triple of elements.
+    #[inline(always)]
+    pub(super) fn add3<T: Copy>(&mut self, x: &[T], y: &[T], z: &[T], f: impl Fn(T, T, T) -> f64) {
+        let mut lanes = self.0;
+        let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+        let (y_blocks, y_rest) = y[..x.len()].as_chunks::<LANES>();
+        let (z_blocks, z_rest) = z[..x.len()].as_chunks::<LANES>();
+        for ((x, y), z) in x_blocks.iter().zip(y_blocks).zip(z_blocks) {
+            for lane in 0..LANES {
+                lanes[lane] += f(x[lane], y[lane], z[lane]);
+            }
+        }
+        for (((lane, x), y), z) in lanes.iter_mut().zip(x_rest).zip(y_rest).zip(z_rest) {
+            *lane += f(*x, *y, *z);
+        }
+        self.0 = lanes;
+    }
+
+    /// The sum of all lanes, added up as a binary tree.
+    #[inline(always)]
+    pub(super) fn total(self) -> f64 {
+        let mut lanes = self.0;
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+}

@@ -1,0 +1,219 @@
+//! The CPU backend: fused passes over all tensors at once, on rayon's threads.
+//!
+//! The same input gives the same bits on any number of threads: the [`Plan`] fixes what is added up in which order, and
+//! kernels sum over a fixed number of lanes.
+//!
+//! # Memory traffic
+//!
+//! Bytes per parameter of one [`Optimizer::step`](crate::Optimizer::step), f32, AdamW. "Check" is the pass over the
+//! gradients that makes sure that a step happens whole or not at all; constraints that need a look at the gradient
+//! anyway share it.
+//!
+//! | constraint | check and sums | move | second pass | total |
+//! |---|---|---|---|---|
+//! | none, fixed scale | g: 4 | w g m v, write w m v: 28 | | 32 |
+//! | L2-SP | g: 4 | + anchor: 32 | | 36 |
+//! | fixed radius, TPGM; MARS | g: 4 | + anchor: 32 | in cache | 36 |
+//! | fixed radius, TPGM; L2 | g: 4 | + anchor: 32 | w a, write w: 12, read from the last-level cache | 48 |
+//! | FTP | g c: 8 | + anchor, write c: 36 | in cache | 44 |
+//! | FTP, low memory | g w a: 12 | + anchor: 32 | in cache | 44 |
+//! | SPD | g w a: 12 | 28, + anchor where the gradient points home: 32 | 12 where decay fires | 40 to 56 |
+//! | DiGraP | g w a d: 16 | + anchor, write d: 36 | | 52 |
+//!
+//! SGD with momentum moves 8 bytes less than AdamW, AMSGrad 8 more.
+//! A [`Projector`](crate::Projector) projects for 12 bytes (MARS, f32) or 20, 8 of them from the last-level cache (L2).
+
+mod average;
+mod kernels;
+mod lanes;
+mod operand;
+mod project;
+mod pull;
+mod simd;
+mod step;
+
+use std::sync::Arc;
+
+use self::operand::Operands;
+use self::simd::Simd;
+use self::step::{Move, PieceNorms, PieceSums};
+use crate::backend::{Backend, Job, StepReport, TensorIo, Write};
+use crate::element::{Buffer, DType, Slice, SliceMut};
+use crate::error::{Error, Result};
+use crate::optimizer::StepOptions;
+use crate::params::Settings;
+use crate::plan::Plan;
+use crate::rule::Rule;
+use crate::scalars::TensorScalars;
+use crate::state::Slots;
+
+/// The CPU backend. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Cpu {
+    pool: Option<Arc<rayon::ThreadPool>>,
+    simd: Simd,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cpu {
+    /// Runs on rayon's current pool: the global one, or the one the call is made from.
+    pub fn new() -> Self {
+        Self {
+            pool: None,
+            simd: Simd::detect(),
+        }
+    }
+
+    /// Runs on `threads` threads of its own, at least 1. Results have the same bits as with any other number.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ThreadPool`] if the threads cannot be started.
+    pub fn with_threads(threads: usize) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads.max(1))
+            .build()
+            .map_err(|error| Error::ThreadPool {
+                threads,
+                reason: error.to_string(),
+            })?;
+        Ok(Self {
+            pool: Some(Arc::new(pool)),
+            ..Self::new()
+        })
+    }
+
+    /// The same without the CPU's own vector instructions. Results have the same bits; only tests need this.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn baseline(mut self) -> Self {
+        self.simd = Simd::Baseline;
+        self
+    }
+
+    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+}
+
+/// Scratch memory of a set on the CPU. Its vectors keep their capacity, so a step after the first allocates nothing.
+#[derive(Debug)]
+pub struct Workspace {
+    operands: Vec<Operands>,
+    moves: Vec<Move>,
+    sums: Vec<PieceSums>,
+    piece_norms: Vec<PieceNorms>,
+    parts: Vec<f64>,
+    norms: Vec<f64>,
+    wave_ends: Vec<usize>,
+}
+
+impl Workspace {
+    /// Takes the addresses of all operands of a call.
+    fn bind(
+        &mut self,
+        io: &mut [TensorIo<'_, Cpu>],
+        slots: &mut [Slots<Cpu>],
+        settings: &[Settings],
+        scalars: &[TensorScalars],
+    ) {
+        self.operands.clear();
+        let tensors = io.iter_mut().zip(slots).zip(settings).zip(scalars);
+        self.operands.extend(
+            tensors
+                .map(|(((io, slots), settings), scalars)| Operands::new(io, slots, settings, scalars.step)),
+        );
+    }
+}
+
+impl Backend for Cpu {
+    type Buffer = Buffer;
+    type Ref<'a> = Slice<'a>;
+    type Mut<'a> = SliceMut<'a>;
+    type Scalars = Vec<TensorScalars>;
+    type Workspace = Workspace;
+
+    fn describe(data: Slice<'_>) -> (DType, usize) {
+        (data.dtype(), data.len())
+    }
+
+    fn describe_mut(data: &SliceMut<'_>) -> (DType, usize) {
+        (data.dtype(), data.len())
+    }
+
+    fn as_ref(buffer: &Buffer) -> Slice<'_> {
+        buffer.as_slice()
+    }
+
+    fn as_mut(buffer: &mut Buffer) -> SliceMut<'_> {
+        buffer.as_mut()
+    }
+
+    fn zeros(&self, dtype: DType, len: usize) -> Result<Buffer> {
+        Ok(Buffer::zeros(dtype, len))
+    }
+
+    fn upload(&self, data: &Buffer) -> Result<Buffer> {
+        Ok(data.clone())
+    }
+
+    fn download(&self, data: &Buffer) -> Result<Buffer> {
+        Ok(data.clone())
+    }
+
+    fn upload_scalars(&self, scalars: &[TensorScalars]) -> Result<Vec<TensorScalars>> {
+        Ok(scalars.to_vec())
+    }
+
+    fn download_scalars(&self, scalars: &Vec<TensorScalars>) -> Result<Vec<TensorScalars>> {
+        Ok(scalars.clone())
+    }
+
+    fn workspace(&self, plan: &Plan) -> Result<Workspace> {
+        Ok(Workspace {
+            operands: Vec::with_capacity(plan.tensors.len()),
+            moves: Vec::with_capacity(plan.tensors.len()),
+            sums: vec![PieceSums::NONE; plan.pieces.len()],
+            piece_norms: vec![PieceNorms::EMPTY; plan.pieces.len()],
+            parts: vec![0.0; plan.parts],
+            norms: vec![0.0; plan.units],
+            wave_ends: Vec::with_capacity(plan.tensors.len()),
+        })
+    }
+
+    fn norms(&self, workspace: &Workspace) -> Result<Vec<f64>> {
+        Ok(workspace.norms.clone())
+    }
+
+    fn step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<StepReport> {
+        step::step(self, job, rule, options)
+    }
+
+    fn project(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        project::project(self, job)
+    }
+
+    fn remember(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        project::remember(self, job)
+    }
+
+    fn write(&self, job: Job<'_, '_, Self>, write: Write) -> Result<()> {
+        project::write(self, job, write)
+    }
+
+    fn update_radii(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        project::update_radii(self, job)
+    }
+
+    fn average(&self, plan: &Plan, averages: &mut [Buffer], weights: &[Slice<'_>], decay: f64) -> Result<()> {
+        average::average(self, plan, averages, weights, decay)
+    }
+}

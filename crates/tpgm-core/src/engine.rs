@@ -1,0 +1,186 @@
+//! What optimizers and projectors have in common: a set bound to a backend, with its plan and state.
+
+use crate::backend::{Backend, Job, TensorIo};
+use crate::constraint::Constraint;
+use crate::element::DType;
+use crate::error::{Error, Result};
+use crate::params::{AnchorKind, ParamSet, Settings};
+use crate::plan::{CHUNK, Plan};
+use crate::rule::Rule;
+use crate::scalars::TensorScalars;
+use crate::state::{self, Masters, Slots, StateDict};
+
+/// Choices that change memory and speed, not the method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineOptions {
+    /// Whether half-precision weights get f32 masters. Default: they do.
+    pub masters: Masters,
+    /// Elements per piece of work, at least 1. Default [`CHUNK`]. Results may differ in the last bits between sizes.
+    pub chunk: usize,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            masters: Masters::Auto,
+            chunk: CHUNK,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// Sets what happens to half-precision weights.
+    #[must_use]
+    pub fn masters(mut self, masters: Masters) -> Self {
+        self.masters = masters;
+        self
+    }
+
+    /// Sets the elements per piece of work.
+    #[must_use]
+    pub fn chunk(mut self, chunk: usize) -> Self {
+        self.chunk = chunk;
+        self
+    }
+}
+
+pub(crate) struct Engine<B: Backend> {
+    pub(crate) backend: B,
+    pub(crate) set: ParamSet,
+    pub(crate) settings: Vec<Settings>,
+    pub(crate) plan: Plan,
+    pub(crate) slots: Vec<Slots<B>>,
+    pub(crate) scalars: B::Scalars,
+    pub(crate) workspace: B::Workspace,
+}
+
+/// Which operands a call needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Weights and anchors; gradients may be missing.
+    Anchors,
+    /// Also the gradient of every tensor that a projector constrains.
+    Gradients,
+}
+
+impl<B: Backend> Engine<B> {
+    pub(crate) fn new(
+        backend: B,
+        set: &ParamSet,
+        rule: Option<&Rule>,
+        settings: Vec<Settings>,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        let plan = Plan::new(set.tensors(), &settings, options.chunk);
+        let slots = set
+            .tensors()
+            .iter()
+            .zip(&settings)
+            .map(|(spec, settings)| Slots::new(&backend, spec, settings, rule, options.masters))
+            .collect::<Result<Vec<_>>>()?;
+        let scalars = backend.upload_scalars(&vec![TensorScalars::default(); set.len()])?;
+        let workspace = backend.workspace(&plan)?;
+        Ok(Self {
+            backend,
+            set: set.clone(),
+            settings,
+            plan,
+            slots,
+            scalars,
+            workspace,
+        })
+    }
+
+    /// Checks the operands and hands out everything a pass works on.
+    pub(crate) fn job<'j, 'io>(
+        &'j mut self,
+        io: &'j mut [TensorIo<'io, B>],
+        needs: Needs,
+    ) -> Result<(&'j B, Job<'j, 'io, B>)> {
+        self.check(io, needs)?;
+        let job = Job {
+            set: &self.set,
+            settings: &self.settings,
+            plan: &self.plan,
+            io,
+            slots: &mut self.slots,
+            scalars: &mut self.scalars,
+            workspace: &mut self.workspace,
+        };
+        Ok((&self.backend, job))
+    }
+
+    fn check(&self, io: &[TensorIo<'_, B>], needs: Needs) -> Result<()> {
+        if io.len() != self.set.len() {
+            return Err(Error::CountMismatch {
+                what: "tensors",
+                expected: self.set.len(),
+                got: io.len(),
+            });
+        }
+        for ((spec, settings), io) in self.set.tensors().iter().zip(&self.settings).zip(io) {
+            let length = |what, (_, got): (DType, usize)| match spec.numel() {
+                expected if expected == got => Ok(()),
+                expected => Err(Error::LengthMismatch {
+                    tensor: spec.name.clone(),
+                    what,
+                    expected,
+                    got,
+                }),
+            };
+            let weight = B::describe_mut(&io.weight);
+            length("weight", weight)?;
+            if weight.0 != spec.dtype {
+                let (expected, got) = (spec.dtype, weight.0);
+                return Err(Error::DTypeMismatch {
+                    tensor: spec.name.clone(),
+                    what: "weight",
+                    expected,
+                    got,
+                });
+            }
+            io.grad
+                .map_or(Ok(()), |grad| length("gradient", B::describe(grad)))?;
+            let constrained = settings.constraint != Constraint::None;
+            if constrained && settings.anchor == AnchorKind::Pretrained {
+                let (tensor, constraint) = (&spec.name, settings.constraint.name());
+                let anchor = io.anchor.ok_or_else(|| Error::MissingAnchor {
+                    tensor: tensor.clone(),
+                    constraint,
+                })?;
+                length("anchor", B::describe(anchor))?;
+            }
+            if let Some(variance) = &io.variance {
+                length("variance", B::describe(variance.current))?;
+                length("anchor variance", B::describe(variance.anchor))?;
+            }
+            let learned = matches!(settings.constraint, Constraint::Tpgm(_));
+            if needs == Needs::Gradients && learned && io.grad.is_none() {
+                return Err(Error::MissingGradient {
+                    tensor: spec.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn scalars(&self) -> Result<Vec<TensorScalars>> {
+        self.backend.download_scalars(&self.scalars)
+    }
+
+    pub(crate) fn norms(&self, tensor: usize) -> Result<Vec<f64>> {
+        let norms = self.backend.norms(&self.workspace)?;
+        Ok(norms[self.plan.tensors[tensor].unit_range()].to_vec())
+    }
+
+    pub(crate) fn state(&self) -> Result<StateDict> {
+        state::save(&self.backend, &self.set, &self.slots, &self.scalars()?)
+    }
+
+    pub(crate) fn load_state(&mut self, state: &StateDict) -> Result<()> {
+        let scalars = state::load(&self.backend, &self.set, &mut self.slots, state)?;
+        self.scalars = self.backend.upload_scalars(&scalars)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,203 @@
+//! The optimizer: a rule and a constraint over a set of tensors.
+
+use crate::backend::{Backend, StepReport, TensorIo};
+use crate::constraint::Constraint;
+use crate::engine::{Engine, EngineOptions, Needs};
+use crate::error::Result;
+use crate::params::ParamSet;
+use crate::projector::Projector;
+use crate::rule::{Rule, above_zero, at_least_zero};
+use crate::scalars::TensorScalars;
+use crate::state::StateDict;
+
+/// Whether a step of [`Tpgm`](crate::Tpgm) ends with a projection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Projection {
+    /// Project with the current radii, in the same pass.
+    #[default]
+    Apply,
+    /// Leave the weights where the rule put them: a projection update follows, and ends with the projection.
+    Defer,
+}
+
+/// What changes from step to step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepOptions {
+    /// Learning rate of this step; `None` uses the rule's. Groups with their own `lr` are scaled along.
+    pub lr: Option<f64>,
+    /// Factor on every gradient before anything else: one over the loss scale, or over the number of accumulated
+    /// batches. Default 1.
+    pub grad_scale: f64,
+    /// Clips the global L2 norm of all (scaled) gradients to this value: `g * min(1, max / (norm + 1e-6))`, as
+    /// `torch.nn.utils.clip_grad_norm_`. Default off.
+    pub max_grad_norm: Option<f64>,
+    /// Whether TPGM projects.
+    pub projection: Projection,
+}
+
+impl Default for StepOptions {
+    fn default() -> Self {
+        Self {
+            lr: None,
+            grad_scale: 1.0,
+            max_grad_norm: None,
+            projection: Projection::Apply,
+        }
+    }
+}
+
+impl StepOptions {
+    /// A step with this learning rate.
+    pub fn lr(lr: f64) -> Self {
+        Self {
+            lr: Some(lr),
+            ..Self::default()
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.lr
+            .map_or(Ok(()), |lr| at_least_zero("StepOptions::lr", lr))?;
+        above_zero("StepOptions::grad_scale", self.grad_scale)?;
+        self.max_grad_norm
+            .map_or(Ok(()), |norm| above_zero("StepOptions::max_grad_norm", norm))
+    }
+}
+
+/// A rule and a constraint over a set of tensors, with all their state.
+///
+/// Weights, gradients and anchors stay the caller's: they are borrowed for the time of a step, in set order. A tensor
+/// without a gradient is skipped, and takes up its own step count when it gets one.
+///
+/// ```
+/// use tpgm_core::{AdamW, Cpu, DType, Ftp, Optimizer, ParamSet, StepOptions, TensorIo};
+///
+/// let set = ParamSet::builder().tensor("w", [2, 2], DType::F32).tensor("b", [2], DType::F32).build()?;
+/// let anchors = [vec![1.0f32, -2.0, 0.5, 0.25], vec![0.1, -0.2]];
+/// let mut weights = anchors.clone();
+/// let mut optimizer = Optimizer::new(Cpu::new(), &set, AdamW::default().lr(1e-2), Ftp::default())?;
+/// for _ in 0..3 {
+///     let grads = weights.clone(); // of the loss |W|^2 / 2
+///     let mut io: Vec<_> = weights
+///         .iter_mut()
+///         .zip(&grads)
+///         .zip(&anchors)
+///         .map(|((w, g), a)| TensorIo::new(w).grad(g).anchor(a))
+///         .collect();
+///     optimizer.step(&mut io, &StepOptions::default())?;
+/// }
+/// assert!(optimizer.scalars()?[0].radius > 0.0);
+/// # Ok::<(), tpgm_core::Error>(())
+/// ```
+pub struct Optimizer<B: Backend> {
+    rule: Rule,
+    // The projector owns the engine, so that its radii and the step's are the same ones.
+    projector: Projector<B>,
+}
+
+impl<B: Backend> Optimizer<B> {
+    /// Binds a rule and a constraint to a set. State starts at zero.
+    ///
+    /// # Errors
+    ///
+    /// An option outside its range, or no memory on the device.
+    pub fn new(
+        backend: B,
+        set: &ParamSet,
+        rule: impl Into<Rule>,
+        constraint: impl Into<Constraint>,
+    ) -> Result<Self> {
+        Self::with_options(backend, set, rule, constraint, EngineOptions::default())
+    }
+
+    /// As [`Optimizer::new`], with choices about memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Optimizer::new`].
+    pub fn with_options(
+        backend: B,
+        set: &ParamSet,
+        rule: impl Into<Rule>,
+        constraint: impl Into<Constraint>,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        let rule = rule.into();
+        let settings = set.settings(&rule, &constraint.into())?;
+        let engine = Engine::new(backend, set, Some(&rule), settings, options)?;
+        Ok(Self {
+            rule,
+            projector: Projector::from_engine(engine),
+        })
+    }
+
+    /// Takes one step. `io` has one entry per tensor, in set order.
+    ///
+    /// Bytes per parameter (f32 weights): see [`cpu`](crate::cpu) for each method.
+    ///
+    /// # Errors
+    ///
+    /// Wrong number, length or type of operands, a missing anchor, an option outside its range, or
+    /// [`Error::NonFiniteGradient`](crate::Error::NonFiniteGradient). Weights and state are then untouched.
+    pub fn step(&mut self, io: &mut [TensorIo<'_, B>], options: &StepOptions) -> Result<StepReport> {
+        options.validate()?;
+        self.projector.idle("Optimizer::step")?;
+        let (backend, job) = self.projector.engine.job(io, Needs::Anchors)?;
+        backend.step(job, &self.rule, options)
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    /// The set.
+    pub fn set(&self) -> &ParamSet {
+        &self.projector.engine.set
+    }
+
+    /// The projector that shares this optimizer's radii and masters, if TPGM constrains any tensor.
+    pub fn projector_mut(&mut self) -> Option<&mut Projector<B>> {
+        let mut settings = self.projector.engine.settings.iter();
+        settings
+            .any(|settings| matches!(settings.constraint, Constraint::Tpgm(_)))
+            .then_some(&mut self.projector)
+    }
+
+    /// Radii and telemetry of every tensor, in set order.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn scalars(&self) -> Result<Vec<TensorScalars>> {
+        self.projector.engine.scalars()
+    }
+
+    /// Norms of the displacement that the last step measured before pulling back: one per row (MARS) or one (L2); zeros
+    /// if the tensor's constraint measures none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownTensor`](crate::Error::UnknownTensor), or the device fails.
+    pub fn norms(&self, tensor: &str) -> Result<Vec<f64>> {
+        self.projector.norms(tensor)
+    }
+
+    /// Copies all state out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfOrder`](crate::Error::OutOfOrder) during a projection update, or the device fails.
+    pub fn state(&self) -> Result<StateDict> {
+        self.projector.state()
+    }
+
+    /// Puts state back that [`Optimizer::state`] copied out.
+    ///
+    /// # Errors
+    ///
+    /// A missing, unexpected or misshapen slot; the optimizer is then unchanged.
+    pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
+        self.projector.load_state(state)
+    }
+}

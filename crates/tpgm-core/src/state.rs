@@ -1,0 +1,270 @@
+//! State as data: named slots that can be taken out and put back.
+
+use std::collections::BTreeMap;
+
+use crate::backend::Backend;
+use crate::constraint::{Constraint, FtpMemory};
+use crate::element::{Buffer, DType};
+use crate::error::{Error, Result};
+use crate::params::{ParamSet, Settings, TensorSpec};
+use crate::rule::Rule;
+use crate::scalars::TensorScalars;
+
+/// State of an optimizer or projector on the host: `tensor name/slot name` to values.
+///
+/// Complete: put back into an optimizer made with the same set, rule and constraint, the next step gives the same bits.
+pub type StateDict = BTreeMap<String, Buffer>;
+
+/// Name of the slot that holds a tensor's [`TensorScalars`] in a [`StateDict`].
+pub(crate) const SCALARS: &str = "scalars";
+
+/// Whether half-precision weights get an f32 master copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
+pub enum Masters {
+    /// f16 and bf16 weights are roundings of an f32 master, which the step updates. 4 bytes per parameter.
+    #[default]
+    Auto,
+    /// The step reads and writes the half-precision weights themselves. Small updates are lost to rounding: in bf16 a
+    /// weight of 1.0 does not move by less than 2^-9.
+    Off,
+}
+
+/// State of parameter or row size that a tensor may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Slot {
+    /// f32 copy of half-precision weights.
+    Master,
+    /// First Adam moment.
+    ExpAvg,
+    /// Second Adam moment.
+    ExpAvgSq,
+    /// Running maximum of the second moment (AMSGrad).
+    MaxExpAvgSq,
+    /// Momentum of SGD.
+    MomentumBuffer,
+    /// FTP: displacement before projection of the previous step. DiGraP: displacement before the previous step.
+    Displacement,
+    /// FTP: one over the row norms of the previous step (of the smaller of norm and radius with low memory).
+    RowScale,
+    /// TPGM: weights before projection, while a projection update runs. Not part of saved state.
+    Remembered,
+}
+
+impl Slot {
+    /// All slots.
+    pub const ALL: [Slot; 8] = [
+        Slot::Master,
+        Slot::ExpAvg,
+        Slot::ExpAvgSq,
+        Slot::MaxExpAvgSq,
+        Slot::MomentumBuffer,
+        Slot::Displacement,
+        Slot::RowScale,
+        Slot::Remembered,
+    ];
+
+    /// Name in a [`StateDict`]; PyTorch's where PyTorch has one.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Slot::Master => "master",
+            Slot::ExpAvg => "exp_avg",
+            Slot::ExpAvgSq => "exp_avg_sq",
+            Slot::MaxExpAvgSq => "max_exp_avg_sq",
+            Slot::MomentumBuffer => "momentum_buffer",
+            Slot::Displacement => "displacement",
+            Slot::RowScale => "row_scale",
+            Slot::Remembered => "remembered",
+        }
+    }
+}
+
+/// The slots of one tensor, in memory of backend `B`.
+#[derive(Debug)]
+pub struct Slots<B: Backend> {
+    buffers: [Option<B::Buffer>; Slot::ALL.len()],
+}
+
+impl<B: Backend> Slots<B> {
+    /// The memory of a slot, if the tensor has it.
+    pub fn get(&self, slot: Slot) -> Option<&B::Buffer> {
+        self.buffers[slot as usize].as_ref()
+    }
+
+    /// The memory of a slot to write to, if the tensor has it.
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut B::Buffer> {
+        self.buffers[slot as usize].as_mut()
+    }
+
+    /// Zeros in every slot that `rule` and the tensor's settings need.
+    pub(crate) fn new(
+        backend: &B,
+        spec: &TensorSpec,
+        settings: &Settings,
+        rule: Option<&Rule>,
+        masters: Masters,
+    ) -> Result<Self> {
+        let mut slots = Self {
+            buffers: [const { None }; Slot::ALL.len()],
+        };
+        for (slot, dtype, len) in layout(spec, settings, rule, masters) {
+            slots.buffers[slot as usize] = Some(backend.zeros(dtype, len)?);
+        }
+        Ok(slots)
+    }
+}
+
+/// Which slots a tensor has: slot, element type, length.
+fn layout(
+    spec: &TensorSpec,
+    settings: &Settings,
+    rule: Option<&Rule>,
+    masters: Masters,
+) -> impl Iterator<Item = (Slot, DType, usize)> {
+    let (compute, numel) = (spec.dtype.compute(), spec.numel());
+    let mut slots = Vec::new();
+    let master = rule.is_some() && spec.dtype.is_half() && masters == Masters::Auto;
+    if master {
+        slots.push((Slot::Master, compute, numel));
+    }
+    match rule {
+        Some(Rule::AdamW(rule)) => {
+            slots.push((Slot::ExpAvg, compute, numel));
+            slots.push((Slot::ExpAvgSq, compute, numel));
+            if rule.amsgrad {
+                slots.push((Slot::MaxExpAvgSq, compute, numel));
+            }
+        }
+        Some(Rule::Sgd(rule)) if rule.momentum > 0.0 => slots.push((Slot::MomentumBuffer, compute, numel)),
+        Some(Rule::Sgd(_)) | None => {}
+    }
+    match &settings.constraint {
+        Constraint::Ftp(ftp) => {
+            if ftp.memory == FtpMemory::Exact {
+                slots.push((Slot::Displacement, compute, numel));
+            }
+            slots.push((
+                Slot::RowScale,
+                DType::F64,
+                if numel == 0 { 0 } else { spec.rows().0 },
+            ));
+        }
+        Constraint::Digrap(_) => slots.push((Slot::Displacement, compute, numel)),
+        Constraint::Tpgm(_) if !master => slots.push((Slot::Remembered, spec.dtype, numel)),
+        _ => {}
+    }
+    slots.into_iter()
+}
+
+/// Copies all state to the host.
+pub(crate) fn save<B: Backend>(
+    backend: &B,
+    set: &ParamSet,
+    slots: &[Slots<B>],
+    scalars: &[TensorScalars],
+) -> Result<StateDict> {
+    let mut state = StateDict::new();
+    for ((spec, slots), scalars) in set.tensors().iter().zip(slots).zip(scalars) {
+        for slot in Slot::ALL {
+            if let (Some(buffer), false) = (slots.get(slot), slot == Slot::Remembered) {
+                state.insert(key(spec, slot.name()), backend.download(buffer)?);
+            }
+        }
+        state.insert(key(spec, SCALARS), Buffer::F64(scalars.state().to_vec()));
+    }
+    Ok(state)
+}
+
+/// Checks a saved state against the slots and copies it in. On an error nothing was changed.
+pub(crate) fn load<B: Backend>(
+    backend: &B,
+    set: &ParamSet,
+    slots: &mut [Slots<B>],
+    state: &StateDict,
+) -> Result<Vec<TensorScalars>> {
+    let mut loaded = Vec::new();
+    let mut scalars = Vec::with_capacity(set.len());
+    let mut used = 0;
+    for (i, (spec, slots)) in set.tensors().iter().zip(slots.iter()).enumerate() {
+        for slot in Slot::ALL {
+            if let (Some(buffer), false) = (slots.get(slot), slot == Slot::Remembered) {
+                let (dtype, len) = B::describe(B::as_ref(buffer));
+                let saved = fetch(state, spec, slot.name(), dtype, len)?;
+                loaded.push((i, slot, backend.upload(saved)?));
+                used += 1;
+            }
+        }
+        let saved = fetch(state, spec, SCALARS, DType::F64, TensorScalars::STATE.len())?.to_f64();
+        used += 1;
+        let mut values = [0.0; TensorScalars::STATE.len()];
+        values.copy_from_slice(&saved);
+        if values.iter().any(|x| !x.is_finite()) {
+            return Err(Error::NonFiniteValue {
+                tensor: spec.name.clone(),
+                what: "saved scalar state",
+            });
+        }
+        scalars.push(TensorScalars::from_state(values));
+    }
+    if used != state.len() {
+        return Err(unexpected(set, slots, state));
+    }
+    for (i, slot, buffer) in loaded {
+        slots[i].buffers[slot as usize] = Some(buffer);
+    }
+    Ok(scalars)
+}
+
+fn fetch<'s>(
+    state: &'s StateDict,
+    spec: &TensorSpec,
+    slot: &'static str,
+    dtype: DType,
+    len: usize,
+) -> Result<&'s Buffer> {
+    let key = key(spec, slot);
+    let saved = state.get(&key).ok_or(Error::MissingSlot { key })?;
+    if saved.dtype() != dtype {
+        let (tensor, expected, got) = (spec.name.clone(), dtype, saved.dtype());
+        return Err(Error::DTypeMismatch {
+            tensor,
+            what: slot,
+            expected,
+            got,
+        });
+    }
+    if saved.len() != len {
+        let (tensor, expected, got) = (spec.name.clone(), len, saved.len());
+        return Err(Error::LengthMismatch {
+            tensor,
+            what: slot,
+            expected,
+            got,
+        });
+    }
+    Ok(saved)
+}
+
+fn unexpected<B: Backend>(set: &ParamSet, slots: &[Slots<B>], state: &StateDict) -> Error {
+    let mut known = std::collections::BTreeSet::new();
+    for (spec, slots) in set.tensors().iter().zip(slots) {
+        known.extend(
+            Slot::ALL
+                .iter()
+                .filter(|&&slot| slots.get(slot).is_some())
+                .map(|slot| key(spec, slot.name())),
+        );
+        known.insert(key(spec, SCALARS));
+    }
+    let key = state
+        .keys()
+        .find(|key| !known.contains(*key))
+        .cloned()
+        .unwrap_or_default();
+    Error::UnexpectedSlot { key }
+}
+
+fn key(spec: &TensorSpec, slot: &str) -> String {
+    format!("{}/{slot}", spec.name)
+}
