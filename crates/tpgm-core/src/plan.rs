@@ -38,6 +38,29 @@ impl TensorPlan {
     pub fn unit_range(&self) -> Range<usize> {
         self.first_unit..self.first_unit + self.units
     }
+
+    /// The elements of the `unit`-th unit (or the one part of a unit) of a piece.
+    #[inline(always)]
+    pub fn elements(&self, piece: &Piece, unit: usize) -> Range<usize> {
+        if self.parts > 1 {
+            piece.start..piece.end
+        } else {
+            let start = piece.start + unit * self.unit_len;
+            start..start + self.unit_len
+        }
+    }
+}
+
+/// Elements that a kernel handles at a time: six f32 operands of a block fit in a 32 KiB L1 cache.
+pub(crate) const BLOCK: usize = 1024;
+
+/// Cuts a range of elements into blocks of at most [`BLOCK`].
+#[inline(always)]
+pub(crate) fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range
+        .step_by(BLOCK)
+        .map(move |start| start..end.min(start + BLOCK))
 }
 
 /// One piece of work: whole units, or one part of a long one.

@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use super::Cpu;
-use super::kernels::{self, BLOCK};
-use super::operand::{Operand, blocks, load};
-use super::step::with_real;
-use crate::element::{Buffer, DType, Element, Slice};
+use super::kernels;
+use super::operand::{Operand, load};
+use super::with_real;
+use crate::element::{Buffer, Element, Slice};
 use crate::error::Result;
-use crate::plan::Plan;
+use crate::plan::{BLOCK, Plan, blocks};
 
 /// Reads 8 and writes 4 bytes per f32 parameter.
 pub(super) fn average(

@@ -1,11 +1,11 @@
 //! The inner loops, on blocks of compute type. Everything that touches every parameter is in this file.
 
+// Each slice has to be a parameter of its own (see `simd::kernel`).
+#![allow(clippy::too_many_arguments)]
+
 use super::lanes::Lanes;
 use super::simd::kernel;
 use crate::element::Real;
-
-/// Elements per block: six f32 operands of a block fit in a 32 KiB L1 cache.
-pub(super) const BLOCK: usize = 1024;
 
 /// How gradient, decay and anchor enter a step, in compute type.
 #[derive(Debug, Clone, Copy)]
@@ -196,16 +196,16 @@ kernel! {
 kernel! {
     /// True if every element is finite.
     fn all_finite[C: Real][C](x: &[C]) -> bool {
-        // x - x is 0 for finite x, else NaN: one addition per element, and no branch.
+        // x * 0 is 0 for finite x, else NaN: no branch.
         let (blocks, rest) = x.as_chunks::<16>();
         let mut bad = [C::ZERO; 16];
         for x in blocks {
             for lane in 0..16 {
-                bad[lane] += x[lane] - x[lane];
+                bad[lane] += x[lane] * C::ZERO;
             }
         }
         for (bad, &x) in bad.iter_mut().zip(rest) {
-            *bad += x - x;
+            *bad += x * C::ZERO;
         }
         bad.iter().all(|&x| x == C::ZERO)
     }

@@ -23,20 +23,27 @@
 //! SGD with momentum moves 8 bytes less than AdamW, AMSGrad 8 more.
 //! A [`Projector`](crate::Projector) projects for 12 bytes (MARS, f32) or 20, 8 of them from the last-level cache (L2).
 
+mod advance;
 mod average;
+mod decide;
 mod kernels;
 mod lanes;
+mod measure;
 mod operand;
 mod project;
 mod pull;
+mod settle;
 mod simd;
 mod step;
 
 use std::sync::Arc;
 
+use self::advance::PieceNorms;
+use self::decide::Move;
+use self::measure::PieceSums;
 use self::operand::Operands;
 use self::simd::Simd;
-use self::step::{Move, PieceNorms, PieceSums};
+
 use crate::backend::{Backend, Job, StepReport, TensorIo, Write};
 use crate::element::{Buffer, DType, Slice, SliceMut};
 use crate::error::{Error, Result};
@@ -46,6 +53,23 @@ use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 use crate::state::Slots;
+
+/// Runs `$body` with the compute type of `$dtype` as `$real`.
+macro_rules! with_real {
+    ($dtype:expr, $real:ident => $body:expr) => {
+        match $crate::element::DType::compute($dtype) {
+            $crate::element::DType::F64 => {
+                type $real = f64;
+                $body
+            }
+            _ => {
+                type $real = f32;
+                $body
+            }
+        }
+    };
+}
+use with_real;
 
 /// The CPU backend. Cheap to clone.
 #[derive(Debug, Clone)]

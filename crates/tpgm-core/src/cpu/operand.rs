@@ -4,11 +4,11 @@
 
 use std::ops::Range;
 
-use super::kernels::BLOCK;
 use crate::backend::{Backend, TensorIo};
 use crate::cpu::Cpu;
 use crate::element::{DType, Element, Real, Slice, SliceMut, bf16, f16};
 use crate::params::{AnchorKind, Settings};
+use crate::plan::BLOCK;
 use crate::state::{Slot, Slots};
 
 /// A borrowed slice without its lifetime: pointer, length, element type.
@@ -245,13 +245,4 @@ pub(super) unsafe fn load<'a, C: Real>(
             stage
         }
     }
-}
-
-/// Cuts a range into blocks of at most [`BLOCK`] elements.
-#[inline(always)]
-pub(super) fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range
-        .step_by(BLOCK)
-        .map(move |start| start..end.min(start + BLOCK))
 }

@@ -2,19 +2,22 @@
 
 use rayon::prelude::*;
 
-use super::kernels::{self, BLOCK};
+use super::kernels;
 use super::lanes::Lanes;
-use super::operand::{Operand, Operands, blocks, load};
+use super::measure::{PieceSums, check_finite};
+use super::operand::{Operand, Operands, load};
 use super::pull::{self, NormRange, Pull, is_tpgm};
+use super::settle::finish_norm;
 use super::simd::Simd;
-use super::step::{self, PieceSums, finish_norm, unit_range, with_real};
+use super::step;
 use super::{Cpu, Workspace};
+use super::{decide, with_real};
 use crate::backend::{Job, Write};
 use crate::constraint::Constraint;
 use crate::element::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::norm::Norm;
-use crate::plan::{Piece, Plan, TensorPlan};
+use crate::plan::{BLOCK, Piece, Plan, TensorPlan, blocks};
 use crate::scalars::TensorScalars;
 use crate::state::Slot;
 
@@ -30,7 +33,7 @@ pub(super) fn project(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
         workspace,
     } = job;
     workspace.bind(io, slots, settings, scalars);
-    step::decide_projection(set.tensors(), plan, settings, scalars, &mut workspace.moves);
+    decide::decide_projection(set.tensors(), plan, settings, scalars, &mut workspace.moves);
     step::move_all(cpu, set.tensors(), plan, settings, scalars, workspace);
     Ok(())
 }
@@ -97,7 +100,7 @@ fn remember_piece<C: Real>(
     let (mut anchors, mut weights) = ([C::ZERO; BLOCK], [C::ZERO; BLOCK]);
     for unit in 0..piece.units {
         let mut sum = Lanes::ZERO;
-        for range in blocks(unit_range(tensor, piece, unit)) {
+        for range in blocks(tensor.elements(piece, unit)) {
             // SAFETY: nobody writes to weights, masters and anchors in this phase; the copy is this piece's own.
             unsafe {
                 let a = load(operands.anchor, range.clone(), &mut anchors);
@@ -195,7 +198,7 @@ fn write_piece<C: Real>(
             Write::Remembered => C::ONE,
             Write::Trial | Write::Projection => Pull::Learned { radius }.ratio::<C>(norm),
         };
-        for range in blocks(unit_range(tensor, piece, unit)) {
+        for range in blocks(tensor.elements(piece, unit)) {
             // SAFETY: every element belongs to one piece. Anchors are never written, remembered weights not in this phase.
             unsafe {
                 let a = load(operands.anchor, range.clone(), &mut anchors);
@@ -257,7 +260,7 @@ pub(super) fn update_radii(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
             }
         });
     });
-    step::check_finite(set.tensors(), plan, sums)?;
+    check_finite(set.tensors(), plan, sums)?;
     for (t, (settings, scalars)) in settings.iter().zip(scalars).enumerate() {
         let Constraint::Tpgm(tpgm) = &settings.constraint else {
             continue;
@@ -294,7 +297,7 @@ fn radius_gradient<C: Real>(
         let share = pull::share::<C>(radius, norm);
         let limited = share > C::ZERO && share < C::ONE;
         let mut dot = Lanes::ZERO;
-        for range in blocks(unit_range(tensor, piece, unit)) {
+        for range in blocks(tensor.elements(piece, unit)) {
             // SAFETY: nobody writes to any operand in this phase.
             unsafe {
                 let g = load(operands.grad, range.clone(), &mut grads);

@@ -1,0 +1,164 @@
+//! The phase that only reads: is every gradient finite, and what do the constraints need to know of it.
+
+use super::kernels;
+use super::lanes::Lanes;
+use super::operand::{Operands, load};
+use super::simd::Simd;
+use crate::constraint::{Constraint, FtpMemory};
+use crate::element::Real;
+use crate::error::{Error, Result};
+use crate::params::{Settings, TensorSpec};
+use crate::plan::{BLOCK, Piece, Plan, TensorPlan, blocks};
+use crate::scalars::TensorScalars;
+use crate::state::Slot;
+
+/// Which sums [`measure`] takes of a tensor beside the check for finite gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sums {
+    /// None.
+    Check,
+    /// `<g, W - W0>` and `|W - W0|^2`, over the tensor.
+    Displacement,
+    /// As `Displacement`, and `<g, slot>`.
+    DisplacementAndPrevious,
+    /// `<g, slot>` of each row times its row scale.
+    ScaledPrevious,
+    /// `<g, W - W0>` of each row times its row scale.
+    ScaledDisplacement,
+}
+
+pub(super) fn sums_wanted(settings: &Settings, scalars: &TensorScalars) -> Sums {
+    match &settings.constraint {
+        Constraint::Spd(_) => Sums::Displacement,
+        Constraint::Digrap(_) => Sums::DisplacementAndPrevious,
+        Constraint::Ftp(_) if scalars.step == 0.0 => Sums::Check,
+        Constraint::Ftp(ftp) if ftp.memory == FtpMemory::Exact => Sums::ScaledPrevious,
+        Constraint::Ftp(_) => Sums::ScaledDisplacement,
+        _ => Sums::Check,
+    }
+}
+
+/// What [`measure`] found in one piece.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PieceSums {
+    pub(super) finite: bool,
+    pub(super) square: f64,
+    pub(super) dot: f64,
+    pub(super) displacement: f64,
+    pub(super) previous: f64,
+}
+
+impl PieceSums {
+    /// Of nothing.
+    pub(super) const NONE: Self = Self {
+        finite: true,
+        square: 0.0,
+        dot: 0.0,
+        displacement: 0.0,
+        previous: 0.0,
+    };
+
+    pub(super) fn total(pieces: &[Self]) -> Self {
+        let mut total = Self::NONE;
+        pieces.iter().for_each(|piece| total.join(piece));
+        total
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.finite &= other.finite;
+        self.square += other.square;
+        self.dot += other.dot;
+        self.displacement += other.displacement;
+        self.previous += other.previous;
+    }
+}
+
+/// An error that names the first tensor whose gradient is not finite.
+pub(super) fn check_finite(specs: &[TensorSpec], plan: &Plan, sums: &[PieceSums]) -> Result<()> {
+    let finite = |t: &usize| {
+        sums[plan.tensors[*t].pieces.clone()]
+            .iter()
+            .all(|piece| piece.finite)
+    };
+    let mut affected = (0..specs.len()).filter(|t| !finite(t));
+    match affected.next() {
+        None => Ok(()),
+        Some(t) => Err(Error::NonFiniteGradient {
+            tensor: specs[t].name.clone(),
+            count: 1 + affected.count(),
+        }),
+    }
+}
+
+/// Bytes read per f32 parameter: 4, with `Displacement` 12, `DisplacementAndPrevious` 16, `ScaledPrevious` 8,
+/// `ScaledDisplacement` 12. Nothing is written.
+pub(super) fn measure<C: Real>(
+    simd: Simd,
+    operands: &Operands,
+    tensor: &TensorPlan,
+    piece: &Piece,
+    wanted: Sums,
+    clipping: bool,
+) -> PieceSums {
+    let mut out = PieceSums::NONE;
+    let (mut grads, mut anchors, mut weights) = ([C::ZERO; BLOCK], [C::ZERO; BLOCK], [C::ZERO; BLOCK]);
+    let (mut square, mut dot, mut displacement, mut previous) =
+        (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
+    let scaled = matches!(wanted, Sums::ScaledPrevious | Sums::ScaledDisplacement);
+    let anchored = !matches!(wanted, Sums::Check | Sums::ScaledPrevious);
+    for unit in 0..piece.units {
+        let range = tensor.elements(piece, unit);
+        let mut row = Lanes::ZERO;
+        for range in blocks(range) {
+            // SAFETY: during this phase nobody writes to any operand.
+            let (g, a, w, before) = unsafe {
+                (
+                    load(operands.grad, range.clone(), &mut grads),
+                    if anchored {
+                        load(operands.anchor, range.clone(), &mut anchors)
+                    } else {
+                        &[]
+                    },
+                    if anchored {
+                        load(Some(operands.source()), range.clone(), &mut weights)
+                    } else {
+                        &[]
+                    },
+                    operands.state::<C>(Slot::Displacement, range.clone()),
+                )
+            };
+            out.finite &= kernels::all_finite(simd, g);
+            if clipping {
+                kernels::add_dot(simd, g, g, &mut square);
+            }
+            match wanted {
+                Sums::Check => {}
+                Sums::ScaledPrevious => kernels::add_dot(simd, g, before, &mut row),
+                Sums::ScaledDisplacement => kernels::add_dot_displacement(simd, g, w, a, &mut row),
+                Sums::Displacement | Sums::DisplacementAndPrevious => {
+                    kernels::add_dot_displacement(simd, g, w, a, &mut dot);
+                    kernels::add_norm::<C, true>(simd, w, a, &mut displacement);
+                    if wanted == Sums::DisplacementAndPrevious {
+                        kernels::add_dot(simd, g, before, &mut previous);
+                        if !clipping {
+                            kernels::add_dot(simd, g, g, &mut square);
+                        }
+                    }
+                }
+            }
+        }
+        if scaled {
+            let at = piece.unit + unit;
+            // SAFETY: as above.
+            let scale = unsafe { operands.state::<f64>(Slot::RowScale, at..at + 1) };
+            out.dot += row.total() * scale[0];
+        }
+    }
+    out.square = square.total();
+    out.displacement = displacement.total();
+    out.previous = previous.total();
+    if !scaled {
+        out.dot = dot.total();
+    }
+    out
+}

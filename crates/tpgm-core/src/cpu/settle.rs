@@ -1,0 +1,108 @@
+//! Between moving and pulling back: radii clipped, ratios known, telemetry written.
+
+use super::advance::PieceNorms;
+use super::decide::{Move, ftp_floor};
+use super::operand::{Operand, Operands};
+use super::pull::{self, Pull};
+use super::with_real;
+use crate::constraint::{Constraint, FtpMemory, RADIUS_FLOOR};
+use crate::element::{DType, Element};
+use crate::norm::Norm;
+use crate::params::Settings;
+use crate::plan::TensorPlan;
+use crate::scalars::TensorScalars;
+use crate::state::Slot;
+
+/// What follows from a tensor's norms when its rule has run: radii clipped, ratios known, telemetry written.
+pub(super) struct Settle<'a> {
+    pub(super) operands: &'a Operands,
+    pub(super) settings: &'a Settings,
+    pub(super) tensor: &'a TensorPlan,
+    pub(super) dtype: DType,
+    pub(super) parts: Operand,
+    pub(super) norms: Operand,
+}
+
+impl Settle<'_> {
+    pub(super) fn settle(&self, step: &mut Move, scalars: &mut TensorScalars, mut out: PieceNorms) {
+        if step.skip {
+            return;
+        }
+        if step.scale_radius.is_some() {
+            scalars.fire_rate = out.pulled as f64 / self.tensor.numel as f64;
+        }
+        let Some(norm) = step.norm else { return };
+        // SAFETY: between the parallel phases only this thread runs.
+        let (norms, row_scale) = unsafe {
+            let parts = self.parts.slice(0..self.parts.len());
+            let norms = self.norms.typed_mut::<f64>(self.tensor.unit_range());
+            if self.tensor.parts > 1 {
+                out = PieceNorms::EMPTY;
+                for (unit, slot) in norms.iter_mut().enumerate() {
+                    let first = self.tensor.first_part + unit * self.tensor.parts;
+                    *slot = finish_norm(
+                        norm,
+                        (first..first + self.tensor.parts)
+                            .map(|part| parts.get(part))
+                            .sum(),
+                    );
+                    out.norms.add(*slot);
+                }
+            }
+            let rows = if step.row_scale.is_some() && self.tensor.parts > 1 {
+                self.tensor.units
+            } else {
+                0
+            };
+            (norms, self.operands.state::<f64>(Slot::RowScale, 0..rows))
+        };
+        match &self.settings.constraint {
+            Constraint::Tpgm(_) => {
+                pull::clip_tpgm(scalars, self.dtype, out.norms);
+                step.pull = Pull::Learned {
+                    radius: scalars.radius,
+                };
+            }
+            Constraint::Ftp(c) => {
+                scalars.radius = scalars
+                    .radius
+                    .min((out.norms.max + RADIUS_FLOOR).max(ftp_floor(c)));
+                scalars.radius = pull::round(self.dtype, scalars.radius);
+                step.pull = Pull::Learned {
+                    radius: scalars.radius,
+                };
+            }
+            _ => {}
+        }
+        if let Some(memory) = step.row_scale {
+            for (scale, norm) in row_scale.iter_mut().zip(norms.iter()) {
+                *scale = row_scale_of(memory, step.pull, *norm);
+            }
+        }
+        if step.deferred {
+            for &norm in norms.iter() {
+                let ratio = with_real!(self.dtype, C => step.pull.ratio::<C>(norm).to_f64());
+                out.ratio = out.ratio.min(ratio);
+                out.pulled += usize::from(ratio < 1.0);
+            }
+        }
+        scalars.norm = out.norms.max;
+        scalars.ratio = out.ratio;
+        scalars.fire_rate = out.pulled as f64 / self.tensor.units as f64;
+    }
+}
+
+pub(super) fn row_scale_of(memory: FtpMemory, pull: Pull, norm: f64) -> f64 {
+    let norm = norm + RADIUS_FLOOR;
+    match (memory, pull) {
+        (FtpMemory::Low, Pull::Learned { radius }) => 1.0 / norm.min(radius),
+        _ => 1.0 / norm,
+    }
+}
+
+pub(super) fn finish_norm(norm: Norm, sum: f64) -> f64 {
+    match norm {
+        Norm::L2 => sum.sqrt(),
+        Norm::Mars => sum,
+    }
+}
