@@ -45,12 +45,7 @@ pub struct TensorIo<'a, B: Backend> {
 impl<'a, B: Backend> TensorIo<'a, B> {
     /// Weights alone.
     pub fn new(weight: impl Into<B::Mut<'a>>) -> Self {
-        Self {
-            weight: weight.into(),
-            grad: None,
-            anchor: None,
-            variance: None,
-        }
+        Self { weight: weight.into(), grad: None, anchor: None, variance: None }
     }
 
     /// Adds the gradient.
@@ -70,10 +65,7 @@ impl<'a, B: Backend> TensorIo<'a, B> {
     /// Adds running variances (current, anchor).
     #[must_use]
     pub fn variance(mut self, current: impl Into<B::Ref<'a>>, anchor: impl Into<B::Ref<'a>>) -> Self {
-        self.variance = Some(Variance {
-            current: current.into(),
-            anchor: anchor.into(),
-        });
+        self.variance = Some(Variance { current: current.into(), anchor: anchor.into() });
         self
     }
 }

@@ -37,12 +37,7 @@ pub struct RadiusAdam {
 
 impl Default for RadiusAdam {
     fn default() -> Self {
-        Self {
-            lr: 1e-2,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-        }
+        Self { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8 }
     }
 }
 
@@ -68,10 +63,7 @@ pub struct FixedRadius {
 
 impl Default for FixedRadius {
     fn default() -> Self {
-        Self {
-            radius: 8.0,
-            norm: Norm::Mars,
-        }
+        Self { radius: 8.0, norm: Norm::Mars }
     }
 }
 
@@ -141,11 +133,7 @@ pub struct Ftp {
 
 impl Default for Ftp {
     fn default() -> Self {
-        Self {
-            k: 1.0,
-            adam: RadiusAdam::default(),
-            memory: FtpMemory::Exact,
-        }
+        Self { k: 1.0, adam: RadiusAdam::default(), memory: FtpMemory::Exact }
     }
 }
 
@@ -223,10 +211,7 @@ pub struct L2Sp {
 
 impl Default for L2Sp {
     fn default() -> Self {
-        Self {
-            alpha: 0.1,
-            coupling: Coupling::Coupled,
-        }
+        Self { alpha: 0.1, coupling: Coupling::Coupled }
     }
 }
 

@@ -39,12 +39,7 @@ impl<B: Backend> Ema<B> {
             .iter()
             .map(|spec| backend.zeros(spec.dtype.compute(), spec.numel()))
             .collect::<Result<Vec<_>>>()?;
-        let mut ema = Self {
-            backend,
-            set: set.clone(),
-            plan,
-            averages,
-        };
+        let mut ema = Self { backend, set: set.clone(), plan, averages };
         ema.update(weights, 0.0)?;
         Ok(ema)
     }
@@ -57,9 +52,7 @@ impl<B: Backend> Ema<B> {
     ///
     /// Wrong number or length of weights, or `decay` outside its range.
     pub fn update(&mut self, weights: &[B::Ref<'_>], decay: f64) -> Result<()> {
-        check("decay of the moving average", decay, "in [0, 1]", |x| {
-            (0.0..=1.0).contains(&x)
-        })?;
+        check("decay of the moving average", decay, "in [0, 1]", |x| (0.0..=1.0).contains(&x))?;
         if weights.len() != self.set.len() {
             return Err(Error::CountMismatch {
                 what: "weights",
@@ -71,16 +64,10 @@ impl<B: Backend> Ema<B> {
             let (_, got) = B::describe(*weight);
             if got != spec.numel() {
                 let (tensor, expected) = (spec.name.clone(), spec.numel());
-                return Err(Error::LengthMismatch {
-                    tensor,
-                    what: "weight",
-                    expected,
-                    got,
-                });
+                return Err(Error::LengthMismatch { tensor, what: "weight", expected, got });
             }
         }
-        self.backend
-            .average(&self.plan, &mut self.averages, weights, decay)
+        self.backend.average(&self.plan, &mut self.averages, weights, decay)
     }
 
     /// The averages, one per tensor in set order.
@@ -94,10 +81,7 @@ impl<B: Backend> Ema<B> {
     ///
     /// When the device fails.
     pub fn state(&self) -> Result<Vec<Buffer>> {
-        self.averages
-            .iter()
-            .map(|average| self.backend.download(average))
-            .collect()
+        self.averages.iter().map(|average| self.backend.download(average)).collect()
     }
 
     /// Puts averages back that [`Ema::state`] copied out.

@@ -22,10 +22,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self {
-            masters: Masters::Auto,
-            chunk: CHUNK,
-        }
+        Self { masters: Masters::Auto, chunk: CHUNK }
     }
 }
 
@@ -81,15 +78,7 @@ impl<B: Backend> Engine<B> {
             .collect::<Result<Vec<_>>>()?;
         let scalars = backend.upload_scalars(&vec![TensorScalars::default(); set.len()])?;
         let workspace = backend.workspace(&plan)?;
-        Ok(Self {
-            backend,
-            set: set.clone(),
-            settings,
-            plan,
-            slots,
-            scalars,
-            workspace,
-        })
+        Ok(Self { backend, set: set.clone(), settings, plan, slots, scalars, workspace })
     }
 
     /// Checks the operands and hands out everything a pass works on.
@@ -113,21 +102,12 @@ impl<B: Backend> Engine<B> {
 
     fn check(&self, io: &[TensorIo<'_, B>], needs: Needs) -> Result<()> {
         if io.len() != self.set.len() {
-            return Err(Error::CountMismatch {
-                what: "tensors",
-                expected: self.set.len(),
-                got: io.len(),
-            });
+            return Err(Error::CountMismatch { what: "tensors", expected: self.set.len(), got: io.len() });
         }
         for ((spec, settings), io) in self.set.tensors().iter().zip(&self.settings).zip(io) {
             let length = |what, (_, got): (DType, usize)| match spec.numel() {
                 expected if expected == got => Ok(()),
-                expected => Err(Error::LengthMismatch {
-                    tensor: spec.name.clone(),
-                    what,
-                    expected,
-                    got,
-                }),
+                expected => Err(Error::LengthMismatch { tensor: spec.name.clone(), what, expected, got }),
             };
             let weight = B::describe_mut(&io.weight);
             length("weight", weight)?;
@@ -140,15 +120,12 @@ impl<B: Backend> Engine<B> {
                     got,
                 });
             }
-            io.grad
-                .map_or(Ok(()), |grad| length("gradient", B::describe(grad)))?;
+            io.grad.map_or(Ok(()), |grad| length("gradient", B::describe(grad)))?;
             let constrained = settings.constraint != Constraint::None;
             if constrained && settings.anchor == AnchorKind::Pretrained {
                 let (tensor, constraint) = (&spec.name, settings.constraint.name());
-                let anchor = io.anchor.ok_or_else(|| Error::MissingAnchor {
-                    tensor: tensor.clone(),
-                    constraint,
-                })?;
+                let anchor =
+                    io.anchor.ok_or_else(|| Error::MissingAnchor { tensor: tensor.clone(), constraint })?;
                 length("anchor", B::describe(anchor))?;
             }
             if let Some(variance) = &io.variance {
@@ -157,9 +134,7 @@ impl<B: Backend> Engine<B> {
             }
             let learned = matches!(settings.constraint, Constraint::Tpgm(_));
             if needs == Needs::Gradients && learned && io.grad.is_none() {
-                return Err(Error::MissingGradient {
-                    tensor: spec.name.clone(),
-                });
+                return Err(Error::MissingGradient { tensor: spec.name.clone() });
             }
         }
         Ok(())

@@ -37,30 +37,20 @@ pub struct StepOptions {
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self {
-            lr: None,
-            grad_scale: 1.0,
-            max_grad_norm: None,
-            projection: Projection::Apply,
-        }
+        Self { lr: None, grad_scale: 1.0, max_grad_norm: None, projection: Projection::Apply }
     }
 }
 
 impl StepOptions {
     /// A step with this learning rate.
     pub fn lr(lr: f64) -> Self {
-        Self {
-            lr: Some(lr),
-            ..Self::default()
-        }
+        Self { lr: Some(lr), ..Self::default() }
     }
 
     fn validate(&self) -> Result<()> {
-        self.lr
-            .map_or(Ok(()), |lr| at_least_zero("StepOptions::lr", lr))?;
+        self.lr.map_or(Ok(()), |lr| at_least_zero("StepOptions::lr", lr))?;
         above_zero("StepOptions::grad_scale", self.grad_scale)?;
-        self.max_grad_norm
-            .map_or(Ok(()), |norm| above_zero("StepOptions::max_grad_norm", norm))
+        self.max_grad_norm.map_or(Ok(()), |norm| above_zero("StepOptions::max_grad_norm", norm))
     }
 }
 
@@ -125,10 +115,7 @@ impl<B: Backend> Optimizer<B> {
         let rule = rule.into();
         let settings = set.settings(&rule, &constraint.into())?;
         let engine = Engine::new(backend, set, Some(&rule), settings, options)?;
-        Ok(Self {
-            rule,
-            projector: Projector::from_engine(engine),
-        })
+        Ok(Self { rule, projector: Projector::from_engine(engine) })
     }
 
     /// Takes one step. `io` has one entry per tensor, in set order.

@@ -87,10 +87,7 @@ impl Group {
 
     /// The tensors whose names match one of `patterns`.
     pub fn any<S: Into<String>>(patterns: impl IntoIterator<Item = S>) -> Self {
-        Self {
-            patterns: patterns.into_iter().map(Into::into).collect(),
-            ..Self::default()
-        }
+        Self { patterns: patterns.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
     /// Sets the initial learning rate.
@@ -194,11 +191,7 @@ impl ParamSetBuilder {
     /// Adds a tensor.
     #[must_use]
     pub fn tensor(mut self, name: impl Into<String>, shape: impl Into<Vec<usize>>, dtype: DType) -> Self {
-        self.tensors.push(TensorSpec {
-            name: name.into(),
-            shape: shape.into(),
-            dtype,
-        });
+        self.tensors.push(TensorSpec { name: name.into(), shape: shape.into(), dtype });
         self
     }
 
@@ -233,32 +226,20 @@ impl ParamSetBuilder {
         let mut index = HashMap::with_capacity(self.tensors.len());
         for (i, spec) in self.tensors.iter().enumerate() {
             if index.insert(spec.name.clone(), i).is_some() {
-                return Err(Error::DuplicateTensor {
-                    tensor: spec.name.clone(),
-                });
+                return Err(Error::DuplicateTensor { tensor: spec.name.clone() });
             }
         }
         let mut groups = Vec::with_capacity(self.groups.len());
         for group in self.groups {
             group.lr.map_or(Ok(()), |lr| at_least_zero("Group::lr", lr))?;
-            group
-                .weight_decay
-                .map_or(Ok(()), |wd| at_least_zero("Group::weight_decay", wd))?;
+            group.weight_decay.map_or(Ok(()), |wd| at_least_zero("Group::weight_decay", wd))?;
             if group.patterns.is_empty() {
-                return Err(Error::TooFew {
-                    what: "patterns of a group",
-                    needed: 1,
-                    got: 0,
-                });
+                return Err(Error::TooFew { what: "patterns of a group", needed: 1, got: 0 });
             }
             let members = select(&self.tensors, &group.patterns)?;
             groups.push((group, members));
         }
-        Ok(ParamSet {
-            tensors: self.tensors,
-            groups,
-            index,
-        })
+        Ok(ParamSet { tensors: self.tensors, groups, index })
     }
 }
 
@@ -294,9 +275,7 @@ impl ParamSet {
     ///
     /// [`Error::UnknownTensor`].
     pub fn position(&self, name: &str) -> Result<usize> {
-        self.index.get(name).copied().ok_or_else(|| Error::UnknownTensor {
-            tensor: name.to_owned(),
-        })
+        self.index.get(name).copied().ok_or_else(|| Error::UnknownTensor { tensor: name.to_owned() })
     }
 
     /// Positions of the tensors that match one of `patterns`, in order.
@@ -351,18 +330,14 @@ impl Group {
         let mut constraint = self.constraint.unwrap_or(*default);
         let kind = constraint.name();
         if let Some(norm) = self.norm {
-            constraint = constraint.with_norm(norm).ok_or_else(|| Error::NoNorm {
-                tensor: name.to_owned(),
-                constraint: kind,
-            })?;
+            constraint = constraint
+                .with_norm(norm)
+                .ok_or_else(|| Error::NoNorm { tensor: name.to_owned(), constraint: kind })?;
         }
         if let Some(strength) = self.strength {
             constraint = constraint
                 .with_strength(strength)
-                .ok_or_else(|| Error::NoStrength {
-                    tensor: name.to_owned(),
-                    constraint: kind,
-                })?;
+                .ok_or_else(|| Error::NoStrength { tensor: name.to_owned(), constraint: kind })?;
         }
         constraint.validate()?;
         let anchor = self.anchor.unwrap_or_default();
@@ -409,11 +384,7 @@ fn select<S: AsRef<str>>(tensors: &[TensorSpec], patterns: &[S]) -> Result<Vec<u
             });
         }
     }
-    Ok(selected
-        .iter()
-        .enumerate()
-        .filter_map(|(i, &flag)| flag.then_some(i))
-        .collect())
+    Ok(selected.iter().enumerate().filter_map(|(i, &flag)| flag.then_some(i)).collect())
 }
 
 #[cfg(test)]
@@ -438,9 +409,7 @@ mod tests {
             Group::new("head.*").no_anchor().lr(1e-1),
         ])
         .unwrap();
-        let settings = set
-            .settings(&AdamW::default().into(), &Ftp::default().into())
-            .unwrap();
+        let settings = set.settings(&AdamW::default().into(), &Ftp::default().into()).unwrap();
         assert_eq!((settings[0].weight_decay, settings[0].lr_scale), (0.1, 2.0));
         assert_eq!((settings[1].weight_decay, settings[1].lr_scale), (0.0, 2.0));
         assert_eq!(settings[2].constraint, Constraint::None);
@@ -451,64 +420,30 @@ mod tests {
     fn strength_and_norm_go_to_the_constraint_in_force() {
         let set = set(vec![
             Group::new("a.*").strength(0.5),
-            Group::new("head.*")
-                .constraint(FixedRadius::default())
-                .norm(Norm::L2)
-                .strength(3.0),
+            Group::new("head.*").constraint(FixedRadius::default()).norm(Norm::L2).strength(3.0),
         ])
         .unwrap();
-        let settings = set
-            .settings(&AdamW::default().into(), &Ftp::default().into())
-            .unwrap();
-        assert_eq!(
-            settings[0].constraint,
-            Constraint::Ftp(Ftp {
-                k: 0.5,
-                ..Ftp::default()
-            })
-        );
-        assert_eq!(
-            settings[2].constraint,
-            FixedRadius {
-                radius: 3.0,
-                norm: Norm::L2
-            }
-            .into()
-        );
+        let settings = set.settings(&AdamW::default().into(), &Ftp::default().into()).unwrap();
+        assert_eq!(settings[0].constraint, Constraint::Ftp(Ftp { k: 0.5, ..Ftp::default() }));
+        assert_eq!(settings[2].constraint, FixedRadius { radius: 3.0, norm: Norm::L2 }.into());
     }
 
     #[test]
     fn mistakes_are_named() {
         assert_eq!(
             set(vec![Group::new("haed.*")]).unwrap_err(),
-            Error::PatternMatchesNothing {
-                pattern: "haed.*".into(),
-                tensors: 3,
-                first: "a.weight".into()
-            }
+            Error::PatternMatchesNothing { pattern: "haed.*".into(), tensors: 3, first: "a.weight".into() }
         );
-        let twice = ParamSet::builder()
-            .tensor("w", [1], DType::F32)
-            .tensor("w", [2], DType::F32)
-            .build();
+        let twice = ParamSet::builder().tensor("w", [1], DType::F32).tensor("w", [2], DType::F32).build();
         assert_eq!(twice.unwrap_err(), Error::DuplicateTensor { tensor: "w".into() });
         let rule = AdamW::default().into();
         let ftp = Ftp::default().into();
-        let norm = set(vec![Group::new("a.*").norm(Norm::L2)])
-            .unwrap()
-            .settings(&rule, &ftp);
+        let norm = set(vec![Group::new("a.*").norm(Norm::L2)]).unwrap().settings(&rule, &ftp);
         assert!(matches!(norm, Err(Error::NoNorm { .. })), "{norm:?}");
-        let strength = set(vec![Group::new("a.*").strength(1.0)])
-            .unwrap()
-            .settings(&rule, &Constraint::None);
+        let strength = set(vec![Group::new("a.*").strength(1.0)]).unwrap().settings(&rule, &Constraint::None);
         assert!(matches!(strength, Err(Error::NoStrength { .. })), "{strength:?}");
-        let k = set(vec![Group::new("a.*").strength(1.5)])
-            .unwrap()
-            .settings(&rule, &ftp);
-        assert!(
-            matches!(k, Err(Error::InvalidOption { option: "Ftp::k", .. })),
-            "{k:?}"
-        );
+        let k = set(vec![Group::new("a.*").strength(1.5)]).unwrap().settings(&rule, &ftp);
+        assert!(matches!(k, Err(Error::InvalidOption { option: "Ftp::k", .. })), "{k:?}");
         assert!(matches!(set(vec![Group::default()]), Err(Error::TooFew { .. })));
     }
 }

@@ -58,9 +58,7 @@ pub(crate) const BLOCK: usize = 1024;
 #[inline(always)]
 pub(crate) fn blocks(range: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
-    range
-        .step_by(BLOCK)
-        .map(move |start| start..end.min(start + BLOCK))
+    range.step_by(BLOCK).map(move |start| start..end.min(start + BLOCK))
 }
 
 /// One piece of work: whole units, or one part of a long one.
@@ -97,12 +95,8 @@ impl Plan {
     /// Cuts tensors into pieces of at most `chunk` elements (at least 1); `settings` decide what a unit is.
     pub fn new(tensors: &[TensorSpec], settings: &[Settings], chunk: usize) -> Self {
         let chunk = chunk.max(1);
-        let mut plan = Plan {
-            tensors: Vec::with_capacity(tensors.len()),
-            pieces: Vec::new(),
-            units: 0,
-            parts: 0,
-        };
+        let mut plan =
+            Plan { tensors: Vec::with_capacity(tensors.len()), pieces: Vec::new(), units: 0, parts: 0 };
         for (spec, settings) in tensors.iter().zip(settings) {
             let by_row = settings.constraint.norm() == Some(Norm::Mars);
             let (units, unit_len) = match (spec.numel(), by_row) {
@@ -177,17 +171,8 @@ mod tests {
 
     #[test]
     fn every_element_and_every_part_belongs_to_exactly_one_piece() {
-        let shapes: [&[usize]; 9] = [
-            &[],
-            &[0],
-            &[7],
-            &[0, 4],
-            &[5, 3],
-            &[3, 100],
-            &[2, 33, 2],
-            &[1],
-            &[8, 4],
-        ];
+        let shapes: [&[usize]; 9] =
+            [&[], &[0], &[7], &[0, 4], &[5, 3], &[3, 100], &[2, 33, 2], &[1], &[8, 4]];
         for constraint in [Ftp::default().into(), Spd::default().into()] {
             for chunk in [1, 2, 8, 32, 33, 1000] {
                 let plan = plan(&shapes, constraint, chunk);

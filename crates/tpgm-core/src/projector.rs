@@ -74,16 +74,11 @@ impl<B: Backend> Projector<B> {
     pub fn with_options(backend: B, set: &ParamSet, tpgm: Tpgm, options: EngineOptions) -> Result<Self> {
         // No rule ever runs here; one is named only because groups may relate to its learning rate.
         let settings = set.settings(&Rule::Sgd(Sgd::default()), &tpgm.into())?;
-        Ok(Self::from_engine(Engine::new(
-            backend, set, None, settings, options,
-        )?))
+        Ok(Self::from_engine(Engine::new(backend, set, None, settings, options)?))
     }
 
     pub(crate) fn from_engine(engine: Engine<B>) -> Self {
-        Self {
-            engine,
-            session: Session::Idle,
-        }
+        Self { engine, session: Session::Idle }
     }
 
     /// Projects the weights with the current radii, in place. The first projection of a tensor, here or in
@@ -225,10 +220,7 @@ impl<B: Backend> Projector<B> {
 
     fn running(&self, call: &'static str) -> Result<()> {
         match self.session {
-            Session::Idle => Err(Error::OutOfOrder {
-                call,
-                problem: "without `begin` before it",
-            }),
+            Session::Idle => Err(Error::OutOfOrder { call, problem: "without `begin` before it" }),
             _ => Ok(()),
         }
     }

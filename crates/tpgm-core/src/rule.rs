@@ -202,9 +202,7 @@ impl Rule {
                 at_least_zero("Sgd::lr", rule.lr)?;
                 at_least_zero("Sgd::momentum", rule.momentum)?;
                 at_least_zero("Sgd::weight_decay", rule.weight_decay)?;
-                check("Sgd::dampening", rule.dampening, "a number of at most 1", |x| {
-                    x <= 1.0
-                })?;
+                check("Sgd::dampening", rule.dampening, "a number of at most 1", |x| x <= 1.0)?;
                 let plain = rule.momentum > 0.0 && rule.dampening == 0.0;
                 check(
                     "Sgd::nesterov",
@@ -226,11 +224,7 @@ pub(crate) fn check(
     if value.is_finite() && holds(value) {
         Ok(())
     } else {
-        Err(Error::InvalidOption {
-            option,
-            value,
-            requirement,
-        })
+        Err(Error::InvalidOption { option, value, requirement })
     }
 }
 

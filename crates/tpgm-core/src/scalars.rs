@@ -67,16 +67,8 @@ impl TensorScalars {
     }
 
     pub(crate) fn from_state(state: [f64; 8]) -> Self {
-        let [
-            step,
-            radius,
-            radius_m,
-            radius_v,
-            radius_step,
-            initialized,
-            previous_coefficient,
-            previous_norm,
-        ] = state;
+        let [step, radius, radius_m, radius_v, radius_step, initialized, previous_coefficient, previous_norm] =
+            state;
         Self {
             step,
             radius,

@@ -105,9 +105,7 @@ impl<B: Backend> Slots<B> {
         rule: Option<&Rule>,
         masters: Masters,
     ) -> Result<Self> {
-        let mut slots = Self {
-            buffers: [const { None }; Slot::ALL.len()],
-        };
+        let mut slots = Self { buffers: [const { None }; Slot::ALL.len()] };
         for (slot, dtype, len) in layout(spec, settings, rule, masters) {
             slots.buffers[slot as usize] = Some(backend.zeros(dtype, len)?);
         }
@@ -144,11 +142,7 @@ fn layout(
             if ftp.memory == FtpMemory::Exact {
                 slots.push((Slot::Displacement, compute, numel));
             }
-            slots.push((
-                Slot::RowScale,
-                DType::F64,
-                if numel == 0 { 0 } else { spec.rows().0 },
-            ));
+            slots.push((Slot::RowScale, DType::F64, if numel == 0 { 0 } else { spec.rows().0 }));
         }
         Constraint::Digrap(_) => slots.push((Slot::Displacement, compute, numel)),
         Constraint::Tpgm(_) if !master => slots.push((Slot::Remembered, spec.dtype, numel)),
@@ -200,10 +194,7 @@ pub(crate) fn load<B: Backend>(
         let mut values = [0.0; TensorScalars::STATE.len()];
         values.copy_from_slice(&saved);
         if values.iter().any(|x| !x.is_finite()) {
-            return Err(Error::NonFiniteValue {
-                tensor: spec.name.clone(),
-                what: "saved scalar state",
-            });
+            return Err(Error::NonFiniteValue { tensor: spec.name.clone(), what: "saved scalar state" });
         }
         scalars.push(TensorScalars::from_state(values));
     }
@@ -227,21 +218,11 @@ fn fetch<'s>(
     let saved = state.get(&key).ok_or(Error::MissingSlot { key })?;
     if saved.dtype() != dtype {
         let (tensor, expected, got) = (spec.name.clone(), dtype, saved.dtype());
-        return Err(Error::DTypeMismatch {
-            tensor,
-            what: slot,
-            expected,
-            got,
-        });
+        return Err(Error::DTypeMismatch { tensor, what: slot, expected, got });
     }
     if saved.len() != len {
         let (tensor, expected, got) = (spec.name.clone(), len, saved.len());
-        return Err(Error::LengthMismatch {
-            tensor,
-            what: slot,
-            expected,
-            got,
-        });
+        return Err(Error::LengthMismatch { tensor, what: slot, expected, got });
     }
     Ok(saved)
 }
@@ -250,18 +231,11 @@ fn unexpected<B: Backend>(set: &ParamSet, slots: &[Slots<B>], state: &StateDict)
     let mut known = std::collections::BTreeSet::new();
     for (spec, slots) in set.tensors().iter().zip(slots) {
         known.extend(
-            Slot::ALL
-                .iter()
-                .filter(|&&slot| slots.get(slot).is_some())
-                .map(|slot| key(spec, slot.name())),
+            Slot::ALL.iter().filter(|&&slot| slots.get(slot).is_some()).map(|slot| key(spec, slot.name())),
         );
         known.insert(key(spec, SCALARS));
     }
-    let key = state
-        .keys()
-        .find(|key| !known.contains(*key))
-        .cloned()
-        .unwrap_or_default();
+    let key = state.keys().find(|key| !known.contains(*key)).cloned().unwrap_or_default();
     Error::UnexpectedSlot { key }
 }
 

@@ -23,11 +23,7 @@ pub(super) struct PieceNorms {
 }
 
 impl PieceNorms {
-    pub(super) const EMPTY: Self = Self {
-        norms: NormRange::EMPTY,
-        ratio: 1.0,
-        pulled: 0,
-    };
+    pub(super) const EMPTY: Self = Self { norms: NormRange::EMPTY, ratio: 1.0, pulled: 0 };
 
     #[inline(always)]
     fn add(&mut self, norm: f64, ratio: f64) {
@@ -82,11 +78,7 @@ impl Advance<'_> {
                     self.norms.typed_mut::<f64>(at..at + 1),
                     self.operands.state::<f64>(
                         Slot::RowScale,
-                        if step.row_scale.is_some() && tensor.parts == 1 {
-                            row..row + 1
-                        } else {
-                            0..0
-                        },
+                        if step.row_scale.is_some() && tensor.parts == 1 { row..row + 1 } else { 0..0 },
                     ),
                 )
             };
@@ -115,16 +107,8 @@ impl Advance<'_> {
     /// Returns how many elements the per-element rule has limited.
     #[inline(always)]
     fn advance_block<C: Real>(&self, range: Range<usize>, stage: &mut Stage<C>, sum: &mut Lanes) -> usize {
-        let Self {
-            simd, operands, step, ..
-        } = *self;
-        let Stage {
-            weights,
-            grads,
-            anchors,
-            current,
-            before,
-        } = stage;
+        let Self { simd, operands, step, .. } = *self;
+        let Stage { weights, grads, anchors, current, before } = stage;
         let mix = Mix {
             clip: C::from_f64(step.mix.clip),
             decay: C::from_f64(step.mix.decay),
@@ -138,11 +122,7 @@ impl Advance<'_> {
         // SAFETY: every element belongs to one piece, and this phase runs each piece once. Gradient, anchor and variances
         // are never written.
         unsafe {
-            let a = if anchored {
-                load(operands.anchor, range.clone(), anchors)
-            } else {
-                &[]
-            };
+            let a = if anchored { load(operands.anchor, range.clone(), anchors) } else { &[] };
             let displacement = operands.state::<C>(Slot::Displacement, range.clone());
             operands.with_weight::<C>(range.clone(), weights, |w| {
                 if step.keep_before {
@@ -194,8 +174,7 @@ impl Advance<'_> {
                     limited = kernels::limit_scale(simd, w, a, var, anchor_var, C::from_f64(radius));
                 }
                 if step.keep_after {
-                    kernels::displace(simd, displacement, w, a);
-                    kernels::add_abs(simd, displacement, sum);
+                    kernels::displace_and_add(simd, displacement, w, a, sum);
                 } else {
                     match step.norm {
                         Some(Norm::L2) => kernels::add_norm::<C, true>(simd, w, a, sum),
@@ -209,14 +188,9 @@ impl Advance<'_> {
     }
 
     fn pull_range<C: Real>(&self, range: Range<usize>, ratio: C, stage: &mut Stage<C>) {
-        let Self {
-            simd, operands, step, ..
-        } = *self;
+        let Self { simd, operands, step, .. } = *self;
         // The master was filled when the rule ran.
-        let operands = &Operands {
-            fresh_master: false,
-            ..*operands
-        };
+        let operands = &Operands { fresh_master: false, ..*operands };
         for range in blocks(range) {
             // SAFETY: as in `advance_block`.
             unsafe {
@@ -264,13 +238,7 @@ impl<C: Real> Stage<C> {
     #[inline(always)]
     fn new() -> Self {
         let zero = [C::ZERO; BLOCK];
-        Self {
-            weights: zero,
-            grads: zero,
-            anchors: zero,
-            current: zero,
-            before: zero,
-        }
+        Self { weights: zero, grads: zero, anchors: zero, current: zero, before: zero }
     }
 }
 

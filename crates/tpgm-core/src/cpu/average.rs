@@ -18,10 +18,8 @@ pub(super) fn average(
     weights: &[Slice<'_>],
     decay: f64,
 ) -> Result<()> {
-    let averages: Vec<Operand> = averages
-        .iter_mut()
-        .map(|average| Operand::write(average.as_mut()))
-        .collect();
+    let averages: Vec<Operand> =
+        averages.iter_mut().map(|average| Operand::write(average.as_mut())).collect();
     let weights: Vec<Operand> = weights.iter().map(|weight| Operand::read(*weight)).collect();
     cpu.run(|| {
         plan.pieces.par_iter().for_each(|piece| {

@@ -53,13 +53,7 @@ impl Move {
     pub(super) const SKIP: Self = Self {
         skip: true,
         rule: RuleStep::Hold,
-        mix: Mix {
-            clip: 0.0,
-            decay: 0.0,
-            pull: 0.0,
-            lr_decay: 0.0,
-            lr_pull: 0.0,
-        },
+        mix: Mix { clip: 0.0, decay: 0.0, pull: 0.0, lr_decay: 0.0, lr_pull: 0.0 },
         keep_before: false,
         keep_after: false,
         norm: None,
@@ -109,10 +103,7 @@ pub(super) struct Decide<'a> {
 impl Decide<'_> {
     /// Advances the scalars of the tensor and says how it moves. Without a rule it is only projected.
     pub(super) fn decide(&self, scalars: &mut TensorScalars, sums: &PieceSums, rule: Option<&Rule>) -> Move {
-        let mut step = Move {
-            skip: false,
-            ..Move::SKIP
-        };
+        let mut step = Move { skip: false, ..Move::SKIP };
         if let Some(rule) = rule {
             scalars.step += 1.0;
             step.rule = self.rule_step(rule, scalars.step);
@@ -135,9 +126,7 @@ impl Decide<'_> {
                 if self.projection == Projection::Apply {
                     step.norm = Some(c.norm);
                     scalars.radius = pull::round(self.dtype, scalars.radius.max(RADIUS_FLOOR));
-                    step.pull = Pull::Learned {
-                        radius: scalars.radius,
-                    };
+                    step.pull = Pull::Learned { radius: scalars.radius };
                     // In f32 clipping the radius to the largest norm changes no ratio by more than a rounding, so no row
                     // waits for the others. In f64 it does: the 1e-8 of the ratio is not rounded away.
                     let exact = self.dtype == DType::F64;
@@ -156,9 +145,7 @@ impl Decide<'_> {
                 }
                 scalars.radius = pull::round(self.dtype, scalars.radius);
                 step.norm = Some(Norm::Mars);
-                step.pull = Pull::Learned {
-                    radius: scalars.radius,
-                };
+                step.pull = Pull::Learned { radius: scalars.radius };
                 step.keep_after = c.memory == FtpMemory::Exact;
                 step.row_scale = Some(c.memory);
                 step.deferred = cut;
@@ -167,10 +154,7 @@ impl Decide<'_> {
                 scalars.alignment = -self.clip * sums.dot;
                 if scalars.alignment < 0.0 {
                     step.norm = Some(Norm::L2);
-                    step.pull = Pull::Selective {
-                        strength: c.strength,
-                        before: sums.displacement.sqrt(),
-                    };
+                    step.pull = Pull::Selective { strength: c.strength, before: sums.displacement.sqrt() };
                     step.deferred = cut;
                 } else {
                     (scalars.norm, scalars.ratio, scalars.fire_rate) = (0.0, 1.0, 0.0);
@@ -186,11 +170,7 @@ impl Decide<'_> {
                     scalars.radius = scalars.radius.clamp(0.0, 1.0);
                 }
                 let dot = self.clip * sums.dot;
-                let coefficient = if sums.displacement < 1e-30 {
-                    0.0
-                } else {
-                    dot / sums.displacement
-                };
+                let coefficient = if sums.displacement < 1e-30 { 0.0 } else { dot / sums.displacement };
                 let projects = match c.test {
                     DigrapTest::Conflict => dot <= 0.0,
                     DigrapTest::Agreement => dot > 0.0,
@@ -214,13 +194,7 @@ impl Decide<'_> {
             Decay::Coupled => (decay, 0.0),
             Decay::Decoupled => (0.0, self.lr * decay),
         };
-        Mix {
-            clip: self.clip,
-            decay: coupled,
-            pull: 0.0,
-            lr_decay: decoupled,
-            lr_pull: 0.0,
-        }
+        Mix { clip: self.clip, decay: coupled, pull: 0.0, lr_decay: decoupled, lr_pull: 0.0 }
     }
 
     fn rule_step(&self, rule: &Rule, t: f64) -> RuleStep {
@@ -239,25 +213,13 @@ impl Decide<'_> {
             },
             Rule::Sgd(rule) => {
                 let momentum = rule.momentum > 0.0;
-                let (keep, take) = if t == 1.0 {
-                    (0.0, 1.0)
-                } else {
-                    (rule.momentum, 1.0 - rule.dampening)
-                };
+                let (keep, take) = if t == 1.0 { (0.0, 1.0) } else { (rule.momentum, 1.0 - rule.dampening) };
                 let (lr_grad, lr_buf) = match (momentum, rule.nesterov) {
                     (false, _) => (self.lr, 0.0),
                     (true, false) => (0.0, self.lr),
                     (true, true) => (self.lr, self.lr * rule.momentum),
                 };
-                RuleStep::Sgd {
-                    step: SgdStep {
-                        keep,
-                        take,
-                        lr_grad,
-                        lr_buf,
-                    },
-                    momentum,
-                }
+                RuleStep::Sgd { step: SgdStep { keep, take, lr_grad, lr_buf }, momentum }
             }
         }
     }

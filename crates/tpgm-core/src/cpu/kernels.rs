@@ -128,9 +128,14 @@ kernel! {
 }
 
 kernel! {
-    /// Adds `|c|`.
-    fn add_abs[C: Real][C](c: &[C], sum: &mut Lanes) {
-        sum.add2(c, c, |c, _| c.abs().to_f64());
+    /// `out = w - a`, and adds `|out|`.
+    fn displace_and_add[C: Real][C](out: &mut [C], w: &[C], a: &[C], sum: &mut Lanes) {
+        let n = out.len();
+        let (w, a) = (&w[..n], &a[..n]);
+        for i in 0..n {
+            out[i] = w[i] - a[i];
+        }
+        sum.add1(out, |c| c.abs().to_f64());
     }
 }
 
@@ -222,6 +227,26 @@ kernel! {
     /// Adds `g * (w - a)`.
     fn add_dot_displacement[C: Real][C](g: &[C], w: &[C], a: &[C], sum: &mut Lanes) {
         sum.add3(g, w, a, |g, w, a| g.to_f64() * (w - a).to_f64());
+    }
+}
+
+kernel! {
+    /// Adds `g * (w - a)` and `(w - a)^2`.
+    fn add_dot_and_norm[C: Real][C](g: &[C], w: &[C], a: &[C], dot: &mut Lanes, norm: &mut Lanes) {
+        dot.add3_with(norm, g, w, a, |g, w, a| {
+            let d = (w - a).to_f64();
+            (g.to_f64() * d, d * d)
+        });
+    }
+}
+
+kernel! {
+    /// Adds `g * x` and `g^2`.
+    fn add_dot_and_square[C: Real][C](g: &[C], x: &[C], dot: &mut Lanes, square: &mut Lanes) {
+        dot.add3_with(square, g, x, x, |g, x, _| {
+            let g = g.to_f64();
+            (g * x.to_f64(), g * g)
+        });
     }
 }
 

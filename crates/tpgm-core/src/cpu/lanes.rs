@@ -10,6 +10,12 @@ pub(super) const LANES: usize = 16;
 impl Lanes {
     pub(super) const ZERO: Self = Self([0.0; LANES]);
 
+    /// Adds `f(x)` of every element.
+    #[inline(always)]
+    pub(super) fn add1<T: Copy>(&mut self, x: &[T], f: impl Fn(T) -> f64) {
+        self.add2(x, x, |x, _| f(x));
+    }
+
     /// Adds `f(x, y)` of every pair of elements.
     #[inline(always)]
     pub(super) fn add2<T: Copy, U: Copy>(&mut self, x: &[T], y: &[U], f: impl Fn(T, U) -> f64) {
@@ -43,6 +49,36 @@ impl Lanes {
             *lane += f(*x, *y, *z);
         }
         self.0 = lanes;
+    }
+
+    /// Adds the two values of `f(x, y, z)` to `self` and `other`, of every triple of elements.
+    #[inline(always)]
+    pub(super) fn add3_with<T: Copy>(
+        &mut self,
+        other: &mut Self,
+        x: &[T],
+        y: &[T],
+        z: &[T],
+        f: impl Fn(T, T, T) -> (f64, f64),
+    ) {
+        let (mut first, mut second) = (self.0, other.0);
+        let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+        let (y_blocks, y_rest) = y[..x.len()].as_chunks::<LANES>();
+        let (z_blocks, z_rest) = z[..x.len()].as_chunks::<LANES>();
+        let rest = x_rest.iter().zip(y_rest).zip(z_rest);
+        for ((x, y), z) in x_blocks.iter().zip(y_blocks).zip(z_blocks) {
+            for lane in 0..LANES {
+                let (a, b) = f(x[lane], y[lane], z[lane]);
+                first[lane] += a;
+                second[lane] += b;
+            }
+        }
+        for (lane, ((x, y), z)) in rest.enumerate() {
+            let (a, b) = f(*x, *y, *z);
+            first[lane] += a;
+            second[lane] += b;
+        }
+        (self.0, other.0) = (first, second);
     }
 
     /// The sum of all lanes, added up as a binary tree.

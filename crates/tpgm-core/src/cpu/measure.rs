@@ -50,13 +50,8 @@ pub(super) struct PieceSums {
 
 impl PieceSums {
     /// Of nothing.
-    pub(super) const NONE: Self = Self {
-        finite: true,
-        square: 0.0,
-        dot: 0.0,
-        displacement: 0.0,
-        previous: 0.0,
-    };
+    pub(super) const NONE: Self =
+        Self { finite: true, square: 0.0, dot: 0.0, displacement: 0.0, previous: 0.0 };
 
     pub(super) fn total(pieces: &[Self]) -> Self {
         let mut total = Self::NONE;
@@ -75,18 +70,13 @@ impl PieceSums {
 
 /// An error that names the first tensor whose gradient is not finite.
 pub(super) fn check_finite(specs: &[TensorSpec], plan: &Plan, sums: &[PieceSums]) -> Result<()> {
-    let finite = |t: &usize| {
-        sums[plan.tensors[*t].pieces.clone()]
-            .iter()
-            .all(|piece| piece.finite)
-    };
+    let finite = |t: &usize| sums[plan.tensors[*t].pieces.clone()].iter().all(|piece| piece.finite);
     let mut affected = (0..specs.len()).filter(|t| !finite(t));
     match affected.next() {
         None => Ok(()),
-        Some(t) => Err(Error::NonFiniteGradient {
-            tensor: specs[t].name.clone(),
-            count: 1 + affected.count(),
-        }),
+        Some(t) => {
+            Err(Error::NonFiniteGradient { tensor: specs[t].name.clone(), count: 1 + affected.count() })
+        }
     }
 }
 
@@ -105,46 +95,36 @@ pub(super) fn measure<C: Real>(
     let (mut square, mut dot, mut displacement, mut previous) =
         (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
     let scaled = matches!(wanted, Sums::ScaledPrevious | Sums::ScaledDisplacement);
+    let remembers = matches!(wanted, Sums::ScaledPrevious | Sums::DisplacementAndPrevious);
     let anchored = !matches!(wanted, Sums::Check | Sums::ScaledPrevious);
     for unit in 0..piece.units {
-        let range = tensor.elements(piece, unit);
         let mut row = Lanes::ZERO;
-        for range in blocks(range) {
+        for range in blocks(tensor.elements(piece, unit)) {
+            let (mut a, mut w, mut before): (&[C], &[C], &[C]) = (&[], &[], &[]);
             // SAFETY: during this phase nobody writes to any operand.
-            let (g, a, w, before) = unsafe {
-                (
-                    load(operands.grad, range.clone(), &mut grads),
-                    if anchored {
-                        load(operands.anchor, range.clone(), &mut anchors)
-                    } else {
-                        &[]
-                    },
-                    if anchored {
-                        load(Some(operands.source()), range.clone(), &mut weights)
-                    } else {
-                        &[]
-                    },
-                    operands.state::<C>(Slot::Displacement, range.clone()),
-                )
+            let g = unsafe {
+                if anchored {
+                    a = load(operands.anchor, range.clone(), &mut anchors);
+                    w = load(Some(operands.source()), range.clone(), &mut weights);
+                }
+                if remembers {
+                    before = operands.state::<C>(Slot::Displacement, range.clone());
+                }
+                load(operands.grad, range, &mut grads)
             };
-            out.finite &= kernels::all_finite(simd, g);
-            if clipping {
-                kernels::add_dot(simd, g, g, &mut square);
-            }
             match wanted {
-                Sums::Check => {}
+                Sums::Check if clipping => {}
+                Sums::Check => out.finite &= kernels::all_finite(simd, g),
                 Sums::ScaledPrevious => kernels::add_dot(simd, g, before, &mut row),
                 Sums::ScaledDisplacement => kernels::add_dot_displacement(simd, g, w, a, &mut row),
-                Sums::Displacement | Sums::DisplacementAndPrevious => {
-                    kernels::add_dot_displacement(simd, g, w, a, &mut dot);
-                    kernels::add_norm::<C, true>(simd, w, a, &mut displacement);
-                    if wanted == Sums::DisplacementAndPrevious {
-                        kernels::add_dot(simd, g, before, &mut previous);
-                        if !clipping {
-                            kernels::add_dot(simd, g, g, &mut square);
-                        }
-                    }
+                Sums::Displacement => kernels::add_dot_and_norm(simd, g, w, a, &mut dot, &mut displacement),
+                Sums::DisplacementAndPrevious => {
+                    kernels::add_dot_and_norm(simd, g, w, a, &mut dot, &mut displacement);
+                    kernels::add_dot_and_square(simd, g, before, &mut previous, &mut square);
                 }
+            }
+            if clipping && wanted != Sums::DisplacementAndPrevious {
+                kernels::add_dot(simd, g, g, &mut square);
             }
         }
         if scaled {
@@ -159,6 +139,13 @@ pub(super) fn measure<C: Real>(
     out.previous = previous.total();
     if !scaled {
         out.dot = dot.total();
+    }
+    // A gradient that is not finite makes every sum over it not finite. The reverse does not hold, so look again.
+    if !(out.square.is_finite() && out.dot.is_finite() && out.previous.is_finite()) {
+        out.finite = blocks(piece.start..piece.end).all(|range| {
+            // SAFETY: as above.
+            kernels::all_finite(simd, unsafe { load(operands.grad, range, &mut grads) })
+        });
     }
     out
 }

@@ -87,10 +87,7 @@ impl Default for Cpu {
 impl Cpu {
     /// Runs on rayon's current pool: the global one, or the one the call is made from.
     pub fn new() -> Self {
-        Self {
-            pool: None,
-            simd: Simd::detect(),
-        }
+        Self { pool: None, simd: Simd::detect() }
     }
 
     /// Runs on `threads` threads of its own, at least 1. Results have the same bits as with any other number.
@@ -102,14 +99,8 @@ impl Cpu {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.max(1))
             .build()
-            .map_err(|error| Error::ThreadPool {
-                threads,
-                reason: error.to_string(),
-            })?;
-        Ok(Self {
-            pool: Some(Arc::new(pool)),
-            ..Self::new()
-        })
+            .map_err(|error| Error::ThreadPool { threads, reason: error.to_string() })?;
+        Ok(Self { pool: Some(Arc::new(pool)), ..Self::new() })
     }
 
     /// The same without the CPU's own vector instructions. Results have the same bits; only tests need this.

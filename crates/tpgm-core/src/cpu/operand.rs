@@ -66,22 +66,18 @@ impl Operand {
         // SAFETY: the range is inside the slice (asserted), the type is its own, and the caller vouches for the borrow.
         unsafe {
             match self.dtype {
-                DType::F64 => Slice::F64(std::slice::from_raw_parts(
-                    self.data.cast::<f64>().add(range.start),
-                    len,
-                )),
-                DType::F32 => Slice::F32(std::slice::from_raw_parts(
-                    self.data.cast::<f32>().add(range.start),
-                    len,
-                )),
-                DType::F16 => Slice::F16(std::slice::from_raw_parts(
-                    self.data.cast::<f16>().add(range.start),
-                    len,
-                )),
-                DType::BF16 => Slice::BF16(std::slice::from_raw_parts(
-                    self.data.cast::<bf16>().add(range.start),
-                    len,
-                )),
+                DType::F64 => {
+                    Slice::F64(std::slice::from_raw_parts(self.data.cast::<f64>().add(range.start), len))
+                }
+                DType::F32 => {
+                    Slice::F32(std::slice::from_raw_parts(self.data.cast::<f32>().add(range.start), len))
+                }
+                DType::F16 => {
+                    Slice::F16(std::slice::from_raw_parts(self.data.cast::<f16>().add(range.start), len))
+                }
+                DType::BF16 => {
+                    Slice::BF16(std::slice::from_raw_parts(self.data.cast::<bf16>().add(range.start), len))
+                }
             }
         }
     }
@@ -137,11 +133,7 @@ impl Operands {
         settings: &Settings,
         step: f64,
     ) -> Self {
-        let mut operand = |slot: Slot| {
-            slots
-                .get_mut(slot)
-                .map(|buffer| Operand::write(Cpu::as_mut(buffer)))
-        };
+        let mut operand = |slot: Slot| slots.get_mut(slot).map(|buffer| Operand::write(Cpu::as_mut(buffer)));
         let pretrained = settings.anchor == AnchorKind::Pretrained;
         Self {
             weight: Operand::write(io.weight.reborrow()),

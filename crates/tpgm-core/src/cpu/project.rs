@@ -23,15 +23,7 @@ use crate::state::Slot;
 
 /// Projects in place: the writing phase of a step without a rule.
 pub(super) fn project(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
-    let Job {
-        set,
-        settings,
-        plan,
-        io,
-        slots,
-        scalars,
-        workspace,
-    } = job;
+    let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
     decide::decide_projection(set.tensors(), plan, settings, scalars, &mut workspace.moves);
     step::move_all(cpu, set.tensors(), plan, settings, scalars, workspace);
@@ -42,22 +34,9 @@ pub(super) fn project(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
 ///
 /// Reads 8 and writes 4 bytes per f32 parameter.
 pub(super) fn remember(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
-    let Job {
-        set,
-        settings,
-        plan,
-        io,
-        slots,
-        scalars,
-        workspace,
-    } = job;
+    let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
-    let Workspace {
-        operands,
-        parts,
-        norms,
-        ..
-    } = workspace;
+    let Workspace { operands, parts, norms, .. } = workspace;
     let part_slots = Operand::write(parts.as_mut_slice().into());
     cpu.run(|| {
         plan.pieces.par_iter().for_each(|piece| {
@@ -73,16 +52,10 @@ pub(super) fn remember(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
             continue;
         };
         let parts = &parts[tensor.first_part..][..tensor.units * tensor.parts];
-        for (norm, parts) in norms[tensor.unit_range()]
-            .iter_mut()
-            .zip(parts.chunks(tensor.parts))
-        {
+        for (norm, parts) in norms[tensor.unit_range()].iter_mut().zip(parts.chunks(tensor.parts)) {
             *norm = finish_norm(tpgm.norm, parts.iter().sum());
             if !norm.is_finite() {
-                return Err(Error::NonFiniteValue {
-                    tensor: spec.name.clone(),
-                    what: "displacement",
-                });
+                return Err(Error::NonFiniteValue { tensor: spec.name.clone(), what: "displacement" });
             }
         }
     }
@@ -124,24 +97,12 @@ fn remember_piece<C: Real>(
 
 /// Clips the radii and writes projected or remembered weights. Reads 8 and writes 4 bytes per f32 parameter.
 pub(super) fn write(cpu: &Cpu, job: Job<'_, '_, Cpu>, write: Write) -> Result<()> {
-    let Job {
-        set,
-        settings,
-        plan,
-        io,
-        slots,
-        scalars,
-        workspace,
-    } = job;
+    let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
     let Workspace { operands, norms, .. } = workspace;
     if write != Write::Remembered {
-        for (((tensor, settings), spec), scalars) in plan
-            .tensors
-            .iter()
-            .zip(settings)
-            .zip(set.tensors())
-            .zip(scalars.iter_mut())
+        for (((tensor, settings), spec), scalars) in
+            plan.tensors.iter().zip(settings).zip(set.tensors()).zip(scalars.iter_mut())
         {
             if is_tpgm(&settings.constraint) && tensor.units > 0 {
                 settle_radius(scalars, spec.dtype, &norms[tensor.unit_range()]);
@@ -168,9 +129,7 @@ fn settle_radius(scalars: &mut TensorScalars, dtype: DType, norms: &[f64]) {
     let mut range = NormRange::EMPTY;
     norms.iter().for_each(|&norm| range.add(norm));
     pull::clip_tpgm(scalars, dtype, range);
-    let pull = Pull::Learned {
-        radius: scalars.radius,
-    };
+    let pull = Pull::Learned { radius: scalars.radius };
     let (mut smallest, mut pulled) = (1.0f64, 0);
     for &norm in norms {
         let ratio = with_real!(dtype, C => pull.ratio::<C>(norm).to_f64());
@@ -210,11 +169,7 @@ fn write_piece<C: Real>(
                     C::store(master, operands.weight.slice_mut(range));
                     continue;
                 }
-                let from = load(
-                    master.or(operands.slot(Slot::Remembered)),
-                    range.clone(),
-                    &mut sources,
-                );
+                let from = load(master.or(operands.slot(Slot::Remembered)), range.clone(), &mut sources);
                 let weight = operands.weight.slice_mut(range.clone());
                 if weight.dtype() == C::DTYPE {
                     kernels::project(simd, operands.weight.typed_mut::<C>(range), from, a, ratio);
@@ -231,22 +186,9 @@ fn write_piece<C: Real>(
 /// The gradient of every radius, then Adam on all of them. Reads 4 bytes per f32 parameter, 12 in rows that the radius
 /// limits.
 pub(super) fn update_radii(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
-    let Job {
-        set,
-        settings,
-        plan,
-        io,
-        slots,
-        scalars,
-        workspace,
-    } = job;
+    let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
-    let Workspace {
-        operands,
-        norms,
-        sums,
-        ..
-    } = workspace;
+    let Workspace { operands, norms, sums, .. } = workspace;
     let (norms, radii) = (&norms[..], &scalars[..]);
     cpu.run(|| {
         sums.par_iter_mut().zip(&plan.pieces).for_each(|(out, piece)| {
@@ -275,10 +217,7 @@ pub(super) fn update_radii(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
 }
 
 fn total(plan: &Plan, sums: &[PieceSums], tensor: usize) -> f64 {
-    sums[plan.tensors[tensor].pieces.clone()]
-        .iter()
-        .map(|sum| sum.dot)
-        .sum()
+    sums[plan.tensors[tensor].pieces.clone()].iter().map(|sum| sum.dot).sum()
 }
 
 fn radius_gradient<C: Real>(

@@ -76,20 +76,13 @@ pub(super) struct NormRange {
 }
 
 impl NormRange {
-    pub(super) const EMPTY: Self = Self {
-        min: f64::INFINITY,
-        max: 0.0,
-    };
+    pub(super) const EMPTY: Self = Self { min: f64::INFINITY, max: 0.0 };
 
     /// Takes one more norm in. NaN makes the maximum NaN.
     #[inline(always)]
     pub(super) fn add(&mut self, norm: f64) {
         self.min = self.min.min(norm);
-        self.max = if norm > self.max || norm.is_nan() {
-            norm
-        } else {
-            self.max
-        };
+        self.max = if norm > self.max || norm.is_nan() { norm } else { self.max };
     }
 
     pub(super) fn join(self, other: Self) -> Self {
@@ -109,10 +102,7 @@ pub(super) fn clip_tpgm(scalars: &mut TensorScalars, dtype: DType, norms: NormRa
         scalars.radius = round(dtype, norms.min) / 2.0;
         scalars.initialized = 1.0;
     }
-    scalars.radius = round(
-        dtype,
-        scalars.radius.max(RADIUS_FLOOR).min(round(dtype, norms.max)),
-    );
+    scalars.radius = round(dtype, scalars.radius.max(RADIUS_FLOOR).min(round(dtype, norms.max)));
 }
 
 /// True for constraints whose radius is learned on held-out data.

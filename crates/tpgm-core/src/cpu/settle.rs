@@ -42,35 +42,23 @@ impl Settle<'_> {
                     let first = self.tensor.first_part + unit * self.tensor.parts;
                     *slot = finish_norm(
                         norm,
-                        (first..first + self.tensor.parts)
-                            .map(|part| parts.get(part))
-                            .sum(),
+                        (first..first + self.tensor.parts).map(|part| parts.get(part)).sum(),
                     );
                     out.norms.add(*slot);
                 }
             }
-            let rows = if step.row_scale.is_some() && self.tensor.parts > 1 {
-                self.tensor.units
-            } else {
-                0
-            };
+            let rows = if step.row_scale.is_some() && self.tensor.parts > 1 { self.tensor.units } else { 0 };
             (norms, self.operands.state::<f64>(Slot::RowScale, 0..rows))
         };
         match &self.settings.constraint {
             Constraint::Tpgm(_) => {
                 pull::clip_tpgm(scalars, self.dtype, out.norms);
-                step.pull = Pull::Learned {
-                    radius: scalars.radius,
-                };
+                step.pull = Pull::Learned { radius: scalars.radius };
             }
             Constraint::Ftp(c) => {
-                scalars.radius = scalars
-                    .radius
-                    .min((out.norms.max + RADIUS_FLOOR).max(ftp_floor(c)));
+                scalars.radius = scalars.radius.min((out.norms.max + RADIUS_FLOOR).max(ftp_floor(c)));
                 scalars.radius = pull::round(self.dtype, scalars.radius);
-                step.pull = Pull::Learned {
-                    radius: scalars.radius,
-                };
+                step.pull = Pull::Learned { radius: scalars.radius };
             }
             _ => {}
         }

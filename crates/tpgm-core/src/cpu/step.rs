@@ -35,22 +35,9 @@ pub(super) fn step(
     rule: &Rule,
     options: &StepOptions,
 ) -> Result<StepReport> {
-    let Job {
-        set,
-        settings,
-        plan,
-        io,
-        slots,
-        scalars,
-        workspace,
-    } = job;
+    let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
-    let Workspace {
-        operands,
-        moves,
-        sums,
-        ..
-    } = workspace;
+    let Workspace { operands, moves, sums, .. } = workspace;
 
     let clipping = options.max_grad_norm.is_some();
     cpu.run(|| {
@@ -79,10 +66,7 @@ pub(super) fn step(
         let total = total(t);
         if !(total.dot.is_finite() && total.displacement.is_finite() && total.previous.is_finite()) {
             let tensor = set.tensors()[t].name.clone();
-            return Err(Error::NonFiniteValue {
-                tensor,
-                what: "product of gradient and displacement",
-            });
+            return Err(Error::NonFiniteValue { tensor, what: "product of gradient and displacement" });
         }
     }
 
@@ -92,22 +76,14 @@ pub(super) fn step(
     for (t, spec) in set.tensors().iter().enumerate() {
         let (settings, tensor) = (&settings[t], &plan.tensors[t]);
         let has_grad = operands[t].grad.is_some();
-        moves.push(
-            if tensor.units == 0 || !(has_grad || is_tpgm(&settings.constraint)) {
-                Move::SKIP
-            } else {
-                let lr = base_lr * settings.lr_scale;
-                let context = Decide {
-                    settings,
-                    tensor,
-                    dtype: spec.dtype,
-                    lr,
-                    clip,
-                    projection: options.projection,
-                };
-                context.decide(&mut scalars[t], &total(t), has_grad.then_some(rule))
-            },
-        );
+        moves.push(if tensor.units == 0 || !(has_grad || is_tpgm(&settings.constraint)) {
+            Move::SKIP
+        } else {
+            let lr = base_lr * settings.lr_scale;
+            let context =
+                Decide { settings, tensor, dtype: spec.dtype, lr, clip, projection: options.projection };
+            context.decide(&mut scalars[t], &total(t), has_grad.then_some(rule))
+        });
     }
 
     let report = StepReport { grad_norm };
@@ -124,15 +100,7 @@ pub(super) fn move_all(
     scalars: &mut [TensorScalars],
     workspace: &mut Workspace,
 ) {
-    let Workspace {
-        operands,
-        moves,
-        piece_norms,
-        parts,
-        norms,
-        wave_ends,
-        ..
-    } = workspace;
+    let Workspace { operands, moves, piece_norms, parts, norms, wave_ends, .. } = workspace;
     let parts = Operand::write(parts.as_mut_slice().into());
     let norms = Operand::write(norms.as_mut_slice().into());
     cut_waves(&plan.tensors, moves, wave_ends);
@@ -141,36 +109,19 @@ pub(super) fn move_all(
         let wave = std::mem::replace(&mut start, end)..end;
         let pieces = plan.tensors[wave.start].pieces.start..plan.tensors[wave.end - 1].pieces.end;
         cpu.run(|| {
-            let work = piece_norms[pieces.clone()]
-                .par_iter_mut()
-                .zip(&plan.pieces[pieces.clone()]);
+            let work = piece_norms[pieces.clone()].par_iter_mut().zip(&plan.pieces[pieces.clone()]);
             work.for_each(|(out, piece)| {
                 let (operands, tensor) = (&operands[piece.tensor], &plan.tensors[piece.tensor]);
-                let context = Advance {
-                    simd: cpu.simd,
-                    operands,
-                    step: &moves[piece.tensor],
-                    tensor,
-                    parts,
-                    norms,
-                };
+                let context =
+                    Advance { simd: cpu.simd, operands, step: &moves[piece.tensor], tensor, parts, norms };
                 *out = with_real!(operands.weight.dtype(), C => context.advance::<C>(piece));
             });
         });
         for t in wave.clone() {
             let mut out = PieceNorms::EMPTY;
-            piece_norms[plan.tensors[t].pieces.clone()]
-                .iter()
-                .for_each(|piece| out.join(piece));
+            piece_norms[plan.tensors[t].pieces.clone()].iter().for_each(|piece| out.join(piece));
             let (operands, settings, tensor) = (&operands[t], &settings[t], &plan.tensors[t]);
-            let context = Settle {
-                operands,
-                settings,
-                tensor,
-                dtype: specs[t].dtype,
-                parts,
-                norms,
-            };
+            let context = Settle { operands, settings, tensor, dtype: specs[t].dtype, parts, norms };
             context.settle(&mut moves[t], &mut scalars[t], out);
         }
         if moves[wave].iter().any(|step| step.deferred) {
