@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::decide::{Move, RuleStep};
-use super::kernels::{self, AdamWStep, Mix, SgdStep};
+use super::kernels::{self, AdamWStep, Mix, SgdStep, sink};
 use super::lanes::Lanes;
 use super::operand::{Operand, Operands, load};
 use super::pull::NormRange;
@@ -37,6 +37,27 @@ impl PieceNorms {
         self.ratio = self.ratio.min(other.ratio);
         self.pulled += other.pulled;
     }
+}
+
+/// Calls the version of a rule kernel that run-time values select: one branch per block instead of one per element.
+macro_rules! choose {
+    ($sink:expr, $anchored:expr, $variant:expr => kernels::$kernel:ident::<C>($($arg:expr),*)) => {
+        choose!(@sink $sink, $anchored, *$variant, $kernel, ($($arg),*), [NONE, ABS, SQUARE, STORE_ABS, STORE_OLD])
+    };
+    (@sink $sink:expr, $anchored:expr, $variant:expr, $kernel:ident, $args:tt, [$($name:ident),*]) => {
+        match $sink {
+            $(sink::$name => choose!(@flags $anchored, $variant, $kernel, $args, { sink::$name }),)*
+            _ => unreachable!("every sink is listed"),
+        }
+    };
+    (@flags $anchored:expr, $variant:expr, $kernel:ident, ($($arg:expr),*), $sink:tt) => {
+        match ($anchored, $variant) {
+            (false, false) => kernels::$kernel::<C, false, false, $sink>($($arg),*),
+            (false, true) => kernels::$kernel::<C, false, true, $sink>($($arg),*),
+            (true, false) => kernels::$kernel::<C, true, false, $sink>($($arg),*),
+            (true, true) => kernels::$kernel::<C, true, true, $sink>($($arg),*),
+        }
+    };
 }
 
 /// The phase that writes, on one tensor.
@@ -119,68 +140,47 @@ impl Advance<'_> {
         let mixes_anchor = step.mix.pull != 0.0 || step.mix.lr_pull != 0.0;
         let anchored = mixes_anchor || step.keep_before || step.norm.is_some() || step.scale_radius.is_some();
         let mut limited = 0;
+        let sink = match step.norm {
+            _ if step.keep_before => sink::STORE_OLD,
+            Some(Norm::Mars) if step.keep_after => sink::STORE_ABS,
+            Some(Norm::Mars) => sink::ABS,
+            Some(Norm::L2) => sink::SQUARE,
+            None => sink::NONE,
+        };
         // SAFETY: every element belongs to one piece, and this phase runs each piece once. Gradient, anchor and variances
         // are never written.
         unsafe {
             let a = if anchored { load(operands.anchor, range.clone(), anchors) } else { &[] };
-            let displacement = operands.state::<C>(Slot::Displacement, range.clone());
+            let d = operands.state::<C>(Slot::Displacement, range.clone());
             operands.with_weight::<C>(range.clone(), weights, |w| {
-                if step.keep_before {
-                    kernels::displace(simd, displacement, w, a);
-                }
                 match &step.rule {
-                    RuleStep::Hold => {}
+                    RuleStep::Hold => match sink {
+                        sink::SQUARE => kernels::add_norm::<C, true>(simd, w, a, sum),
+                        _ => kernels::add_norm::<C, false>(simd, w, a, sum),
+                    },
                     RuleStep::AdamW { step: k, amsgrad } => {
                         let g = load(operands.grad, range.clone(), grads);
                         let m = operands.state::<C>(Slot::ExpAvg, range.clone());
                         let v = operands.state::<C>(Slot::ExpAvgSq, range.clone());
                         let v_max = operands.state::<C>(Slot::MaxExpAvgSq, range.clone());
                         let k = adamw_constants(k);
-                        match (mixes_anchor, amsgrad) {
-                            (false, false) => {
-                                kernels::adamw::<C, false, false>(simd, &mix, &k, w, g, a, m, v, v_max)
-                            }
-                            (false, true) => {
-                                kernels::adamw::<C, false, true>(simd, &mix, &k, w, g, a, m, v, v_max)
-                            }
-                            (true, false) => {
-                                kernels::adamw::<C, true, false>(simd, &mix, &k, w, g, a, m, v, v_max)
-                            }
-                            (true, true) => {
-                                kernels::adamw::<C, true, true>(simd, &mix, &k, w, g, a, m, v, v_max)
-                            }
-                        }
+                        choose!(sink, mixes_anchor, amsgrad => kernels::adamw::<C>(simd, &mix, &k, w, g, a, m, v, v_max, d, sum));
                     }
                     RuleStep::Sgd { step: k, momentum } => {
                         let g = load(operands.grad, range.clone(), grads);
                         let buf = operands.state::<C>(Slot::MomentumBuffer, range.clone());
                         let k = sgd_constants(k);
-                        match (mixes_anchor, momentum) {
-                            (false, false) => kernels::sgd::<C, false, false>(simd, &mix, &k, w, g, a, buf),
-                            (false, true) => kernels::sgd::<C, false, true>(simd, &mix, &k, w, g, a, buf),
-                            (true, false) => kernels::sgd::<C, true, false>(simd, &mix, &k, w, g, a, buf),
-                            (true, true) => kernels::sgd::<C, true, true>(simd, &mix, &k, w, g, a, buf),
-                        }
+                        choose!(sink, mixes_anchor, momentum => kernels::sgd::<C>(simd, &mix, &k, w, g, a, buf, d, sum));
                     }
                 }
                 if let Some(radius) = step.scale_radius {
                     let (var, anchor_var) = match operands.variance {
-                        Some((var, anchor)) => (
-                            load(Some(var), range.clone(), current),
-                            load(Some(anchor), range.clone(), before),
-                        ),
+                        Some((var, anchor)) => {
+                            (load(Some(var), range.clone(), current), load(Some(anchor), range.clone(), before))
+                        }
                         None => (&[][..], &[][..]),
                     };
                     limited = kernels::limit_scale(simd, w, a, var, anchor_var, C::from_f64(radius));
-                }
-                if step.keep_after {
-                    kernels::displace_and_add(simd, displacement, w, a, sum);
-                } else {
-                    match step.norm {
-                        Some(Norm::L2) => kernels::add_norm::<C, true>(simd, w, a, sum),
-                        Some(Norm::Mars) => kernels::add_norm::<C, false>(simd, w, a, sum),
-                        None => {}
-                    }
                 }
             });
         }

@@ -3,6 +3,8 @@
 // Each slice has to be a parameter of its own (see `simd::kernel`).
 #![allow(clippy::too_many_arguments)]
 
+use std::ops::Range;
+
 use super::lanes::Lanes;
 use super::simd::kernel;
 use crate::element::Real;
@@ -57,51 +59,128 @@ fn mix<C: Real, const ANCHORED: bool>(mix: &Mix<C>, w: C, g: C, a: C) -> (C, C) 
     }
 }
 
+/// What a rule kernel does with the displacement, beside updating the weights. A constant parameter of the kernels.
+pub(super) mod sink {
+    /// Nothing.
+    pub(in crate::cpu) const NONE: u8 = 0;
+    /// Adds `|w - a|` of the new weights.
+    pub(in crate::cpu) const ABS: u8 = 1;
+    /// Adds `(w - a)^2` of the new weights.
+    pub(in crate::cpu) const SQUARE: u8 = 2;
+    /// Stores `w - a` of the new weights in `d`, and adds `|w - a|`.
+    pub(in crate::cpu) const STORE_ABS: u8 = 3;
+    /// Stores `w - a` of the old weights in `d`.
+    pub(in crate::cpu) const STORE_OLD: u8 = 4;
+}
+
+/// Elements whose rule and displacement are computed together. Measured: taking the displacement in a loop of its own
+/// over a block costs 15 % more, because its two streams then come from memory alone instead of beside the rule's four.
+const TILE: usize = 64;
+
+/// The part of a slice that belongs to a tile, or nothing of a slice that is not used.
+#[inline(always)]
+fn part<C>(used: bool, slice: &[C], tile: Range<usize>) -> &[C] {
+    if used { &slice[tile] } else { &[] }
+}
+
+/// As [`part`], to be written.
+#[inline(always)]
+fn part_mut<C>(used: bool, slice: &mut [C], tile: Range<usize>) -> &mut [C] {
+    if used { &mut slice[tile] } else { &mut [] }
+}
+
+/// Runs `rule(i, old weight, anchor) -> new weight` over a tile and does what the sink says.
+#[inline(always)]
+fn run_tile<C: Real, const ANCHORED: bool, const SINK: u8>(
+    w: &mut [C],
+    a: &[C],
+    d: &mut [C],
+    sum: &mut Lanes,
+    mut rule: impl FnMut(usize, C, C) -> C,
+) {
+    let n = w.len();
+    let reads = ANCHORED || SINK != sink::NONE;
+    let stores = SINK == sink::STORE_ABS || SINK == sink::STORE_OLD;
+    let (a, d) = (part(reads, a, 0..n), part_mut(stores, d, 0..n));
+    let mut scratch = [C::ZERO; TILE];
+    let scratch = &mut scratch[..n];
+    for i in 0..n {
+        let old = w[i];
+        let anchor = if reads { a[i] } else { C::ZERO };
+        let new = rule(i, old, anchor);
+        w[i] = new;
+        match SINK {
+            sink::STORE_OLD => d[i] = old - anchor,
+            sink::STORE_ABS => d[i] = new - anchor,
+            sink::ABS | sink::SQUARE => scratch[i] = new - anchor,
+            _ => {}
+        }
+    }
+    match SINK {
+        sink::ABS => sum.add1(scratch, |d| d.abs().to_f64()),
+        sink::SQUARE => sum.add1(scratch, |d| d.to_f64() * d.to_f64()),
+        sink::STORE_ABS => sum.add1(d, |d| d.abs().to_f64()),
+        _ => {}
+    }
+}
+
+/// Cuts `0..n` into tiles.
+#[inline(always)]
+fn tiles(n: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(TILE).map(move |start| start..n.min(start + TILE))
+}
+
 kernel! {
-    /// AdamW. Reads 16 and writes 12 bytes per f32 parameter; 4 more each with AMSGrad, 4 read if `ANCHORED`.
-    /// `a` and `v_max` are empty when not used.
-    fn adamw[C: Real, const ANCHORED: bool, const AMSGRAD: bool][C, ANCHORED, AMSGRAD](
+    /// AdamW. Reads 16 and writes 12 bytes per f32 parameter; with AMSGrad 4 more each; 4 more read if `ANCHORED` or for a
+    /// sink; 4 more written for a sink that stores. `a`, `d` and `v_max` are empty when not used.
+    fn adamw[C: Real, const ANCHORED: bool, const AMSGRAD: bool, const SINK: u8][C, ANCHORED, AMSGRAD, SINK](
         mixed: &Mix<C>, k: &AdamWStep<C>, w: &mut [C], g: &[C], a: &[C], m: &mut [C], v: &mut [C], v_max: &mut [C],
+        d: &mut [C], sum: &mut Lanes,
     ) {
-        let n = w.len();
-        let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
-        let a = if ANCHORED { &a[..n] } else { a };
-        let v_max = if AMSGRAD { &mut v_max[..n] } else { v_max };
-        for i in 0..n {
-            let (grad, aside) = mix::<C, ANCHORED>(mixed, w[i], g[i], if ANCHORED { a[i] } else { C::ZERO });
-            let first = k.beta1 * m[i] + k.one_minus_beta1 * grad;
-            let mut second = k.beta2 * v[i] + k.one_minus_beta2 * grad * grad;
-            m[i] = first;
-            v[i] = second;
-            if AMSGRAD {
-                // Not `max`: a select compiles to one instruction, and NaN cannot occur.
-                second = if second > v_max[i] { second } else { v_max[i] };
-                v_max[i] = second;
-            }
-            let update = k.step_size * first / (second.sqrt() * k.root_scale + k.eps) + aside;
-            w[i] = w[i] - update;
+        for tile in tiles(w.len()) {
+            let n = tile.len();
+            let (g, m, v) = (&g[tile.clone()], &mut m[tile.clone()], &mut v[tile.clone()]);
+            let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
+            let v_max = part_mut(AMSGRAD, v_max, tile.clone());
+            let a = part(ANCHORED || SINK != sink::NONE, a, tile.clone());
+            let d = part_mut(SINK == sink::STORE_ABS || SINK == sink::STORE_OLD, d, tile.clone());
+            run_tile::<C, ANCHORED, SINK>(&mut w[tile], a, d, sum, |i, w, a| {
+                let (grad, aside) = mix::<C, ANCHORED>(mixed, w, g[i], a);
+                let first = k.beta1 * m[i] + k.one_minus_beta1 * grad;
+                let mut second = k.beta2 * v[i] + k.one_minus_beta2 * grad * grad;
+                m[i] = first;
+                v[i] = second;
+                if AMSGRAD {
+                    // Not `max`: a select compiles to one instruction, and NaN cannot occur.
+                    second = if second > v_max[i] { second } else { v_max[i] };
+                    v_max[i] = second;
+                }
+                w - (k.step_size * first / (second.sqrt() * k.root_scale + k.eps) + aside)
+            });
         }
     }
 }
 
 kernel! {
-    /// SGD. With momentum reads 12 and writes 8 bytes per f32 parameter, without reads 8 and writes 4; 4 more read if
-    /// `ANCHORED`. `a` and `buf` are empty when not used.
-    fn sgd[C: Real, const ANCHORED: bool, const MOMENTUM: bool][C, ANCHORED, MOMENTUM](
-        mixed: &Mix<C>, k: &SgdStep<C>, w: &mut [C], g: &[C], a: &[C], buf: &mut [C],
+    /// SGD. With momentum reads 12 and writes 8 bytes per f32 parameter, without reads 8 and writes 4; anchor and sinks as
+    /// for AdamW. `a`, `d` and `buf` are empty when not used.
+    fn sgd[C: Real, const ANCHORED: bool, const MOMENTUM: bool, const SINK: u8][C, ANCHORED, MOMENTUM, SINK](
+        mixed: &Mix<C>, k: &SgdStep<C>, w: &mut [C], g: &[C], a: &[C], buf: &mut [C], d: &mut [C], sum: &mut Lanes,
     ) {
-        let n = w.len();
-        let g = &g[..n];
-        let a = if ANCHORED { &a[..n] } else { a };
-        let buf = if MOMENTUM { &mut buf[..n] } else { buf };
-        for i in 0..n {
-            let (grad, aside) = mix::<C, ANCHORED>(mixed, w[i], g[i], if ANCHORED { a[i] } else { C::ZERO });
-            let mut update = k.lr_grad * grad + aside;
-            if MOMENTUM {
-                buf[i] = k.keep * buf[i] + k.take * grad;
-                update += k.lr_buf * buf[i];
-            }
-            w[i] = w[i] - update;
+        for tile in tiles(w.len()) {
+            let g = &g[tile.clone()][..tile.len()];
+            let buf = part_mut(MOMENTUM, buf, tile.clone());
+            let a = part(ANCHORED || SINK != sink::NONE, a, tile.clone());
+            let d = part_mut(SINK == sink::STORE_ABS || SINK == sink::STORE_OLD, d, tile.clone());
+            run_tile::<C, ANCHORED, SINK>(&mut w[tile], a, d, sum, |i, w, a| {
+                let (grad, aside) = mix::<C, ANCHORED>(mixed, w, g[i], a);
+                let mut update = k.lr_grad * grad + aside;
+                if MOMENTUM {
+                    buf[i] = k.keep * buf[i] + k.take * grad;
+                    update += k.lr_buf * buf[i];
+                }
+                w - update
+            });
         }
     }
 }
@@ -113,29 +192,6 @@ kernel! {
             let d = w - a;
             if SQUARED { d.to_f64() * d.to_f64() } else { d.abs().to_f64() }
         });
-    }
-}
-
-kernel! {
-    /// `out = w - a`.
-    fn displace[C: Real][C](out: &mut [C], w: &[C], a: &[C]) {
-        let n = out.len();
-        let (w, a) = (&w[..n], &a[..n]);
-        for i in 0..n {
-            out[i] = w[i] - a[i];
-        }
-    }
-}
-
-kernel! {
-    /// `out = w - a`, and adds `|out|`.
-    fn displace_and_add[C: Real][C](out: &mut [C], w: &[C], a: &[C], sum: &mut Lanes) {
-        let n = out.len();
-        let (w, a) = (&w[..n], &a[..n]);
-        for i in 0..n {
-            out[i] = w[i] - a[i];
-        }
-        sum.add1(out, |c| c.abs().to_f64());
     }
 }
 
