@@ -3,6 +3,8 @@
 pub mod backend;
 pub mod cpu;
 pub mod element;
+#[cfg(feature = "testing")]
+pub mod oracle;
 pub mod plan;
 
 mod constraint;
