@@ -6,6 +6,8 @@ pub mod element;
 #[cfg(feature = "testing")]
 pub mod oracle;
 pub mod plan;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 mod constraint;
 mod ema;

@@ -63,6 +63,11 @@ pub fn round_to(x: f64, dtype: DType) -> f64 {
     }
 }
 
+/// Weights as a tensor of type `dtype` holds them between two operations: rounded to its compute type.
+pub fn held(weights: Vec<f64>, dtype: DType) -> Vec<f64> {
+    weights.iter().map(|&w| round_to(w, dtype)).collect()
+}
+
 /// `sqrt(sum over all tensors of ||g||^2)`; tensors without a gradient count nothing.
 pub fn global_norm(grads: &[Option<Vec<f64>>]) -> f64 {
     grads.iter().flatten().map(|g| dot(g, g)).sum::<f64>().sqrt()

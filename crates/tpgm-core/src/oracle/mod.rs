@@ -18,10 +18,13 @@
 //!
 //! Operands of one call have the same length, as their shape says; the two drivers check that, the functions do not.
 //!
-//! **Precision.** Everything is f64, with one exception that decides between zero and not zero. TPGM's radius gradient is
-//! masked by `0 < radius / (norm + 1e-8) < 1`, and in f32 the sum rounds to `norm` from about 0.25 on. So for tensors
-//! that are not f64 norms, radii and this quotient are rounded as an f32 implementation has them: [`ratio_argument`],
-//! [`round_to`].
+//! **Precision.** Everything is f64, with two exceptions for tensors that are not f64, where rounding decides the result:
+//! - TPGM's radius gradient is masked by `0 < radius / (norm + 1e-8) < 1`, and in f32 the sum rounds to `norm` from about
+//!   0.25 on. So norms, radii and this quotient are rounded as an f32 implementation has them: [`ratio_argument`],
+//!   [`round_to`].
+//! - A small step leaves only a few digits in `W - W0`. So weights are rounded to f32 where an implementation holds them
+//!   as such, after the rule's step and after the projection: [`held`]. Half-precision weights are rounded no further, as
+//!   if their f32 masters were given.
 
 mod average;
 mod check;
@@ -39,7 +42,7 @@ pub use constraint::{
     ftp_radius_gradient_low, l2sp_pull, spd_alignment, spd_ratio,
 };
 pub use measure::{
-    blocks, clip_factor, displacement, dot, global_norm, l2, largest, norms, round_to, smallest,
+    blocks, clip_factor, displacement, dot, global_norm, held, l2, largest, norms, round_to, smallest,
 };
 pub use optimizer::Optimizer;
 pub use project::{

@@ -5,7 +5,7 @@ use super::constraint::{
     anneal, digrap_acts, digrap_component, digrap_gradient, ftp_clip, ftp_norms, ftp_radius_gradient,
     ftp_radius_gradient_low, l2sp_pull, spd_alignment, spd_ratio,
 };
-use super::measure::{clip_factor, displacement, dot, global_norm, norms};
+use super::measure::{clip_factor, displacement, dot, global_norm, held, norms};
 use super::project::{add_anchor, fixed_radius, fixed_scale, project, radius_adam};
 use super::projector::Projector;
 use super::rule::{adamw_update, sgd_update};
@@ -140,8 +140,8 @@ impl Optimizer {
             }
         }
         self.tensors = next;
-        for (weight, new) in weights.iter_mut().zip(moved) {
-            *weight = new;
+        for ((weight, new), spec) in weights.iter_mut().zip(moved).zip(&self.specs) {
+            *weight = held(new, spec.dtype);
         }
         Ok(norm)
     }
@@ -183,7 +183,8 @@ impl Optimizer {
         {
             update = plus(&update, &l2sp_pull(&before, lr * c.alpha));
         }
-        let proposed: Vec<f64> = weight.iter().zip(&update).map(|(w, u)| w - u).collect();
+        let proposed = weight.iter().zip(&update).map(|(w, u)| w - u).collect();
+        let proposed = held(proposed, self.specs[i].dtype);
         state.trace.update = update;
 
         match &settings.constraint {

@@ -1,7 +1,7 @@
 //! The projection-update loop of TPGM.
 
 use super::check::{check_finite, check_len, check_operand, check_operands};
-use super::measure::{displacement, norms, round_to};
+use super::measure::{displacement, held, norms, round_to};
 use super::project::{clip_radius, initial_radius, project, radius_adam, radius_gradient, ratios};
 use super::state::{Radius, Trace};
 use crate::constraint::{Constraint, Tpgm};
@@ -274,7 +274,8 @@ impl Projector {
             t.trace.radius_unclipped = Some(t.radius.value);
             t.radius.value = clip_radius(round_to(t.radius.value, t.spec.dtype), &norms, t.spec.dtype);
             let r = ratios(t.radius.value, &norms, t.spec.dtype);
-            projected[i] = project(&d, t.home(&anchors[i]), &t.spec.shape, tpgm.norm, &r);
+            let new = project(&d, t.home(&anchors[i]), &t.spec.shape, tpgm.norm, &r);
+            projected[i] = held(new, t.spec.dtype);
             t.trace.norms = norms;
             t.trace.ratios = r;
         }
