@@ -12,10 +12,7 @@ use tpgm_core::{
 fn close(got: &[f64], expected: &[f64]) {
     assert_eq!(got.len(), expected.len());
     for (i, (a, b)) in got.iter().zip(expected).enumerate() {
-        assert!(
-            (a - b).abs() <= 1e-12 * b.abs().max(1.0),
-            "[{i}] is {a}, expected {b}"
-        );
+        assert!((a - b).abs() <= 1e-12 * b.abs().max(1.0), "[{i}] is {a}, expected {b}");
     }
 }
 
@@ -37,10 +34,7 @@ impl One {
         rule: impl Into<Rule>,
         constraint: impl Into<Constraint>,
     ) -> Self {
-        let set = ParamSet::builder()
-            .tensor("w", [weight.len()], DType::F64)
-            .build()
-            .unwrap();
+        let set = ParamSet::builder().tensor("w", [weight.len()], DType::F64).build().unwrap();
         Self {
             optimizer: Optimizer::new(&set, rule, constraint).unwrap(),
             weights: vec![weight.to_vec()],
@@ -50,14 +44,7 @@ impl One {
 
     fn step(&mut self, grad: &[f64]) -> &[f64] {
         self.optimizer
-            .step(
-                &mut self.weights,
-                &[Some(grad.to_vec())],
-                &self.anchors,
-                None,
-                1.0,
-                None,
-            )
+            .step(&mut self.weights, &[Some(grad.to_vec())], &self.anchors, None, 1.0, None)
             .unwrap();
         &self.weights[0]
     }
@@ -88,19 +75,10 @@ fn a_fixed_radius_shortens_only_the_rows_beyond_it() {
 #[test]
 fn a_fixed_scale_is_bounded_per_element_relative_to_the_running_variances() {
     // sqrt(var + 1e-6) is 2 now and 1 in the anchor: t = 6 / 2 - 1 = 2 is cut to 0.5, and (0.5 + 1) * 2 = 3.
-    let variances = Variances {
-        current: vec![4.0 - 1e-6; 2],
-        anchor: vec![1.0 - 1e-6; 2],
-    };
+    let variances = Variances { current: vec![4.0 - 1e-6; 2], anchor: vec![1.0 - 1e-6; 2] };
     let (weight, anchor) = ([6.0, 2.5], [1.0, 1.0]);
-    close(
-        &oracle::fixed_scale(&weight, Some(&anchor), Some(&variances), 0.5),
-        &[3.0, 2.5],
-    );
-    close(
-        &oracle::fixed_scale(&weight, Some(&anchor), None, 0.5),
-        &[1.5, 1.5],
-    );
+    close(&oracle::fixed_scale(&weight, Some(&anchor), Some(&variances), 0.5), &[3.0, 2.5]);
+    close(&oracle::fixed_scale(&weight, Some(&anchor), None, 0.5), &[1.5, 1.5]);
 
     let mut one = One::new(&weight, Some(&anchor), sgd(0.0), FixedScale { radius: 0.5 });
     one.optimizer.set_variances(vec![Some(variances)]).unwrap();
@@ -110,20 +88,14 @@ fn a_fixed_scale_is_bounded_per_element_relative_to_the_running_variances() {
 #[test]
 fn l2sp_is_part_of_the_gradient_or_of_the_update() {
     let l2sp = |coupling| L2Sp { alpha: 0.5, coupling };
-    let rule = Sgd {
-        weight_decay: 0.25,
-        ..sgd(0.1)
-    };
+    let rule = Sgd { weight_decay: 0.25, ..sgd(0.1) };
     // g + 0.5 * (3 - 1) + 0.25 * 3 = 2 + 1 + 0.75
     for coupling in [Coupling::Coupled, Coupling::Decoupled] {
         let mut one = One::new(&[3.0], Some(&[1.0]), rule, l2sp(coupling));
         close(one.step(&[2.0]), &[3.0 - 0.375]);
     }
     // At its first step Adam moves by lr whatever the gradient; the decoupled pull comes on top: 0.1 * 0.5 * 2.
-    let adam = AdamW {
-        eps: 0.0,
-        ..AdamW::default().lr(0.1)
-    };
+    let adam = AdamW { eps: 0.0, ..AdamW::default().lr(0.1) };
     let mut one = One::new(&[3.0], Some(&[1.0]), adam, l2sp(Coupling::Coupled));
     close(one.step(&[2.0]), &[2.9]);
     let mut one = One::new(&[3.0], Some(&[1.0]), adam, l2sp(Coupling::Decoupled));
@@ -173,10 +145,7 @@ fn ftp_starts_at_the_anchor_and_its_low_memory_form_does_not() {
 
     let ftp = Ftp {
         memory: FtpMemory::Low,
-        adam: RadiusAdam {
-            lr: 0.25,
-            ..RadiusAdam::default()
-        },
+        adam: RadiusAdam { lr: 0.25, ..RadiusAdam::default() },
         ..Ftp::default()
     };
     let mut low = One::new(&[1.0, 1.0], Some(&[1.0, 1.0]), sgd(0.1), ftp);
@@ -210,10 +179,7 @@ fn a_radius_at_its_norm_has_no_gradient_in_f32_and_one_in_f64() {
     assert!(gradient(0.5, DType::F64) > 0.999);
     // Below about 0.25 adding 1e-8 still changes an f32.
     assert!(gradient(0.12, DType::F32) > 0.999);
-    assert!(
-        gradient(0.0, DType::F64) == 0.0,
-        "no displacement: the ratio is 0 and so is its gradient"
-    );
+    assert!(gradient(0.0, DType::F64) == 0.0, "no displacement: the ratio is 0 and so is its gradient");
 }
 
 #[test]
@@ -235,9 +201,7 @@ fn gradients_are_clipped_by_their_norm_over_all_tensors() {
     let mut optimizer = Optimizer::new(&set, sgd(1.0), Constraint::None).unwrap();
     let mut weights = vec![vec![0.0]; 3];
     let grads = [Some(vec![6.0]), None, Some(vec![-8.0])];
-    let norm = optimizer
-        .step(&mut weights, &grads, &[None, None, None], None, 0.5, Some(1.0))
-        .unwrap();
+    let norm = optimizer.step(&mut weights, &grads, &[None, None, None], None, 0.5, Some(1.0)).unwrap();
     assert_eq!(norm, 5.0);
     let factor = 1.0 / 5.000_001;
     close(&weights.concat(), &[-3.0 * factor, 0.0, 4.0 * factor]);
@@ -256,22 +220,13 @@ fn groups_give_learning_rates_decays_anchors_and_constraints() {
         .group(Group::new("c").zero_anchor())
         .build()
         .unwrap();
-    let rule = Sgd {
-        weight_decay: 1.0,
-        decay: Decay::Decoupled,
-        ..sgd(0.1)
-    };
-    let fixed = FixedRadius {
-        radius: 0.5,
-        norm: Norm::L2,
-    };
+    let rule = Sgd { weight_decay: 1.0, decay: Decay::Decoupled, ..sgd(0.1) };
+    let fixed = FixedRadius { radius: 0.5, norm: Norm::L2 };
     let mut optimizer = Optimizer::new(&set, rule, fixed).unwrap();
     let mut weights = vec![vec![2.0]; 3];
     let grads = vec![Some(vec![1.0]); 3];
     let anchors = [Some(vec![2.0]), None, Some(vec![2.0])];
-    optimizer
-        .step(&mut weights, &grads, &anchors, Some(0.2), 1.0, None)
-        .unwrap();
+    optimizer.step(&mut weights, &grads, &anchors, Some(0.2), 1.0, None).unwrap();
     // a: 2 - 0.2 * 1 - 0.2 * 2 = 1.4 is 0.6 from 2. b: three times the learning rate. c: half from zero.
     close(&weights.concat(), &[1.5, 2.0 - 0.6, 0.5]);
 }
@@ -279,23 +234,14 @@ fn groups_give_learning_rates_decays_anchors_and_constraints() {
 #[test]
 fn a_tensor_counts_only_its_own_steps() {
     let mut one = One::new(&[1.0], Some(&[0.0]), sgd(0.1), Ftp::default());
-    one.optimizer
-        .step(&mut one.weights, &[None], &one.anchors, None, 1.0, None)
-        .unwrap();
+    one.optimizer.step(&mut one.weights, &[None], &one.anchors, None, 1.0, None).unwrap();
     assert_eq!(one.weights[0], [1.0]);
-    assert!(
-        one.step(&[1.0])[0] < 2e-8,
-        "its own first step returns to the anchor"
-    );
+    assert!(one.step(&[1.0])[0] < 2e-8, "its own first step returns to the anchor");
 }
 
 #[test]
 fn refusals_name_the_tensor_and_change_nothing() {
-    let set = ParamSet::builder()
-        .tensor("a", [2], DType::F64)
-        .tensor("b", [2], DType::F64)
-        .build()
-        .unwrap();
+    let set = ParamSet::builder().tensor("a", [2], DType::F64).tensor("b", [2], DType::F64).build().unwrap();
     let mut optimizer = Optimizer::new(&set, AdamW::default(), Tpgm::default()).unwrap();
     let good = vec![vec![1.0, 2.0]; 2];
     let grads = [Some(vec![1.0, 1.0]), Some(vec![1.0, f64::NAN])];
@@ -304,51 +250,28 @@ fn refusals_name_the_tensor_and_change_nothing() {
     let mut weights = good.clone();
     let mut refused =
         |weights: &mut Vec<Vec<f64>>, grads: &[Option<Vec<f64>>], anchors: &[Option<Vec<f64>>]| {
-            let error = optimizer
-                .step(weights, grads, anchors, None, 1.0, None)
-                .unwrap_err();
+            let error = optimizer.step(weights, grads, anchors, None, 1.0, None).unwrap_err();
             assert_eq!(*weights, good);
             assert_eq!(optimizer, before);
             error
         };
     let error = refused(&mut weights, &grads, &anchors);
-    assert_eq!(
-        error,
-        Error::NonFiniteGradient {
-            tensor: "b".into(),
-            count: 1
-        }
-    );
+    assert_eq!(error, Error::NonFiniteGradient { tensor: "b".into(), count: 1 });
     let error = refused(&mut weights, &[None, Some(vec![1.0])], &anchors);
     assert!(
         matches!(&error, Error::LengthMismatch { tensor, what: "gradient", .. } if tensor == "b"),
         "{error}"
     );
     let error = refused(&mut weights, &[None, None], &[Some(vec![0.0, 0.0]), None]);
-    assert!(
-        matches!(&error, Error::MissingAnchor { tensor, .. } if tensor == "b"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::MissingAnchor { tensor, .. } if tensor == "b"), "{error}");
     let error = refused(&mut weights, &[None], &anchors);
-    assert!(
-        matches!(
-            error,
-            Error::CountMismatch {
-                what: "gradients",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, Error::CountMismatch { what: "gradients", .. }), "{error}");
     let error = refused(
         &mut weights,
         &[Some(vec![1.0, 1.0]), Some(vec![1.0, 1.0])],
         &[Some(vec![0.0, f64::INFINITY]), Some(vec![0.0, 0.0])],
     );
-    assert!(
-        matches!(&error, Error::NonFiniteValue { tensor, .. } if tensor == "a"),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::NonFiniteValue { tensor, .. } if tensor == "a"), "{error}");
 }
 
 #[test]
@@ -358,10 +281,7 @@ fn projector_calls_have_an_order() {
     let mut weights = vec![vec![1.0]];
     let anchors = [Some(vec![0.0])];
     let early = projector.update(&[None]).unwrap_err();
-    assert!(
-        matches!(early, Error::OutOfOrder { call: "update", .. }),
-        "{early}"
-    );
+    assert!(matches!(early, Error::OutOfOrder { call: "update", .. }), "{early}");
     projector.begin(&weights, &anchors).unwrap();
     projector.apply(&mut weights, &anchors).unwrap();
     assert_eq!(weights[0], [0.5 * 1.0 / (1.0 + 1e-8)]);

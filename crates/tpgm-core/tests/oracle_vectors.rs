@@ -19,10 +19,7 @@ fn close(what: &str, got: &[f64], expected: &[f64]) {
 #[track_caller]
 fn close_radii(got: [f64; 2], expected: [f64; 2]) {
     for (got, expected) in got.iter().zip(expected) {
-        assert!(
-            (got - expected).abs() <= 1e-5 * expected,
-            "radius {got}, expected {expected}"
-        );
+        assert!((got - expected).abs() <= 1e-5 * expected, "radius {got}, expected {expected}");
     }
 }
 
@@ -38,18 +35,12 @@ struct TpgmVector {
 
 /// Two projection updates and a projection of a linear layer under the loss `<G_w, W~> + <G_b, b~>`.
 fn run_tpgm(expected: &TpgmVector) {
-    let set = ParamSet::builder()
-        .tensor("w", [2, 2], DType::F64)
-        .tensor("b", [2], DType::F64)
-        .build()
-        .unwrap();
+    let set =
+        ParamSet::builder().tensor("w", [2, 2], DType::F64).tensor("b", [2], DType::F64).build().unwrap();
     let anchors = [Some(vec![1.0, 2.0, 3.0, 4.0]), Some(vec![0.5, -0.5])];
     let mut weights = vec![vec![1.3, 1.9, 3.2, 4.6], vec![0.8, -0.9]];
     let grads = [Some(vec![1.0, -2.0, 0.5, -1.5]), Some(vec![-1.0, 2.0])];
-    let tpgm = Tpgm {
-        norm: expected.norm,
-        ..Tpgm::default()
-    };
+    let tpgm = Tpgm { norm: expected.norm, ..Tpgm::default() };
     let mut projector = Projector::new(&set, tpgm).unwrap();
     let radii = |projector: &Projector| [0, 1].map(|i| projector.radius(i).unwrap().value);
     projector.begin(&weights, &anchors).unwrap();
@@ -124,9 +115,7 @@ impl Run {
     fn step(&mut self) {
         let (w, b, h) = GRADS[self.steps];
         let grads = [Some(w.to_vec()), Some(b.to_vec()), Some(vec![h])];
-        self.optimizer
-            .step(&mut self.weights, &grads, &self.anchors, None, 1.0, None)
-            .unwrap();
+        self.optimizer.step(&mut self.weights, &grads, &self.anchors, None, 1.0, None).unwrap();
         self.steps += 1;
     }
 
@@ -182,10 +171,7 @@ fn ftp_in_sgd() {
 
 #[test]
 fn ftp_with_k_0_lets_the_radius_only_grow() {
-    let ftp = Ftp {
-        k: 0.0,
-        ..Ftp::default()
-    };
+    let ftp = Ftp { k: 0.0, ..Ftp::default() };
     let mut run = Run::new(nesterov(), ftp, head_excluded());
     for expected in [
         [1e-8, 1e-8],
@@ -204,11 +190,7 @@ fn ftp_in_adam() {
     let mut run = Run::new(rule, Ftp::default(), head_excluded());
     run.step();
     run.step();
-    close(
-        "w",
-        &run.weights[0],
-        &[0.996_442_79, -1.996_115_8, 0.500_658_63, 0.243_217_27],
-    );
+    close("w", &run.weights[0], &[0.996_442_79, -1.996_115_8, 0.500_658_63, 0.243_217_27]);
     run.step();
     run.step();
     run.expect(

@@ -2,20 +2,12 @@
 
 /// One step of an exponential moving average: `decay * average + (1 - decay) * weight`.
 pub fn ema(average: &[f64], weight: &[f64], decay: f64) -> Vec<f64> {
-    average
-        .iter()
-        .zip(weight)
-        .map(|(a, w)| decay * a + (1.0 - decay) * w)
-        .collect()
+    average.iter().zip(weight).map(|(a, w)| decay * a + (1.0 - decay) * w).collect()
 }
 
 /// WiSE-FT (arXiv 2109.01903): `(1 - alpha) * theta0 + alpha * theta1`.
 pub fn wise(theta0: &[f64], theta1: &[f64], alpha: f64) -> Vec<f64> {
-    theta0
-        .iter()
-        .zip(theta1)
-        .map(|(a, b)| (1.0 - alpha) * a + alpha * b)
-        .collect()
+    theta0.iter().zip(theta1).map(|(a, b)| (1.0 - alpha) * a + alpha * b).collect()
 }
 
 /// Fisher-weighted WiSE-FT: with every Fisher value raised to at least `floor`, and ones where none is given,

@@ -4,11 +4,7 @@ use crate::error::{Error, Result};
 use crate::params::TensorSpec;
 
 pub(super) fn check_len(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        Ok(())
-    } else {
-        Err(Error::CountMismatch { what, expected, got })
-    }
+    if expected == got { Ok(()) } else { Err(Error::CountMismatch { what, expected, got }) }
 }
 
 pub(super) fn check_operand(spec: &TensorSpec, values: &[f64], what: &'static str) -> Result<()> {
@@ -16,12 +12,7 @@ pub(super) fn check_operand(spec: &TensorSpec, values: &[f64], what: &'static st
     if expected == got {
         Ok(())
     } else {
-        Err(Error::LengthMismatch {
-            tensor: spec.name.clone(),
-            what,
-            expected,
-            got,
-        })
+        Err(Error::LengthMismatch { tensor: spec.name.clone(), what, expected, got })
     }
 }
 
@@ -53,9 +44,6 @@ pub(super) fn check_finite<'a>(
         .collect();
     match bad.first() {
         None => Ok(()),
-        Some(first) => Err(Error::NonFiniteGradient {
-            tensor: first.name.clone(),
-            count: bad.len(),
-        }),
+        Some(first) => Err(Error::NonFiniteGradient { tensor: first.name.clone(), count: bad.len() }),
     }
 }

@@ -6,10 +6,7 @@ use crate::norm::Norm;
 
 /// FTP's norms: the L1 norm of every row of `c`, plus 1e-8.
 pub fn ftp_norms(c: &[f64], shape: &[usize]) -> Vec<f64> {
-    norms(c, shape, Norm::Mars)
-        .iter()
-        .map(|n| n + RADIUS_FLOOR)
-        .collect()
+    norms(c, shape, Norm::Mars).iter().map(|n| n + RADIUS_FLOOR).collect()
 }
 
 /// FTP's radius gradient: `sum_r <g_r, c_prev_r> / n_prev_r` with the displacement before projection and the norms of
@@ -17,12 +14,7 @@ pub fn ftp_norms(c: &[f64], shape: &[usize]) -> Vec<f64> {
 pub fn ftp_radius_gradient(grad: &[f64], c_prev: &[f64], n_prev: &[f64], shape: &[usize]) -> f64 {
     let grads = blocks(grad, shape, Norm::Mars);
     let displacements = blocks(c_prev, shape, Norm::Mars);
-    grads
-        .iter()
-        .zip(&displacements)
-        .zip(n_prev)
-        .map(|((g, c), n)| dot(g, c) / n)
-        .sum()
+    grads.iter().zip(&displacements).zip(n_prev).map(|((g, c), n)| dot(g, c) / n).sum()
 }
 
 /// The same without the previous displacement: `sum_r <g_r, W_r - W0_r> / min(radius_prev, n_prev_r)`.
@@ -39,11 +31,7 @@ pub fn ftp_radius_gradient_low(
 
 /// FTP's annealing: a positive radius gradient (which shrinks the radius) is multiplied by `k`.
 pub fn anneal(radius_grad: f64, k: f64) -> f64 {
-    if radius_grad > 0.0 {
-        k * radius_grad
-    } else {
-        radius_grad
-    }
+    if radius_grad > 0.0 { k * radius_grad } else { radius_grad }
 }
 
 /// FTP's clip to `[floor, max_r n_r]`, where `n` contains its 1e-8; a floor above the largest norm wins.
@@ -60,22 +48,14 @@ pub fn spd_alignment(grad: &[f64], displacement: &[f64]) -> f64 {
 /// whole tensor; 0 where `D' = 0`. The new displacement is `D' - strength * ratio * D'`.
 pub fn spd_ratio(before: &[f64], after: &[f64]) -> f64 {
     let (old, new) = (l2(before), l2(after));
-    if new == 0.0 {
-        0.0
-    } else {
-        ((new - old) / new).clamp(0.0, 1.0)
-    }
+    if new == 0.0 { 0.0 } else { ((new - old) / new).clamp(0.0, 1.0) }
 }
 
 /// DiGraP's projection of the gradient on the displacement, `p = (<g, D> / ||D||^2) * D` (Eq. 3); 0 where
 /// `||D||^2 < 1e-30`.
 pub fn digrap_component(grad: &[f64], displacement: &[f64]) -> Vec<f64> {
     let square = dot(displacement, displacement);
-    let factor = if square < 1e-30 {
-        0.0
-    } else {
-        dot(grad, displacement) / square
-    };
+    let factor = if square < 1e-30 { 0.0 } else { dot(grad, displacement) / square };
     displacement.iter().map(|d| factor * d).collect()
 }
 

@@ -17,9 +17,7 @@ pub fn blocks<'a>(values: &'a [f64], shape: &[usize], norm: Norm) -> Vec<&'a [f6
         Norm::L2 => vec![values],
         Norm::Mars => {
             let (rows, len) = rows_of(shape);
-            (0..rows)
-                .map(|r| values.get(r * len..(r + 1) * len).unwrap_or(&[]))
-                .collect()
+            (0..rows).map(|r| values.get(r * len..(r + 1) * len).unwrap_or(&[])).collect()
         }
     }
 }

@@ -56,9 +56,7 @@ impl Optimizer {
     pub fn new(set: &ParamSet, rule: impl Into<Rule>, constraint: impl Into<Constraint>) -> Result<Self> {
         let rule = rule.into();
         let settings = set.settings(&rule, &constraint.into())?;
-        let tpgm = settings
-            .iter()
-            .any(|s| matches!(s.constraint, Constraint::Tpgm(_)));
+        let tpgm = settings.iter().any(|s| matches!(s.constraint, Constraint::Tpgm(_)));
         Ok(Self {
             projector: tpgm.then(|| Projector::from_settings(set.tensors(), &settings)),
             tensors: vec![TensorState::default(); set.len()],
@@ -191,12 +189,8 @@ impl Optimizer {
             Constraint::None | Constraint::Tpgm(_) | Constraint::Digrap(_) | Constraint::L2Sp(_) => proposed,
             Constraint::FixedRadius(c) => {
                 state.trace.norms = norms(&displacement(&proposed, anchor), shape, c.norm);
-                state.trace.ratios = state
-                    .trace
-                    .norms
-                    .iter()
-                    .map(|n| 1.0 / (n / c.radius).max(1.0))
-                    .collect();
+                state.trace.ratios =
+                    state.trace.norms.iter().map(|n| 1.0 / (n / c.radius).max(1.0)).collect();
                 fixed_radius(&proposed, anchor, shape, c.norm, c.radius)
             }
             Constraint::FixedScale(c) => fixed_scale(&proposed, anchor, self.variances[i].as_ref(), c.radius),
@@ -208,11 +202,7 @@ impl Optimizer {
                 if alignment < 0.0 {
                     let ratio = spd_ratio(&before, &after);
                     state.trace.spd_ratio = Some(ratio);
-                    proposed
-                        .iter()
-                        .zip(&after)
-                        .map(|(w, d)| w - spd.strength * ratio * d)
-                        .collect()
+                    proposed.iter().zip(&after).map(|(w, d)| w - spd.strength * ratio * d).collect()
                 } else {
                     proposed
                 }
@@ -292,14 +282,8 @@ fn digrap_step(digrap: &Digrap, state: &mut TensorState, g: &mut [f64], before: 
     let p = digrap_component(g, before);
     if state.t >= 2 {
         let q = digrap_gradient(g, &state.previous);
-        let (omega, m, v) = radius_adam(
-            &digrap.adam,
-            state.radius.value,
-            state.radius.m,
-            state.radius.v,
-            q,
-            state.t,
-        );
+        let (omega, m, v) =
+            radius_adam(&digrap.adam, state.radius.value, state.radius.m, state.radius.v, q, state.t);
         state.trace.radius_grad_raw = Some(q);
         state.trace.radius_grad = Some(q);
         state.trace.radius_unclipped = Some(omega);
@@ -350,10 +334,7 @@ fn ftp_step(
         state.radius.value = ftp_clip(unclipped, &n, floor);
     }
     state.radius.t = state.t;
-    let ratios: Vec<f64> = n
-        .iter()
-        .map(|n| (state.radius.value / n).clamp(0.0, 1.0))
-        .collect();
+    let ratios: Vec<f64> = n.iter().map(|n| (state.radius.value / n).clamp(0.0, 1.0)).collect();
     let weight = project(&c, anchor, shape, Norm::Mars, &ratios);
     state.trace.norms.clone_from(&n);
     state.trace.ratios = ratios;

@@ -19,10 +19,7 @@ pub fn ratio_argument(radius: f64, norm: f64, dtype: DType) -> f64 {
 
 /// TPGM's ratio of every block: `clamp01(radius / (n + 1e-8))`.
 pub fn ratios(radius: f64, norms: &[f64], dtype: DType) -> Vec<f64> {
-    norms
-        .iter()
-        .map(|&n| ratio_argument(radius, n, dtype).clamp(0.0, 1.0))
-        .collect()
+    norms.iter().map(|&n| ratio_argument(radius, n, dtype).clamp(0.0, 1.0)).collect()
 }
 
 /// TPGM's first radius: half the smallest norm.
@@ -101,10 +98,7 @@ pub fn fixed_radius(
     radius: f64,
 ) -> Vec<f64> {
     let d = displacement(weight, anchor);
-    let ratios: Vec<f64> = norms(&d, shape, norm)
-        .iter()
-        .map(|n| 1.0 / (n / radius).max(1.0))
-        .collect();
+    let ratios: Vec<f64> = norms(&d, shape, norm).iter().map(|n| 1.0 / (n / radius).max(1.0)).collect();
     project(&d, anchor, shape, norm, &ratios)
 }
 

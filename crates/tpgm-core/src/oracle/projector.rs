@@ -64,10 +64,7 @@ impl Projector {
                 trace: Trace::default(),
             })
             .collect();
-        Self {
-            tensors,
-            looping: false,
-        }
+        Self { tensors, looping: false }
     }
 
     /// True if the tensor is projected.
@@ -82,10 +79,7 @@ impl Projector {
 
     /// The radius of a tensor. `None` if it is not projected.
     pub fn radius(&self, tensor: usize) -> Option<Radius> {
-        self.tensors
-            .get(tensor)
-            .filter(|t| t.tpgm.is_some())
-            .map(|t| t.radius)
+        self.tensors.get(tensor).filter(|t| t.tpgm.is_some()).map(|t| t.radius)
     }
 
     /// What the latest traversal and update computed for a tensor. `None` outside the set.
@@ -159,12 +153,7 @@ impl Projector {
     /// a loop.
     pub fn update(&mut self, grads: &[Option<Vec<f64>>]) -> Result<()> {
         self.expect_looping(true, "update")?;
-        check_operands(
-            self.tensors.iter().map(|t| &t.spec),
-            grads,
-            "gradients",
-            "gradient",
-        )?;
+        check_operands(self.tensors.iter().map(|t| &t.spec), grads, "gradients", "gradient")?;
         check_finite(self.tensors.iter().map(|t| &t.spec), grads)?;
         for (t, grad) in self.tensors.iter_mut().zip(grads) {
             let (Some(tpgm), Some(grad)) = (t.tpgm, grad) else {
@@ -256,10 +245,7 @@ impl Projector {
         let mut measured = Vec::with_capacity(self.tensors.len());
         for (i, t) in self.tensors.iter().enumerate() {
             let tpgm = t.tpgm.filter(|_| included(i));
-            measured.push(
-                tpgm.map(|tpgm| t.measure(&tpgm, &weights[i], &anchors[i]))
-                    .transpose()?,
-            );
+            measured.push(tpgm.map(|tpgm| t.measure(&tpgm, &weights[i], &anchors[i])).transpose()?);
         }
         let mut projected = weights.to_vec();
         for (i, (t, measured)) in self.tensors.iter_mut().zip(measured).enumerate() {
@@ -312,15 +298,10 @@ impl Member {
     ) -> Result<(Vec<f64>, Vec<f64>)> {
         let d = displacement(weight, self.home(anchor));
         if !d.iter().all(|x| x.is_finite()) {
-            return Err(Error::NonFiniteValue {
-                tensor: self.spec.name.clone(),
-                what: "displacement",
-            });
+            return Err(Error::NonFiniteValue { tensor: self.spec.name.clone(), what: "displacement" });
         }
-        let norms = norms(&d, &self.spec.shape, tpgm.norm)
-            .iter()
-            .map(|&n| round_to(n, self.spec.dtype))
-            .collect();
+        let norms =
+            norms(&d, &self.spec.shape, tpgm.norm).iter().map(|&n| round_to(n, self.spec.dtype)).collect();
         Ok((d, norms))
     }
 }

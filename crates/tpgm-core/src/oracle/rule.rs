@@ -21,12 +21,7 @@ pub fn adamw_update(
     let mean_correction = 1.0 - b1.powf(t as f64);
     let root_correction = (1.0 - b2.powf(t as f64)).sqrt();
     let (decoupled, coupled) = split_decay(rule.decay, weight_decay);
-    let Moments {
-        exp_avg,
-        exp_avg_sq,
-        max_exp_avg_sq,
-        ..
-    } = moments;
+    let Moments { exp_avg, exp_avg_sq, max_exp_avg_sq, .. } = moments;
     exp_avg.resize(weight.len(), 0.0);
     exp_avg_sq.resize(weight.len(), 0.0);
     if rule.amsgrad {
@@ -76,19 +71,12 @@ pub fn sgd_update(
             }
         }
         if rule.nesterov {
-            d.iter()
-                .zip(buffer.iter())
-                .map(|(d, b)| d + rule.momentum * b)
-                .collect()
+            d.iter().zip(buffer.iter()).map(|(d, b)| d + rule.momentum * b).collect()
         } else {
             buffer.clone()
         }
     };
-    direction
-        .iter()
-        .zip(weight)
-        .map(|(x, w)| lr * x + lr * decoupled * w)
-        .collect()
+    direction.iter().zip(weight).map(|(x, w)| lr * x + lr * decoupled * w).collect()
 }
 
 /// `(decoupled, coupled)`: one of them is the weight decay, the other 0.

@@ -136,21 +136,14 @@ pub(super) enum AnchorSource {
 }
 
 pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, GoldenError> {
-    let text = std::fs::read_to_string(path).map_err(|source| GoldenError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
-    serde_json::from_str(&text).map_err(|source| GoldenError::Json {
-        path: path.to_owned(),
-        source,
-    })
+    let text =
+        std::fs::read_to_string(path).map_err(|source| GoldenError::Io { path: path.to_owned(), source })?;
+    serde_json::from_str(&text).map_err(|source| GoldenError::Json { path: path.to_owned(), source })
 }
 
 /// A path that an index gives, which must stay inside its folder.
 pub(super) fn inside(dir: &Path, index: &Path, relative: &str) -> Result<PathBuf, GoldenError> {
-    let normal = Path::new(relative)
-        .components()
-        .all(|c| matches!(c, Component::Normal(_)));
+    let normal = Path::new(relative).components().all(|c| matches!(c, Component::Normal(_)));
     if normal && !relative.is_empty() {
         Ok(dir.join(relative))
     } else {
@@ -168,9 +161,5 @@ pub(super) fn required<T>(value: Option<T>, path: &Path, field: &str) -> Result<
 }
 
 pub(super) fn field_error(path: &Path, field: &str, problem: impl Into<String>) -> GoldenError {
-    GoldenError::Field {
-        path: path.to_owned(),
-        field: field.to_owned(),
-        problem: problem.into(),
-    }
+    GoldenError::Field { path: path.to_owned(), field: field.to_owned(), problem: problem.into() }
 }

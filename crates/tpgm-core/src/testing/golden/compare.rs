@@ -32,11 +32,7 @@ pub(super) fn limit(dtype: DType) -> f64 {
 
 pub(super) fn deviation(got: f64, expected: f64) -> f64 {
     let deviation = (got - expected).abs() / expected.abs().max(1e-3);
-    if deviation.is_nan() {
-        f64::INFINITY
-    } else {
-        deviation
-    }
+    if deviation.is_nan() { f64::INFINITY } else { deviation }
 }
 
 /// Whether the file must have a number.
@@ -62,12 +58,7 @@ pub(super) struct Comparer<'a> {
 
 impl<'a> Comparer<'a> {
     pub(super) fn new(file: &'a TensorFile) -> Self {
-        Self {
-            file,
-            worst: None,
-            compared: 0,
-            hidden: BTreeMap::new(),
-        }
+        Self { file, worst: None, compared: 0, hidden: BTreeMap::new() }
     }
 
     /// Compares tensor `name`, a `quantity`, with what was observed.
@@ -79,11 +70,7 @@ impl<'a> Comparer<'a> {
         presence: Presence,
     ) -> Result<(), GoldenError> {
         let disagree = |problem| {
-            Err(GoldenError::Presence {
-                path: self.file.path.clone(),
-                tensor: name.to_owned(),
-                problem,
-            })
+            Err(GoldenError::Presence { path: self.file.path.clone(), tensor: name.to_owned(), problem })
         };
         match (self.file.find(name)?, observed) {
             (None, _) if presence == Presence::Required => Err(self.file.missing(name)),
@@ -98,9 +85,7 @@ impl<'a> Comparer<'a> {
             }
             (Some(tensor), Observed::Value(got)) => {
                 if got.len() != tensor.values.len() {
-                    return Err(self
-                        .file
-                        .wrong_shape(name, tensor, format!("{} elements", got.len())));
+                    return Err(self.file.wrong_shape(name, tensor, format!("{} elements", got.len())));
                 }
                 self.values(name, &got, &tensor.values);
                 Ok(())
@@ -129,13 +114,7 @@ impl<'a> Comparer<'a> {
             let value = deviation(got, expected);
             self.compared += 1;
             if self.worst.as_ref().is_none_or(|worst| value > worst.value) {
-                self.worst = Some(Deviation {
-                    value,
-                    tensor: name.to_owned(),
-                    element,
-                    got,
-                    expected,
-                });
+                self.worst = Some(Deviation { value, tensor: name.to_owned(), element, got, expected });
             }
         }
     }

@@ -25,9 +25,7 @@ impl<'a> Evaluator<'a> {
         path: &Path,
         file: &'a TensorFile,
     ) -> Result<Self, GoldenError> {
-        model
-            .check(&case.params)
-            .map_err(|problem| field_error(path, "model", problem))?;
+        model.check(&case.params).map_err(|problem| field_error(path, "model", problem))?;
         let y = file.labels()?;
         let &[n_batches, batch] = &y.shape[..] else {
             return Err(file.wrong_shape("y", y, "[n_batches, batch]".to_owned()));
@@ -41,10 +39,7 @@ impl<'a> Evaluator<'a> {
         if !x.shape.starts_with(&[n_batches, batch])
             || x.values.len() != n_batches * batch * model.input_len()
         {
-            let expected = format!(
-                "[{n_batches}, {batch}, ...] with {} elements each",
-                model.input_len()
-            );
+            let expected = format!("[{n_batches}, {batch}, ...] with {} elements each", model.input_len());
             return Err(file.wrong_shape("x", x, expected));
         }
         let label = |&y: &f64| {

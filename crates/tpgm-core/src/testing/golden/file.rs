@@ -30,14 +30,9 @@ pub(super) struct TensorFile {
 impl TensorFile {
     /// Reads a file whose tensors are of type `dtype`, labels and learning rates apart.
     pub(super) fn read(path: &Path, dtype: DType) -> Result<Self, GoldenError> {
-        let bytes = std::fs::read(path).map_err(|source| GoldenError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        let damaged = |source| GoldenError::Safetensors {
-            path: path.to_owned(),
-            source,
-        };
+        let bytes =
+            std::fs::read(path).map_err(|source| GoldenError::Io { path: path.to_owned(), source })?;
+        let damaged = |source| GoldenError::Safetensors { path: path.to_owned(), source };
         let file = SafeTensors::deserialize(&bytes).map_err(damaged)?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file.tensors() {
@@ -47,19 +42,10 @@ impl TensorFile {
                 got: format!("{:?}", view.dtype()),
                 expected: "F64, F32 or I64",
             })?;
-            let tensor = Tensor {
-                shape: view.shape().to_vec(),
-                values,
-                dtype: view.dtype(),
-            };
+            let tensor = Tensor { shape: view.shape().to_vec(), values, dtype: view.dtype() };
             tensors.insert(name, tensor);
         }
-        Ok(Self {
-            path: path.to_owned(),
-            dtype,
-            tensors,
-            seen: RefCell::default(),
-        })
+        Ok(Self { path: path.to_owned(), dtype, tensors, seen: RefCell::default() })
     }
 
     /// A tensor of the file's own type, if it is there.
@@ -78,17 +64,14 @@ impl TensorFile {
 
     /// The learning rates, F64 in every file.
     pub(super) fn learning_rates(&self, steps: usize) -> Result<&[f64], GoldenError> {
-        let lr = self
-            .find_typed("lr", Dtype::F64, "F64")?
-            .ok_or_else(|| self.missing("lr"))?;
+        let lr = self.find_typed("lr", Dtype::F64, "F64")?.ok_or_else(|| self.missing("lr"))?;
         self.expect_shape("lr", lr, &[steps])?;
         Ok(&lr.values)
     }
 
     /// The labels, I64 in every file.
     pub(super) fn labels(&self) -> Result<&Tensor, GoldenError> {
-        self.find_typed("y", Dtype::I64, "I64")?
-            .ok_or_else(|| self.missing("y"))
+        self.find_typed("y", Dtype::I64, "I64")?.ok_or_else(|| self.missing("y"))
     }
 
     /// `PREFIX/NAME` of a parameter, in its shape, if it is there.
@@ -134,10 +117,7 @@ impl TensorFile {
     }
 
     pub(super) fn missing(&self, name: &str) -> GoldenError {
-        GoldenError::MissingTensor {
-            path: self.path.clone(),
-            tensor: name.to_owned(),
-        }
+        GoldenError::MissingTensor { path: self.path.clone(), tensor: name.to_owned() }
     }
 
     pub(super) fn expect_shape(
@@ -146,11 +126,7 @@ impl TensorFile {
         tensor: &Tensor,
         shape: &[usize],
     ) -> Result<(), GoldenError> {
-        if tensor.shape == shape {
-            Ok(())
-        } else {
-            Err(self.wrong_shape(name, tensor, format!("{shape:?}")))
-        }
+        if tensor.shape == shape { Ok(()) } else { Err(self.wrong_shape(name, tensor, format!("{shape:?}"))) }
     }
 
     pub(super) fn wrong_shape(&self, name: &str, tensor: &Tensor, expected: String) -> GoldenError {

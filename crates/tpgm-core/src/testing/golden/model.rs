@@ -78,19 +78,11 @@ impl Model {
                 }
                 all
             }
-            Model::Conv {
-                input: [channels, ..],
-                out_channels,
-                kernel: [kh, kw],
-                classes,
-            } => {
+            Model::Conv { input: [channels, ..], out_channels, kernel: [kh, kw], classes } => {
                 let (oh, ow) = self.conv_output();
                 let features = out_channels * oh * ow;
                 vec![
-                    (
-                        "conv1.weight".to_owned(),
-                        vec![*out_channels, *channels, *kh, *kw],
-                    ),
+                    ("conv1.weight".to_owned(), vec![*out_channels, *channels, *kh, *kw]),
                     ("conv1.bias".to_owned(), vec![*out_channels]),
                     ("head.weight".to_owned(), vec![*classes, features]),
                     ("head.bias".to_owned(), vec![*classes]),
@@ -102,11 +94,9 @@ impl Model {
     fn conv_output(&self) -> (usize, usize) {
         match self {
             Model::Mlp { .. } => (0, 0),
-            Model::Conv {
-                input: [_, h, w],
-                kernel: [kh, kw],
-                ..
-            } => ((h + 1).saturating_sub(*kh), (w + 1).saturating_sub(*kw)),
+            Model::Conv { input: [_, h, w], kernel: [kh, kw], .. } => {
+                ((h + 1).saturating_sub(*kh), (w + 1).saturating_sub(*kw))
+            }
         }
     }
 
@@ -176,12 +166,7 @@ impl Model {
                 }
                 mlp(dims, *scale, &tensors, x, y, &mut grads)
             }
-            Model::Conv {
-                input,
-                kernel,
-                out_channels,
-                classes,
-            } => {
+            Model::Conv { input, kernel, out_channels, classes } => {
                 let geometry = Geometry {
                     input: *input,
                     kernel: *kernel,
@@ -295,11 +280,7 @@ fn mlp(
         inputs.push(out.iter().map(|h| h.tanh()).collect());
     }
     let unscaled = tensors.linear(&name(layers - 1), &inputs[layers - 1], dims[layers - 1]);
-    let factor = if scale {
-        tensors.get("scale.weight")[0]
-    } else {
-        1.0
-    };
+    let factor = if scale { tensors.get("scale.weight")[0] } else { 1.0 };
     let logits: Vec<f64> = unscaled.iter().map(|z| factor * z).collect();
 
     let (loss, d_logits) = cross_entropy(&logits, y, dims[layers]);
@@ -401,12 +382,7 @@ mod tests {
             .parameters()
             .into_iter()
             .rev()
-            .map(|(name, shape)| Param {
-                name,
-                shape,
-                excluded: false,
-                trainable: true,
-            })
+            .map(|(name, shape)| Param { name, shape, excluded: false, trainable: true })
             .collect();
         model.check(&params).unwrap();
         let batch = 3;
@@ -430,11 +406,7 @@ mod tests {
                 };
                 let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
                 let grad = grads[i].as_ref().unwrap()[j];
-                assert!(
-                    (slope - grad).abs() < 1e-9,
-                    "{}[{j}]: {slope} {grad}",
-                    params[i].name
-                );
+                assert!((slope - grad).abs() < 1e-9, "{}[{j}]: {slope} {grad}", params[i].name);
             }
         }
     }

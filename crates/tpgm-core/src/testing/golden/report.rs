@@ -76,9 +76,9 @@ impl RunReport {
     /// Something was compared, and no deviation is above the limit: 1e-10 in f64, 1e-3 in f32.
     pub fn passed(&self) -> bool {
         match &self.outcome {
-            Outcome::Compared { worst, .. } => worst
-                .as_ref()
-                .is_some_and(|worst| worst.value <= limit(self.dtype)),
+            Outcome::Compared { worst, .. } => {
+                worst.as_ref().is_some_and(|worst| worst.value <= limit(self.dtype))
+            }
             Outcome::Broken(_) => false,
         }
     }
@@ -118,17 +118,8 @@ impl Report {
 
 impl fmt::Display for Deviation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            value,
-            tensor,
-            element,
-            got,
-            expected,
-        } = self;
-        write!(
-            f,
-            "{value:.1e} at {tensor}[{element}]: {got:e}, expected {expected:e}"
-        )
+        let Self { value, tensor, element, got, expected } = self;
+        write!(f, "{value:.1e} at {tensor}[{element}]: {got:e}, expected {expected:e}")
     }
 }
 
@@ -138,11 +129,7 @@ impl fmt::Display for RunReport {
         write!(f, "{} {}: ", self.dtype, self.mode)?;
         match &self.outcome {
             Outcome::Broken(error) => write!(f, "{error}"),
-            Outcome::Compared {
-                worst,
-                compared,
-                hidden,
-            } => {
+            Outcome::Compared { worst, compared, hidden } => {
                 match worst {
                     None => f.write_str("nothing could be compared")?,
                     Some(worst) => write!(f, "{worst} ({compared} numbers)")?,

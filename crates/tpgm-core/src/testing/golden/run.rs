@@ -36,32 +36,18 @@ pub fn run_folder(dir: &Path, subject: &dyn Subject, filter: Option<&str>) -> Re
         .iter()
         .filter(|entry| filter.is_none_or(|filter| entry.case.contains(filter)))
         .map(|entry| match run_case(dir, &path, entry, subject) {
-            Ok(runs) => CaseReport {
-                case: entry.case.clone(),
-                error: None,
-                runs,
-            },
-            Err(error) => CaseReport {
-                case: entry.case.clone(),
-                error: Some(error),
-                runs: Vec::new(),
-            },
+            Ok(runs) => CaseReport { case: entry.case.clone(), error: None, runs },
+            Err(error) => CaseReport { case: entry.case.clone(), error: Some(error), runs: Vec::new() },
         })
         .collect();
     if cases.is_empty() {
         let problem = match filter {
             None => "is empty".to_owned(),
-            Some(filter) => format!(
-                "has {} cases, none with `{filter}` in its name",
-                index.cases.len()
-            ),
+            Some(filter) => format!("has {} cases, none with `{filter}` in its name", index.cases.len()),
         };
         return Err(field_error(&path, "cases", problem));
     }
-    Ok(Report {
-        subject: subject.name().to_owned(),
-        cases,
-    })
+    Ok(Report { subject: subject.name().to_owned(), cases })
 }
 
 fn run_case(
@@ -78,11 +64,7 @@ fn run_case(
     }
     let mut names = BTreeSet::new();
     if let Some(twice) = case.params.iter().find(|p| !names.insert(&p.name)) {
-        return Err(field_error(
-            &json,
-            "params",
-            format!("lists `{}` twice", twice.name),
-        ));
+        return Err(field_error(&json, "params", format!("lists `{}` twice", twice.name)));
     }
     let run: for<'a> fn(&Context<'a>) -> Result<Comparer<'a>, GoldenError> = match case.method.as_str() {
         "tpgm" => run_tpgm::run,
@@ -91,11 +73,7 @@ fn run_case(
         "adam_spd" => |context| run_step::run(context, run_step::Method::AdamSpd),
         "wise" => run_wise::run,
         other => {
-            return Err(field_error(
-                &json,
-                "method",
-                format!("is `{other}`, which is unknown"),
-            ));
+            return Err(field_error(&json, "method", format!("is `{other}`, which is unknown")));
         }
     };
     // An interpolation has no gradients, so there is one way to run it.
@@ -110,23 +88,13 @@ fn run_case(
             "f64" => DType::F64,
             "f32" => DType::F32,
             other => {
-                return Err(field_error(
-                    index,
-                    "files",
-                    format!("has `{other}`, neither f64 nor f32"),
-                ));
+                return Err(field_error(index, "files", format!("has `{other}`, neither f64 nor f32")));
             }
         };
         let path = inside(dir, index, relative)?;
         for &mode in modes {
             let outcome = TensorFile::read(&path, dtype).and_then(|file| {
-                let context = Context {
-                    case: &case,
-                    json: &json,
-                    file: &file,
-                    subject,
-                    mode,
-                };
+                let context = Context { case: &case, json: &json, file: &file, subject, mode };
                 let comparer = run(&context)?;
                 file.expect_all_seen()?;
                 Ok(Outcome::Compared {
@@ -135,11 +103,7 @@ fn run_case(
                     hidden: comparer.hidden,
                 })
             });
-            runs.push(RunReport {
-                dtype,
-                mode,
-                outcome: outcome.unwrap_or_else(Outcome::Broken),
-            });
+            runs.push(RunReport { dtype, mode, outcome: outcome.unwrap_or_else(Outcome::Broken) });
         }
     }
     Ok(runs)

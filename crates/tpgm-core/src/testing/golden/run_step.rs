@@ -50,12 +50,7 @@ pub(super) fn run<'a>(context: &Context<'a>, method: Method) -> Result<Comparer<
             }
             Some(evaluator) => {
                 let (loss, mut grads) = evaluator.next(&weights);
-                comparer.check(
-                    "loss",
-                    &format!("{prefix}/loss"),
-                    value(&[loss]),
-                    Presence::Required,
-                )?;
+                comparer.check("loss", &format!("{prefix}/loss"), value(&[loss]), Presence::Required)?;
                 for (param, grad) in params.iter().zip(&mut grads) {
                     if !param.trainable {
                         *grad = None;
@@ -102,14 +97,7 @@ pub(super) fn run<'a>(context: &Context<'a>, method: Method) -> Result<Comparer<
             comparer.check("weight", &name, value(&weights[i]), Presence::Required)?;
         }
     }
-    check_final(
-        context,
-        &mut comparer,
-        optimizer.as_ref(),
-        &rule,
-        &weights,
-        &stepped,
-    )?;
+    check_final(context, &mut comparer, optimizer.as_ref(), &rule, &weights, &stepped)?;
     Ok(comparer)
 }
 
@@ -157,11 +145,7 @@ fn check_final(
 fn rule(context: &Context<'_>, method: Method, config: &OptimizerConfig) -> Result<Rule, GoldenError> {
     let field = |name: &str| format!("optimizer.{name}");
     let refuse = |given: bool, name: &str| match given {
-        true => Err(field_error(
-            context.json,
-            &field(name),
-            "does not belong to this method",
-        )),
+        true => Err(field_error(context.json, &field(name), "does not belong to this method")),
         false => Ok(()),
     };
     // SPD's strength travels under the name of the weight decay, which the rule itself does not have.
@@ -207,9 +191,7 @@ fn constraint(
     config: &OptimizerConfig,
 ) -> Result<Constraint, GoldenError> {
     if method == Method::AdamSpd {
-        return Ok(Constraint::Spd(Spd {
-            strength: config.weight_decay,
-        }));
+        return Ok(Constraint::Spd(Spd { strength: config.weight_decay }));
     }
     let ftp = required(context.case.ftp, context.json, "ftp")?;
     if ftp.gamma_init != RADIUS_FLOOR {

@@ -19,23 +19,18 @@ pub(super) fn run<'a>(context: &Context<'a>) -> Result<Comparer<'a>, GoldenError
         let iters = if round.apply_only { 0 } else { round.iters };
         let closing = format!("{prefix}/apply");
         if iters == 0 {
-            run.traverse(&closing, |projector, weights, anchors| {
-                projector.project(weights, anchors)
-            })?;
+            run.traverse(&closing, |projector, weights, anchors| projector.project(weights, anchors))?;
         } else {
             let begun = run.projector.begin(&mut run.weights, &run.anchors);
             context.subject(&format!("{prefix}: begin"), begun)?;
             for i in 1..=iters {
                 run.iteration(&format!("{prefix}/iter{i:02}"))?;
             }
-            run.traverse(&closing, |projector, weights, anchors| {
-                projector.finish(weights, anchors)
-            })?;
+            run.traverse(&closing, |projector, weights, anchors| projector.finish(weights, anchors))?;
         }
         for (param, weight) in params.iter().zip(&run.weights) {
             let name = format!("{prefix}/weight/{}", param.name);
-            run.comparer
-                .check("weight", &name, value(weight), Presence::Required)?;
+            run.comparer.check("weight", &name, value(weight), Presence::Required)?;
         }
     }
     Ok(run.comparer)
@@ -84,8 +79,7 @@ impl<'a, 'c> Run<'a, 'c> {
 
     fn observe(&self, tensor: usize, quantity: Quantity) -> Result<Observed, GoldenError> {
         let call = format!("observe {quantity:?} of `{}`", self.context.params()[tensor].name);
-        self.context
-            .subject(&call, self.projector.observe(tensor, quantity))
+        self.context.subject(&call, self.projector.observe(tensor, quantity))
     }
 
     fn check(
@@ -128,12 +122,9 @@ impl<'a, 'c> Run<'a, 'c> {
                 self.check(prefix, part, i, observed, Presence::Required)?;
             }
             let name = &self.context.params()[i].name;
-            let (norm, ratio) = (
-                self.observe(i, Quantity::LargestNorm)?,
-                self.observe(i, Quantity::SmallestRatio)?,
-            );
-            self.comparer
-                .check_reduced("largest norm", &format!("{prefix}/norm/{name}"), norm, largest)?;
+            let (norm, ratio) =
+                (self.observe(i, Quantity::LargestNorm)?, self.observe(i, Quantity::SmallestRatio)?);
+            self.comparer.check_reduced("largest norm", &format!("{prefix}/norm/{name}"), norm, largest)?;
             self.comparer.check_reduced(
                 "smallest ratio",
                 &format!("{prefix}/ratio/{name}"),
@@ -146,9 +137,7 @@ impl<'a, 'c> Run<'a, 'c> {
 
     /// One projection update.
     fn iteration(&mut self, prefix: &str) -> Result<(), GoldenError> {
-        self.traverse(prefix, |projector, weights, anchors| {
-            projector.apply(weights, anchors)
-        })?;
+        self.traverse(prefix, |projector, weights, anchors| projector.apply(weights, anchors))?;
         for i in self.projected() {
             self.check(prefix, "weight", i, value(&self.weights[i]), Presence::Required)?;
         }
@@ -189,8 +178,7 @@ impl<'a, 'c> Run<'a, 'c> {
         };
         let (loss, mut grads) = evaluator.next(&self.weights);
         let name = format!("{prefix}/loss");
-        self.comparer
-            .check("loss", &name, value(&[loss]), Presence::Required)?;
+        self.comparer.check("loss", &name, value(&[loss]), Presence::Required)?;
         for (i, param) in params.iter().enumerate() {
             if param.constrained() {
                 let grad = grads[i].clone().into();

@@ -27,9 +27,7 @@ pub(super) fn run<'a>(context: &Context<'a>) -> Result<Comparer<'a>, GoldenError
         };
         for (a, &alpha) in alphas.iter().enumerate() {
             let merged =
-                context
-                    .subject
-                    .interpolate(file.dtype, &theta0[i], &theta1[i], alpha, fisher.as_ref());
+                context.subject.interpolate(file.dtype, &theta0[i], &theta1[i], alpha, fisher.as_ref());
             let merged = context.subject("interpolate", merged)?;
             let name = format!("alpha{a}/weight/{}", param.name);
             comparer.check("weight", &name, merged, Presence::Required)?;
