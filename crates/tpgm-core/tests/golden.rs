@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use tpgm_core::testing::golden::{OracleSubject, Subject, run_folder};
+use tpgm_core::Cpu;
+use tpgm_core::testing::golden::{BackendSubject, OracleSubject, Subject, run_folder};
 
 fn folder() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "golden"].iter().collect()
@@ -19,4 +20,13 @@ fn expect_all_pass(subject: &dyn Subject) {
 #[test]
 fn the_oracle_matches_every_case() {
     expect_all_pass(&OracleSubject);
+}
+
+#[test]
+fn the_cpu_backend_matches_every_case() {
+    let subject = BackendSubject::new("cpu", Cpu::new());
+    for method in ["tpgm", "ftp", "spd"] {
+        let report = run_folder(&folder(), &subject, Some(method)).unwrap();
+        assert!(report.passed(), "{report}");
+    }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum GoldenError {
     /// A file cannot be read.
-    #[error("{path}: {source}")]
+    #[error("{path} cannot be read")]
     Io {
         /// The file.
         path: PathBuf,
@@ -16,7 +16,7 @@ pub enum GoldenError {
     },
 
     /// A JSON file is not what it should be: syntax, an unknown field, a missing one.
-    #[error("{path}: {source}")]
+    #[error("{path} is not the JSON that it should be")]
     Json {
         /// The file.
         path: PathBuf,
@@ -25,7 +25,7 @@ pub enum GoldenError {
     },
 
     /// A safetensors file is damaged.
-    #[error("{path}: {source}")]
+    #[error("{path} is damaged")]
     Safetensors {
         /// The file.
         path: PathBuf,
@@ -102,7 +102,7 @@ pub enum GoldenError {
     },
 
     /// The subject refused a call.
-    #[error("{path}: {call}: {source}")]
+    #[error("{path}: {call} was refused")]
     Subject {
         /// The file.
         path: PathBuf,
@@ -111,4 +111,17 @@ pub enum GoldenError {
         /// Why.
         source: crate::Error,
     },
+}
+
+impl GoldenError {
+    /// The message with its causes, in one line.
+    pub(super) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
 }

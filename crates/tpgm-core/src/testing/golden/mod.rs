@@ -16,6 +16,7 @@
 //! # Ok::<(), tpgm_core::testing::golden::GoldenError>(())
 //! ```
 
+mod backend_subject;
 mod case;
 mod compare;
 mod error;
@@ -29,6 +30,7 @@ mod run_tpgm;
 mod run_wise;
 mod subject;
 
+pub use backend_subject::BackendSubject;
 pub use compare::Deviation;
 pub use error::GoldenError;
 pub use report::{CaseReport, Mode, Outcome, Report, RunReport};

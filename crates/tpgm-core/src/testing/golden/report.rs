@@ -128,7 +128,7 @@ impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: ", self.dtype, self.mode)?;
         match &self.outcome {
-            Outcome::Broken(error) => write!(f, "{error}"),
+            Outcome::Broken(error) => f.write_str(&error.with_causes()),
             Outcome::Compared { worst, compared, hidden } => {
                 match worst {
                     None => f.write_str("nothing could be compared")?,
@@ -155,7 +155,7 @@ impl fmt::Display for CaseReport {
             }
         }
         if let Some(error) = &self.error {
-            write!(f, " {error}")?;
+            write!(f, " {}", error.with_causes())?;
         }
         for run in self.runs.iter().filter(|run| !run.passed()) {
             write!(f, "\n       {run}")?;

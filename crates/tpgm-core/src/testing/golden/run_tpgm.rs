@@ -19,13 +19,21 @@ pub(super) fn run<'a>(context: &Context<'a>) -> Result<Comparer<'a>, GoldenError
         let iters = if round.apply_only { 0 } else { round.iters };
         let closing = format!("{prefix}/apply");
         if iters == 0 {
+            run.check_before(&closing)?;
             run.traverse(&closing, |projector, weights, anchors| projector.project(weights, anchors))?;
         } else {
+            run.check_before(&format!("{prefix}/iter01"))?;
             let begun = run.projector.begin(&mut run.weights, &run.anchors);
             context.subject(&format!("{prefix}: begin"), begun)?;
             for i in 1..=iters {
-                run.iteration(&format!("{prefix}/iter{i:02}"))?;
+                let prefix = format!("{prefix}/iter{i:02}");
+                // `begin` may set the first radius already.
+                if i > 1 {
+                    run.check_before(&prefix)?;
+                }
+                run.iteration(&prefix)?;
             }
+            run.check_before(&closing)?;
             run.traverse(&closing, |projector, weights, anchors| projector.finish(weights, anchors))?;
         }
         for (param, weight) in params.iter().zip(&run.weights) {
@@ -99,16 +107,21 @@ impl<'a, 'c> Run<'a, 'c> {
         (0..params.len()).filter(|&i| params[i].constrained())
     }
 
+    /// The radii before whatever comes next.
+    fn check_before(&mut self, prefix: &str) -> Result<(), GoldenError> {
+        for i in self.projected() {
+            let before = self.observe(i, Quantity::Radius)?;
+            self.check(prefix, "gamma_before", i, before, Presence::Required)?;
+        }
+        Ok(())
+    }
+
     /// One call that clips all radii and writes projected weights, and what the file says about it.
     fn traverse(
         &mut self,
         prefix: &str,
         call: impl Fn(&mut dyn ProjectorSubject, &mut [Vec<f64>], &[Option<Vec<f64>>]) -> crate::Result<()>,
     ) -> Result<(), GoldenError> {
-        for i in self.projected() {
-            let before = self.observe(i, Quantity::Radius)?;
-            self.check(prefix, "gamma_before", i, before, Presence::Required)?;
-        }
         let called = call(self.projector.as_mut(), &mut self.weights, &self.anchors);
         self.context.subject(prefix, called)?;
         for i in self.projected() {
@@ -145,18 +158,21 @@ impl<'a, 'c> Run<'a, 'c> {
         let updated = self.projector.update(&mut self.weights, &grads, &self.anchors);
         self.context.subject(prefix, updated)?;
         for i in self.projected() {
-            // A parameter outside the graph has no radius gradient; its radius and moments stay.
+            // A parameter outside the graph has no radius gradient, or one of 0; its radius and moments stay.
             let presence = match grads[i] {
                 Some(_) => Presence::Required,
                 None => Presence::Optional,
             };
-            for (part, quantity, presence) in [
-                ("gamma_grad", Quantity::RadiusGrad, Presence::AsComputed),
-                ("gamma_after", Quantity::Radius, presence),
-                ("gamma_m", Quantity::RadiusM, presence),
-                ("gamma_v", Quantity::RadiusV, presence),
+            for (part, quantity) in [
+                ("gamma_grad", Quantity::RadiusGrad),
+                ("gamma_after", Quantity::Radius),
+                ("gamma_m", Quantity::RadiusM),
+                ("gamma_v", Quantity::RadiusV),
             ] {
-                let observed = self.observe(i, quantity)?;
+                let observed = match self.observe(i, quantity)? {
+                    Observed::Absent if grads[i].is_none() => value(&[0.0]),
+                    observed => observed,
+                };
                 self.check(prefix, part, i, observed, presence)?;
             }
         }
