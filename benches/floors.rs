@@ -53,8 +53,7 @@ pub struct Floors {
 const SCALE: f32 = 1e-3;
 
 impl Floors {
-    /// Arrays of `len` elements, cut into four chunks per thread: large enough for the system's copy to choose the
-    /// stores it keeps for large copies, small enough to even out threads of different speed.
+    /// Arrays of `len` elements, cut into four chunks per thread, which evens out threads of different speed.
     pub fn new(len: usize, threads: usize) -> Self {
         Self {
             a: vec![0.5; len],
