@@ -18,43 +18,14 @@ struct Stage {
 }
 
 const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage {
-        name,
-        args,
-        env: None,
-    }
+    Stage { name, args, env: None }
 }
 
 const STAGES: [Stage; 5] = [
     stage("formatting", &["fmt", "--all", "--check"]),
-    stage(
-        "lints",
-        &[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--all-features",
-            "--",
-            "-D",
-            "warnings",
-        ],
-    ),
-    stage(
-        "tests",
-        &[
-            "test",
-            "--workspace",
-            "--all-features",
-            "--lib",
-            "--bins",
-            "--tests",
-            "--examples",
-        ],
-    ),
-    stage(
-        "documentation tests",
-        &["test", "--workspace", "--all-features", "--doc"],
-    ),
+    stage("lints", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
+    stage("tests", &["test", "--workspace", "--all-features", "--lib", "--bins", "--tests", "--examples"]),
+    stage("documentation tests", &["test", "--workspace", "--all-features", "--doc"]),
     Stage {
         name: "documentation",
         args: &["doc", "--workspace", "--all-features", "--no-deps"],
@@ -82,10 +53,8 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         let verdict = if *success { "ok" } else { "FAILED" };
         println!("{verdict:<6}  {name} ({seconds} s)");
     }
-    let failed: Vec<_> = outcomes
-        .iter()
-        .filter_map(|&(name, success, _)| (!success).then_some(name))
-        .collect();
+    let failed: Vec<_> =
+        outcomes.iter().filter_map(|&(name, success, _)| (!success).then_some(name)).collect();
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }
