@@ -36,22 +36,14 @@ impl Data {
     /// Makes the data of `tensors`.
     pub fn new(tensors: &[TensorSpec]) -> Self {
         let values = |role, scale| -> Vec<Vec<f32>> {
-            tensors
-                .iter()
-                .map(|spec| uniform(seed(&spec.name, role), scale, spec.numel()))
-                .collect()
+            tensors.iter().map(|spec| uniform(seed(&spec.name, role), scale, spec.numel())).collect()
         };
         let anchors = values(Role::Anchor, ANCHOR_SCALE);
         let mut start = values(Role::Displacement, DISPLACEMENT_SCALE);
         for (weight, anchor) in start.iter_mut().zip(&anchors) {
             each_chunk(weight, anchor, |w, a| *w += a);
         }
-        Self {
-            weights: start.clone(),
-            grads: values(Role::Gradient, GRADIENT_SCALE),
-            anchors,
-            start,
-        }
+        Self { weights: start.clone(), grads: values(Role::Gradient, GRADIENT_SCALE), anchors, start }
     }
 
     /// Puts the weights back to their first values.
@@ -67,8 +59,7 @@ impl Data {
     /// `<g, W - W0>`, which a constant gradient never changes.
     pub fn flip_gradients(&mut self) {
         for grad in &mut self.grads {
-            grad.par_chunks_mut(CHUNK)
-                .for_each(|chunk| chunk.iter_mut().for_each(|g| *g = -*g));
+            grad.par_chunks_mut(CHUNK).for_each(|chunk| chunk.iter_mut().for_each(|g| *g = -*g));
         }
     }
 }
@@ -81,27 +72,22 @@ fn each_chunk(dst: &mut [f32], src: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
 
 /// FNV-1a over the name, then the role.
 fn seed(name: &str, role: Role) -> u64 {
-    name.bytes()
-        .chain([role as u8])
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        })
+    name.bytes().chain([role as u8]).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }
 
 /// `len` values, uniform in `[-scale, scale)`: value `i` is output `i` of the SplitMix64 generator started at `seed`,
 /// cut to 24 bits, so chunks can be made in any order.
 fn uniform(seed: u64, scale: f32, len: usize) -> Vec<f32> {
     let mut values = vec![0.0; len];
-    values
-        .par_chunks_mut(CHUNK)
-        .enumerate()
-        .for_each(|(chunk, values)| {
-            for (i, value) in values.iter_mut().enumerate() {
-                let index = (chunk * CHUNK + i) as u64;
-                let bits = split_mix(seed, index) >> 40;
-                *value = scale * (bits as f32 / (1u64 << 23) as f32 - 1.0);
-            }
-        });
+    values.par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, values)| {
+        for (i, value) in values.iter_mut().enumerate() {
+            let index = (chunk * CHUNK + i) as u64;
+            let bits = split_mix(seed, index) >> 40;
+            *value = scale * (bits as f32 / (1u64 << 23) as f32 - 1.0);
+        }
+    });
     values
 }
 
@@ -120,11 +106,7 @@ mod tests {
     // The first outputs of SplitMix64 started at 1234567, as listed with the published generators that seed from it.
     #[test]
     fn the_generator_is_split_mix() {
-        let outputs = [
-            6_457_827_717_110_365_317,
-            3_203_168_211_198_807_973,
-            9_817_491_932_198_370_423,
-        ];
+        let outputs = [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423];
         for (i, expected) in outputs.into_iter().enumerate() {
             assert_eq!(split_mix(1_234_567, i as u64), expected);
         }
@@ -145,18 +127,10 @@ mod tests {
 
     #[test]
     fn roles_and_tensors_differ_and_changes_can_be_undone() {
-        let spec = |name: &str| TensorSpec {
-            name: name.into(),
-            shape: vec![8, 16],
-            dtype: DType::F32,
-        };
+        let spec = |name: &str| TensorSpec { name: name.into(), shape: vec![8, 16], dtype: DType::F32 };
         let mut data = Data::new(&[spec("a"), spec("b")]);
         assert_ne!(data.anchors[0], data.anchors[1]);
-        let moved = data.weights[0]
-            .iter()
-            .zip(&data.anchors[0])
-            .filter(|(w, a)| w != a)
-            .count();
+        let moved = data.weights[0].iter().zip(&data.anchors[0]).filter(|(w, a)| w != a).count();
         assert!(moved > 120, "{moved} of 128 weights differ from their anchors");
         let (weights, grads) = (data.weights.clone(), data.grads.clone());
         data.weights[1].fill(9.0);

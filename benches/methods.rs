@@ -81,17 +81,11 @@ impl Method {
     /// All methods.
     pub fn all() -> Vec<Method> {
         let adamw = AdamW::default();
-        let amsgrad = AdamW {
-            amsgrad: true,
-            ..adamw
-        };
+        let amsgrad = AdamW { amsgrad: true, ..adamw };
         let sgd = Sgd::default();
         // Small enough to act on weights that start at data::DISPLACEMENT_SCALE: the rows of these models are longer
         // than 60 elements.
-        let fixed = FixedRadius {
-            radius: 0.02,
-            norm: Norm::Mars,
-        };
+        let fixed = FixedRadius { radius: 0.02, norm: Norm::Mars };
         let step = |name, rule: Rule, constraint: Constraint, traffic, peers| Method {
             name,
             operation: Operation::Step(rule, constraint),
@@ -114,20 +108,8 @@ impl Method {
                 AMSGRAD,
                 &["torch_adamw_amsgrad_fused", "torch_adamw_amsgrad_foreach"],
             ),
-            step(
-                "adamw+ftp",
-                adamw.into(),
-                Ftp::default().into(),
-                ADAMW.and(FTP),
-                &["ftp_adamp"],
-            ),
-            step(
-                "adamw+spd",
-                adamw.into(),
-                Spd::default().into(),
-                ADAMW.and(SPD),
-                &[],
-            ),
+            step("adamw+ftp", adamw.into(), Ftp::default().into(), ADAMW.and(FTP), &["ftp_adamp"]),
+            step("adamw+spd", adamw.into(), Spd::default().into(), ADAMW.and(SPD), &[]),
             step(
                 "adamw+tpgm",
                 adamw.into(),
@@ -135,41 +117,11 @@ impl Method {
                 ADAMW.and(ANCHOR),
                 &["torch_adamw_fused_tpgm_mars"],
             ),
-            step(
-                "adamw+fixed-radius",
-                adamw.into(),
-                fixed.into(),
-                ADAMW.and(ANCHOR),
-                &[],
-            ),
-            step(
-                "adamw+digrap",
-                adamw.into(),
-                Digrap::default().into(),
-                ADAMW.and(DIGRAP),
-                &[],
-            ),
-            step(
-                "adamw+l2sp",
-                adamw.into(),
-                L2Sp::default().into(),
-                ADAMW.and(ANCHOR),
-                &[],
-            ),
-            step(
-                "sgd",
-                sgd.into(),
-                none,
-                SGD,
-                &["torch_sgd_fused", "torch_sgd_foreach", "torch_sgd_loop"],
-            ),
-            step(
-                "sgd+ftp",
-                sgd.into(),
-                Ftp::default().into(),
-                SGD.and(FTP),
-                &["ftp_sgdp"],
-            ),
+            step("adamw+fixed-radius", adamw.into(), fixed.into(), ADAMW.and(ANCHOR), &[]),
+            step("adamw+digrap", adamw.into(), Digrap::default().into(), ADAMW.and(DIGRAP), &[]),
+            step("adamw+l2sp", adamw.into(), L2Sp::default().into(), ADAMW.and(ANCHOR), &[]),
+            step("sgd", sgd.into(), none, SGD, &["torch_sgd_fused", "torch_sgd_foreach", "torch_sgd_loop"]),
+            step("sgd+ftp", sgd.into(), Ftp::default().into(), SGD.and(FTP), &["ftp_sgdp"]),
             Method {
                 name: "project-mars",
                 operation: Operation::Project(Norm::Mars),

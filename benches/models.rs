@@ -21,12 +21,7 @@ pub enum Model {
 
 impl Model {
     /// All models.
-    pub const ALL: [Model; 4] = [
-        Model::VitB16,
-        Model::ResNet50,
-        Model::ClipVitL14,
-        Model::Llama32B1,
-    ];
+    pub const ALL: [Model; 4] = [Model::VitB16, Model::ResNet50, Model::ClipVitL14, Model::Llama32B1];
 
     /// Name on command lines and in result files.
     pub const fn name(self) -> &'static str {
@@ -70,13 +65,10 @@ impl FromStr for Model {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        Model::ALL
-            .into_iter()
-            .find(|model| model.name() == name)
-            .ok_or_else(|| {
-                let known: Vec<_> = Model::ALL.into_iter().map(Model::name).collect();
-                format!("no model `{name}`; known are {}", known.join(", "))
-            })
+        Model::ALL.into_iter().find(|model| model.name() == name).ok_or_else(|| {
+            let known: Vec<_> = Model::ALL.into_iter().map(Model::name).collect();
+            format!("no model `{name}`; known are {}", known.join(", "))
+        })
     }
 }
 
@@ -84,11 +76,7 @@ struct List(Vec<TensorSpec>);
 
 impl List {
     fn tensor(&mut self, name: impl Into<String>, shape: &[usize]) {
-        self.0.push(TensorSpec {
-            name: name.into(),
-            shape: shape.to_vec(),
-            dtype: DType::F32,
-        });
+        self.0.push(TensorSpec { name: name.into(), shape: shape.to_vec(), dtype: DType::F32 });
     }
 
     /// A weight and a bias of its outermost dimension: linear layers, convolutions, normalization layers.
@@ -208,11 +196,7 @@ mod tests {
             (Model::ResNet50, "layer1.0.downsample.0.weight", &[256, 64, 1, 1]),
             (Model::ResNet50, "layer4.2.conv2.weight", &[512, 512, 3, 3]),
             (Model::ClipVitL14, "positional_embedding", &[257, 1024]),
-            (
-                Model::Llama32B1,
-                "model.layers.15.self_attn.k_proj.weight",
-                &[512, 2048],
-            ),
+            (Model::Llama32B1, "model.layers.15.self_attn.k_proj.weight", &[512, 2048]),
         ];
         for (model, name, shape) in known {
             let set = model.param_set().unwrap();

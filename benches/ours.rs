@@ -64,11 +64,7 @@ impl Ours {
             Operation::Project(norm) => Engine::Project(Projector::new(cpu, set, tpgm(norm))?),
             Operation::Update(norm) => Engine::Update(Projector::new(cpu, set, tpgm(norm))?),
         };
-        Ok(Self {
-            engine,
-            rounds: 0,
-            phases: [0.0; Phase::ALL.len()],
-        })
+        Ok(Self { engine, rounds: 0, phases: [0.0; Phase::ALL.len()] })
     }
 
     /// Runs one round and returns the seconds of the operation itself. Not timed: every few steps gradients change
@@ -122,10 +118,7 @@ impl Ours {
 }
 
 fn tpgm(norm: Norm) -> Tpgm {
-    Tpgm {
-        norm,
-        ..Tpgm::default()
-    }
+    Tpgm { norm, ..Tpgm::default() }
 }
 
 #[cfg(test)]

@@ -80,11 +80,7 @@ impl Peers {
             child,
             commands,
             answers: BufReader::new(answers),
-            hello: Hello {
-                torch: String::new(),
-                threads: 0,
-                peers: Vec::new(),
-            },
+            hello: Hello { torch: String::new(), threads: 0, peers: Vec::new() },
         };
         peers.hello = serde_json::from_str(&peers.ask("hello")?).context("the peer's answer to `hello`")?;
         let shapes: Vec<_> = tensors.iter().map(shape_word).collect();
@@ -95,6 +91,11 @@ impl Peers {
     /// What the child said about itself.
     pub fn hello(&self) -> &Hello {
         &self.hello
+    }
+
+    /// Its process number.
+    pub fn process(&self) -> u32 {
+        self.child.id()
     }
 
     /// Makes the state of one peer.
@@ -113,10 +114,7 @@ impl Peers {
     /// What the child reports, or that it ended.
     pub fn run(&mut self, peer: &str) -> Result<f64> {
         let answer = self.ask(&format!("run {peer} 1"))?;
-        answer
-            .trim()
-            .parse()
-            .with_context(|| format!("peer `{peer}` answered `{answer}`"))
+        answer.trim().parse().with_context(|| format!("peer `{peer}` answered `{answer}`"))
     }
 
     /// Frees the state of one peer.
@@ -204,17 +202,9 @@ mod tests {
     fn a_child_that_ends_or_babbles_is_an_error() {
         let error = shell("exit 3").unwrap_err().to_string();
         assert!(error.contains("ended") && error.contains("`hello`"), "{error}");
-        let error = shell(&format!("{HELLO} read l; echo Traceback"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("Traceback") && error.contains("`shapes`"),
-            "{error}"
-        );
-        let missing = PeerOptions {
-            python: "no-such-interpreter".into(),
-            ..PeerOptions::default()
-        };
+        let error = shell(&format!("{HELLO} read l; echo Traceback")).unwrap_err().to_string();
+        assert!(error.contains("Traceback") && error.contains("`shapes`"), "{error}");
+        let missing = PeerOptions { python: "no-such-interpreter".into(), ..PeerOptions::default() };
         let error = Peers::start(&missing, &[]).unwrap_err().to_string();
         assert!(error.contains("no-such-interpreter"), "{error}");
     }

@@ -12,16 +12,12 @@ fn floors(c: &mut Criterion) {
     let threads = rayon::current_num_threads();
     let mut floors = Floors::new(len, threads);
     let mut group = c.benchmark_group("floors");
-    group
-        .sample_size(10)
-        .warm_up_time(Duration::from_secs(1))
-        .measurement_time(Duration::from_secs(3));
+    group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
     for floor in Floor::ALL {
         group.throughput(Throughput::Bytes(floors.bytes(floor) as u64));
-        group.bench_function(
-            BenchmarkId::new(floor.name(), format!("{threads} threads")),
-            |b| b.iter(|| floors.run(floor)),
-        );
+        group.bench_function(BenchmarkId::new(floor.name(), format!("{threads} threads")), |b| {
+            b.iter(|| floors.run(floor))
+        });
     }
     group.finish();
 }

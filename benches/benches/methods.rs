@@ -28,12 +28,7 @@ fn groups(c: &mut Criterion) {
                 .sample_size(10)
                 .warm_up_time(Duration::from_secs(1))
                 .measurement_time(Duration::from_secs(4));
-            let mut bench = Bench {
-                set: &set,
-                method: &method,
-                threads,
-                data: &mut data,
-            };
+            let mut bench = Bench { set: &set, method: &method, threads, data: &mut data };
             bench.run(&mut group, method.name, method.traffic.memory(), None);
             if matches!(method.operation, Operation::Update(_)) {
                 for phase in Phase::ALL {
@@ -64,12 +59,7 @@ impl Bench<'_> {
         bytes: usize,
         phase: Option<Phase>,
     ) {
-        let Self {
-            set,
-            method,
-            threads,
-            data,
-        } = self;
+        let Self { set, method, threads, data } = self;
         let mut ours = None;
         group.throughput(Throughput::Bytes((bytes * set.numel()) as u64));
         group.bench_function(format!("{name}/{threads} threads"), |b| {

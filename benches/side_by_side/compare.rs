@@ -9,6 +9,7 @@ use tpgm_benches::floors::{Floor, Floors};
 use tpgm_benches::{Method, Model, Ours, Peers, Samples};
 use tpgm_core::ParamSet;
 
+use crate::contention::Ticks;
 use crate::progress;
 use crate::report::Row;
 
@@ -74,7 +75,7 @@ impl Bench {
         let mut ours = Ours::new(method, &self.set, self.threads)?;
         let mut contestants = self.contestants(method);
         let n = contestants.len();
-        let start = Instant::now();
+        let (start, ticks) = (Instant::now(), self.ticks());
         for round in 0..WARM_UP + self.rounds {
             for i in 0..n {
                 let contestant = &mut contestants[(i + round) % n];
@@ -84,9 +85,7 @@ impl Bench {
                 sleep(PAUSE);
                 let seconds = match contestant.who {
                     Who::Floor(floor) => self.floor(floor),
-                    Who::Ours => ours
-                        .round(&mut self.data)
-                        .with_context(|| method.name.to_owned())?,
+                    Who::Ours => ours.round(&mut self.data).with_context(|| method.name.to_owned())?,
                     Who::Peer(peer) => match self.peer(|peers| peers.run(peer)) {
                         Ok(seconds) => seconds,
                         Err(error) => {
@@ -101,6 +100,7 @@ impl Bench {
                 }
             }
         }
+        let others = self.others_since(ticks);
         progress(&format!("  {:.0} s", start.elapsed().as_secs_f64()));
         for contestant in &contestants {
             if let Who::Peer(peer) = contestant.who
@@ -109,7 +109,9 @@ impl Bench {
                 self.peer(|peers| peers.drop_peer(peer))?;
             }
         }
-        Ok(self.rows(method, &contestants))
+        let mut rows = self.rows(method, &contestants);
+        rows.iter_mut().for_each(|row| row.others = others);
+        Ok(rows)
     }
 
     fn contestants(&mut self, method: &Method) -> Vec<Contestant> {
@@ -127,13 +129,7 @@ impl Bench {
                 }
             }
         }
-        who.into_iter()
-            .map(|who| Contestant {
-                who,
-                samples: Samples::default(),
-                failed: false,
-            })
-            .collect()
+        who.into_iter().map(|who| Contestant { who, samples: Samples::default(), failed: false }).collect()
     }
 
     fn floor(&mut self, floor: Floor) -> f64 {
@@ -151,10 +147,7 @@ impl Bench {
 
     fn rows(&mut self, method: &Method, contestants: &[Contestant]) -> Vec<Row> {
         let samples = |who| {
-            contestants
-                .iter()
-                .find_map(|c| (c.who == who).then(|| c.samples.clone()))
-                .unwrap_or_default()
+            contestants.iter().find_map(|c| (c.who == who).then(|| c.samples.clone())).unwrap_or_default()
         };
         let ours = samples(Who::Ours);
         for (floor, all) in Floor::ALL.into_iter().zip(&mut self.floor_samples) {
@@ -200,6 +193,15 @@ impl Bench {
     /// All tensors.
     pub(crate) fn set(&self) -> &ParamSet {
         &self.set
+    }
+
+    fn ticks(&self) -> Option<Ticks> {
+        Ticks::now(self.peers.as_ref().map(Peers::process))
+    }
+
+    /// Share of the processors that others used since `start`.
+    fn others_since(&self, start: Option<Ticks>) -> Option<f64> {
+        Some(self.ticks()?.others_since(start?))
     }
 
     /// Version of PyTorch, if peers ran.

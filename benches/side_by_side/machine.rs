@@ -16,8 +16,6 @@ pub(crate) struct Machine {
     pub(crate) cpu: String,
     /// Operating system and architecture.
     pub(crate) os: String,
-    /// Processes that wanted to run over the last minute before the run (Linux): other work that disturbs it.
-    pub(crate) load: Option<f64>,
     /// Version of this workspace.
     pub(crate) version: String,
 }
@@ -25,17 +23,12 @@ pub(crate) struct Machine {
 impl Machine {
     /// This machine, now.
     pub(crate) fn here() -> Self {
-        let seconds = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self {
             date: utc(seconds),
             commit: commit(),
             cpu: cpu(),
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            load: std::fs::read_to_string("/proc/loadavg")
-                .ok()
-                .and_then(|text| text.split_whitespace().next()?.parse().ok()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -58,9 +51,7 @@ fn commit() -> String {
 }
 
 fn cpu() -> String {
-    let linux = std::fs::read_to_string("/proc/cpuinfo")
-        .ok()
-        .and_then(|info| cpu_model(&info));
+    let linux = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| cpu_model(&info));
     linux
         .or_else(|| output("sysctl", &["-n", "machdep.cpu.brand_string"]))
         .unwrap_or_else(|| "unknown".to_owned())

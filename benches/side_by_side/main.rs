@@ -5,6 +5,7 @@
 #![allow(clippy::print_stderr, reason = "a command line tool shows progress")]
 
 mod compare;
+mod contention;
 mod machine;
 mod report;
 
@@ -69,7 +70,7 @@ fn main() -> Result<()> {
     let mut rows = Vec::new();
     for (i, method) in methods.iter().enumerate() {
         progress(&format!("{} ({} of {})", method.name, i + 1, methods.len()));
-        rows.extend(bench.compare(method)?);
+        rows.append(&mut bench.compare(method)?);
     }
     let mut all = bench.floor_rows();
     all.append(&mut rows);
@@ -95,12 +96,8 @@ fn start_peers(args: &Args, threads: usize) -> Result<Option<Peers>> {
         return Ok(None);
     };
     progress("starting the peers");
-    let options = PeerOptions {
-        python: python.clone(),
-        ftp: args.ftp.clone(),
-        tpgm: args.tpgm.clone(),
-        threads,
-    };
+    let options =
+        PeerOptions { python: python.clone(), ftp: args.ftp.clone(), tpgm: args.tpgm.clone(), threads };
     Peers::start(&options, &args.model.tensors()).map(Some)
 }
 

@@ -35,6 +35,8 @@ pub(crate) struct Row {
     pub(crate) of_in_place: Option<f64>,
     /// Peers: their time over ours in the same rounds; above 1 we are faster.
     pub(crate) times_ours: Option<f64>,
+    /// Share of the processors' time that other processes used during the method's rounds, where known.
+    pub(crate) others: Option<f64>,
 }
 
 impl Row {
@@ -52,6 +54,7 @@ impl Row {
             of_copy: None,
             of_in_place: None,
             times_ours: None,
+            others: None,
         }
     }
 
@@ -75,6 +78,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
         "of copy",
         "of in-place",
         "x ours",
+        "others",
     ];
     let mut cells = vec![head.map(str::to_owned)];
     for row in rows {
@@ -90,10 +94,11 @@ pub(crate) fn table(rows: &[Row]) -> String {
             percent(row.of_copy),
             percent(row.of_in_place),
             row.times_ours.map_or(String::new(), |x| format!("{x:.2}")),
+            percent(row.others),
         ]);
     }
     let width = |column: usize| cells.iter().map(|c| c[column].len()).max().unwrap_or(0);
-    let widths: [usize; 9] = std::array::from_fn(width);
+    let widths: [usize; 10] = std::array::from_fn(width);
     let mut out = String::new();
     for row in &cells {
         let line: Vec<_> = row
@@ -155,24 +160,14 @@ pub(crate) struct Run<'a> {
 impl Run<'_> {
     /// The provenance as the lines above the table.
     pub(crate) fn heading(&self, tensors: usize) -> String {
-        let Self {
-            model,
-            params,
-            threads,
-            machine,
-            ..
-        } = self;
+        let Self { model, params, threads, machine, .. } = self;
         let peers = match self.torch {
             Some(version) => format!("PyTorch {version}"),
             None => "no peers".to_owned(),
         };
-        let load = match machine.load {
-            Some(load) => format!("; load average at the start {load:.2}"),
-            None => String::new(),
-        };
         format!(
             "{model}: {tensors} tensors, {params} parameters; {threads} threads; {peers}\n\
-             {}, {}; commit {}; {}{load}\n",
+             {}, {}; commit {}; {}\n",
             machine.cpu, machine.os, machine.commit, machine.date,
         )
     }
@@ -188,10 +183,8 @@ mod tests {
         samples.push(0.3);
         let mut peer = Row::new("adamw", "torch_adamw_fused", &samples);
         peer.times_ours = Some(1.234);
-        vec![
-            Row::new("adamw", "ours", &samples).moving(32, 1_000_000_000),
-            peer,
-        ]
+        peer.others = Some(0.25);
+        vec![Row::new("adamw", "ours", &samples).moving(32, 1_000_000_000), peer]
     }
 
     #[test]
@@ -200,11 +193,8 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         // 32 GB in 0.2 s.
-        assert!(
-            lines[1].contains("200.00") && lines[1].contains(" 160.0"),
-            "{text}"
-        );
-        assert!(lines[2].ends_with(" 1.23"), "{text}");
+        assert!(lines[1].contains("200.00") && lines[1].contains(" 160.0"), "{text}");
+        assert!(lines[2].ends_with(" 1.23    25 %"), "{text}");
         let column = lines[0].find("who").unwrap();
         assert_eq!(lines[1].find("ours"), Some(column));
         assert_eq!(lines[2].find("torch_adamw_fused"), Some(column));
@@ -217,16 +207,9 @@ mod tests {
             commit: "abc".into(),
             cpu: "some cpu".into(),
             os: "linux x86_64".into(),
-            load: Some(0.5),
             version: "0.1.0".into(),
         };
-        let run = Run {
-            machine: &machine,
-            torch: None,
-            model: "resnet-50",
-            params: 3,
-            threads: 2,
-        };
+        let run = Run { machine: &machine, torch: None, model: "resnet-50", params: 3, threads: 2 };
         let path = std::env::temp_dir().join(format!("side_by_side_{}.jsonl", std::process::id()));
         append(&path, &run, &rows()).unwrap();
         append(&path, &run, &rows()).unwrap();
@@ -236,6 +219,6 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!(line["cpu"], "some cpu");
         assert_eq!(line["contestant"], "torch_adamw_fused");
-        assert_eq!(line["rounds"], 2);
+        assert_eq!((&line["rounds"], &line["others"]), (&2.into(), &0.25.into()));
     }
 }
