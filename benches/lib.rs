@@ -1,1 +1,26 @@
 //! Benchmarks over the tensor lists of real models.
+//!
+//! - [`Model`]: names and shapes of the tensors of real models, the only place where sizes come from.
+//! - [`data`]: synthetic weights, gradients and anchors, the same on every machine.
+//! - [`floors`]: how fast memory is, measured in the same run: what every other number is compared with.
+//! - [`Method`]: what is measured, and the bytes it must move.
+//! - [`Ours`]: our side of a comparison.
+//! - [`Peers`]: PyTorch and the published code, in a child process.
+//! - [`Samples`]: medians and paired ratios.
+//!
+//! Criterion benches are in `benches/benches`; `cargo xtask bench` runs the side-by-side comparison, which interleaves
+//! the floors, our code and its peers in one run.
+
+pub mod data;
+pub mod floors;
+mod methods;
+mod models;
+mod ours;
+mod peer;
+mod samples;
+
+pub use methods::{Method, Operation, Traffic};
+pub use models::Model;
+pub use ours::{FLIP_EVERY, Ours, Phase};
+pub use peer::{Hello, PeerOptions, Peers};
+pub use samples::Samples;

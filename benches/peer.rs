@@ -1,0 +1,222 @@
+//! PyTorch in a child process that answers one line per command, so that its rounds can be interleaved with ours.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use tpgm_core::TensorSpec;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/torch_peer.py");
+
+/// How to start the child.
+#[derive(Debug, Clone, Default)]
+pub struct PeerOptions {
+    /// A Python interpreter with PyTorch.
+    pub python: PathBuf,
+    /// Checkout of the published FTP code (`GT-RIPL/FTP`).
+    pub ftp: Option<PathBuf>,
+    /// Checkout of the published TPGM code (`PotatoTian/TPGM`).
+    pub tpgm: Option<PathBuf>,
+    /// Threads for PyTorch.
+    pub threads: usize,
+}
+
+/// What the child says about itself.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Hello {
+    /// Version of PyTorch.
+    pub torch: String,
+    /// Threads it uses.
+    pub threads: usize,
+    /// Names of the peers it can run.
+    pub peers: Vec<String>,
+}
+
+/// The running child. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Peers {
+    child: Child,
+    commands: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+    hello: Hello,
+}
+
+impl Peers {
+    /// Starts the child and gives it the shapes of `tensors`.
+    ///
+    /// # Errors
+    ///
+    /// If the interpreter does not start, has no PyTorch, or a checkout lacks the expected file.
+    pub fn start(options: &PeerOptions, tensors: &[TensorSpec]) -> Result<Self> {
+        let mut command = Command::new(&options.python);
+        command
+            .arg("-u")
+            .arg(SCRIPT)
+            .args(["--threads", &options.threads.to_string()])
+            .env("OMP_NUM_THREADS", options.threads.to_string());
+        let flag = |command: &mut Command, name: &str, path: &Option<PathBuf>| {
+            if let Some(path) = path {
+                command.arg(name).arg(path);
+            }
+        };
+        flag(&mut command, "--ftp", &options.ftp);
+        flag(&mut command, "--tpgm", &options.tpgm);
+        Self::from_command(command, &options.python, tensors)
+    }
+
+    fn from_command(mut command: Command, program: &Path, tensors: &[TensorSpec]) -> Result<Self> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot start `{}`", program.display()))?;
+        let commands = child.stdin.take();
+        let Some(answers) = child.stdout.take() else {
+            bail!("the peer process has no standard output");
+        };
+        let mut peers = Self {
+            child,
+            commands,
+            answers: BufReader::new(answers),
+            hello: Hello { torch: String::new(), threads: 0, peers: Vec::new() },
+        };
+        peers.hello = serde_json::from_str(&peers.ask("hello")?).context("the peer's answer to `hello`")?;
+        let shapes: Vec<_> = tensors.iter().map(shape_word).collect();
+        peers.ask(&format!("shapes {}", shapes.join(" ")))?;
+        Ok(peers)
+    }
+
+    /// What the child said about itself.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Its process number.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Makes the state of one peer.
+    ///
+    /// # Errors
+    ///
+    /// What the child reports, for example an unknown name.
+    pub fn prepare(&mut self, peer: &str) -> Result<()> {
+        self.ask(&format!("prepare {peer}")).map(drop)
+    }
+
+    /// Runs one round of a prepared peer and returns its seconds.
+    ///
+    /// # Errors
+    ///
+    /// What the child reports, or that it ended.
+    pub fn run(&mut self, peer: &str) -> Result<f64> {
+        let answer = self.ask(&format!("run {peer} 1"))?;
+        answer.trim().parse().with_context(|| format!("peer `{peer}` answered `{answer}`"))
+    }
+
+    /// Frees the state of one peer.
+    ///
+    /// # Errors
+    ///
+    /// What the child reports.
+    pub fn drop_peer(&mut self, peer: &str) -> Result<()> {
+        self.ask(&format!("drop {peer}")).map(drop)
+    }
+
+    fn ask(&mut self, command: &str) -> Result<String> {
+        let word = command.split_whitespace().next().unwrap_or_default();
+        if let Some(commands) = &mut self.commands {
+            // A child that has ended is noticed by its missing answer, which comes with a better message.
+            let _ = writeln!(commands, "{command}").and_then(|()| commands.flush());
+        }
+        let mut line = String::new();
+        self.answers.read_line(&mut line)?;
+        if line.is_empty() {
+            let status = self.child.wait()?;
+            bail!("the peer process ended ({status}) at `{word}`; its messages are above");
+        }
+        let line = line.trim_end();
+        match line.split_once(' ').unwrap_or((line, "")) {
+            ("ok", answer) => Ok(answer.to_owned()),
+            ("error", message) => bail!("peer, at `{}`: {message}", command_head(command)),
+            _ => bail!("the peer process answered `{line}` to `{word}`"),
+        }
+    }
+}
+
+impl Drop for Peers {
+    fn drop(&mut self) {
+        // End of input makes it leave its loop.
+        self.commands = None;
+        let _ = self.child.wait();
+    }
+}
+
+/// The first two words: enough to say what went wrong, without 150 shapes.
+fn command_head(command: &str) -> String {
+    command.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+}
+
+fn shape_word(spec: &TensorSpec) -> String {
+    if spec.shape.is_empty() {
+        return "scalar".to_owned();
+    }
+    let dims: Vec<_> = spec.shape.iter().map(usize::to_string).collect();
+    dims.join("x")
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::Model;
+
+    fn shell(script: &str) -> Result<Peers> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Peers::from_command(command, Path::new("sh"), &Model::ResNet50.tensors())
+    }
+
+    const HELLO: &str = r#"read l; echo 'ok {"torch": "9.9", "threads": 2, "peers": ["p"]}'; "#;
+
+    #[test]
+    fn shapes_and_rounds_go_over_the_pipe() {
+        let script = format!(
+            "{HELLO} read word first rest; case $word-$first in shapes-64x3x7x7) echo ok;; *) echo error $first;; esac
+             read l; echo ok
+             read word name n; [ \"$word $name $n\" = 'run p 1' ] && echo ok 0.25
+             read l; echo error 'KeyError: q'
+             cat > /dev/null"
+        );
+        let mut peers = shell(&script).unwrap();
+        assert_eq!(peers.hello().peers, ["p"]);
+        peers.prepare("p").unwrap();
+        assert_eq!(peers.run("p").unwrap(), 0.25);
+        let error = peers.prepare("q").unwrap_err().to_string();
+        assert_eq!(error, "peer, at `prepare q`: KeyError: q");
+    }
+
+    #[test]
+    fn a_child_that_ends_or_babbles_is_an_error() {
+        let error = shell("exit 3").unwrap_err().to_string();
+        assert!(error.contains("ended") && error.contains("`hello`"), "{error}");
+        let error = shell(&format!("{HELLO} read l; echo Traceback")).unwrap_err().to_string();
+        assert!(error.contains("Traceback") && error.contains("`shapes`"), "{error}");
+        let missing = PeerOptions { python: "no-such-interpreter".into(), ..PeerOptions::default() };
+        let error = Peers::start(&missing, &[]).unwrap_err().to_string();
+        assert!(error.contains("no-such-interpreter"), "{error}");
+    }
+
+    #[test]
+    fn shapes_are_written_as_words() {
+        let spec = |shape: &[usize]| TensorSpec {
+            name: "t".into(),
+            shape: shape.to_vec(),
+            dtype: tpgm_core::DType::F32,
+        };
+        assert_eq!(shape_word(&spec(&[1, 197, 768])), "1x197x768");
+        assert_eq!(shape_word(&spec(&[])), "scalar");
+    }
+}
