@@ -3,6 +3,8 @@
 //! A backend owns memory (state) and borrows memory (weights, gradients, anchors), and runs whole passes over a set:
 //! never one tensor at a time. Everything method-specific that is not arithmetic on elements lives above this trait.
 
+use std::ops::Range;
+
 use crate::element::{Buffer, DType};
 use crate::error::Result;
 use crate::optimizer::StepOptions;
@@ -112,6 +114,19 @@ pub trait Backend: Sized {
     fn as_ref(buffer: &Self::Buffer) -> Self::Ref<'_>;
     /// Borrows owned memory to write it.
     fn as_mut(buffer: &mut Self::Buffer) -> Self::Mut<'_>;
+
+    /// Borrows some elements of owned memory. A view need not be aligned to more than its element type.
+    ///
+    /// # Panics
+    ///
+    /// If the range lies outside.
+    fn view(buffer: &Self::Buffer, range: Range<usize>) -> Self::Ref<'_>;
+    /// Borrows some elements of owned memory to write them.
+    ///
+    /// # Panics
+    ///
+    /// If the range lies outside.
+    fn view_mut(buffer: &mut Self::Buffer, range: Range<usize>) -> Self::Mut<'_>;
 
     /// `len` zeros.
     ///

@@ -376,7 +376,21 @@ pub enum SliceMut<'a> {
     BF16(&'a mut [bf16]),
 }
 
-impl SliceMut<'_> {
+impl<'a> SliceMut<'a> {
+    /// The elements of `range`.
+    ///
+    /// # Panics
+    ///
+    /// If the range lies outside the slice, as for Rust's own slices.
+    pub fn sub(self, range: Range<usize>) -> SliceMut<'a> {
+        match self {
+            SliceMut::F64(data) => SliceMut::F64(&mut data[range]),
+            SliceMut::F32(data) => SliceMut::F32(&mut data[range]),
+            SliceMut::F16(data) => SliceMut::F16(&mut data[range]),
+            SliceMut::BF16(data) => SliceMut::BF16(&mut data[range]),
+        }
+    }
+
     /// The same elements, read-only.
     #[inline(always)]
     pub fn as_slice(&self) -> Slice<'_> {

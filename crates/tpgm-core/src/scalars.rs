@@ -23,6 +23,8 @@ pub struct TensorScalars {
     pub previous_coefficient: f64,
     /// DiGraP: `|D|` of the previous step.
     pub previous_norm: f64,
+    /// 1 once the master, if there is one, has been filled from the weights, else 0.
+    pub master_filled: f64,
 
     /// Gradient of the loss by the learned scalar, before FTP's factor `k`.
     pub radius_grad_raw: f64,
@@ -42,7 +44,7 @@ pub struct TensorScalars {
 
 impl TensorScalars {
     /// Names of the state fields, in order.
-    pub(crate) const STATE: [&'static str; 8] = [
+    pub(crate) const STATE: [&'static str; 9] = [
         "step",
         "radius",
         "radius_m",
@@ -51,9 +53,10 @@ impl TensorScalars {
         "initialized",
         "previous_coefficient",
         "previous_norm",
+        "master_filled",
     ];
 
-    pub(crate) fn state(&self) -> [f64; 8] {
+    pub(crate) fn state(&self) -> [f64; 9] {
         [
             self.step,
             self.radius,
@@ -63,12 +66,22 @@ impl TensorScalars {
             self.initialized,
             self.previous_coefficient,
             self.previous_norm,
+            self.master_filled,
         ]
     }
 
-    pub(crate) fn from_state(state: [f64; 8]) -> Self {
-        let [step, radius, radius_m, radius_v, radius_step, initialized, previous_coefficient, previous_norm] =
-            state;
+    pub(crate) fn from_state(state: [f64; 9]) -> Self {
+        let [
+            step,
+            radius,
+            radius_m,
+            radius_v,
+            radius_step,
+            initialized,
+            previous_coefficient,
+            previous_norm,
+            master_filled,
+        ] = state;
         Self {
             step,
             radius,
@@ -78,6 +91,7 @@ impl TensorScalars {
             initialized,
             previous_coefficient,
             previous_norm,
+            master_filled,
             ..Self::default()
         }
     }

@@ -114,7 +114,7 @@ impl Advance<'_> {
                 *scale = row_scale_of(memory, step.pull, norm);
             }
             let mut ratio = C::ONE;
-            if !step.deferred {
+            if !step.deferred && norm >= step.pulls_from {
                 ratio = step.pull.ratio::<C>(norm);
                 if ratio != C::ONE {
                     self.pull_range::<C>(range, ratio, &mut stage);
@@ -218,7 +218,7 @@ impl Advance<'_> {
             // SAFETY: nobody writes norms in this phase.
             let norm = unsafe { self.norms.slice(at..at + 1) }.get(0);
             let ratio = self.step.pull.ratio::<C>(norm);
-            if ratio != C::ONE {
+            if ratio != C::ONE && norm < self.step.waited_below {
                 self.pull_range::<C>(self.tensor.elements(piece, unit), ratio, &mut stage);
             }
         }

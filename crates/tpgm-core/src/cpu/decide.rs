@@ -43,6 +43,10 @@ pub(super) struct Move {
     pub(super) pull: Pull,
     /// Pulling back waits for a pass of its own.
     pub(super) deferred: bool,
+    /// Units with at least this norm need not wait for others to be pulled back.
+    pub(super) pulls_from: f64,
+    /// Units with less than this norm are pulled back in the second pass; the others were in the first.
+    pub(super) waited_below: f64,
     /// FTP: what the row scale is one over; the norm, or with low memory the smaller of norm and radius.
     pub(super) row_scale: Option<FtpMemory>,
     /// Bound of the per-element rule.
@@ -59,6 +63,8 @@ impl Move {
         norm: None,
         pull: Pull::Keep,
         deferred: false,
+        pulls_from: 0.0,
+        waited_below: f64::INFINITY,
         row_scale: None,
         scale_radius: None,
     };
@@ -104,6 +110,8 @@ impl Decide<'_> {
     /// Advances the scalars of the tensor and says how it moves. Without a rule it is only projected.
     pub(super) fn decide(&self, scalars: &mut TensorScalars, sums: &PieceSums, rule: Option<&Rule>) -> Move {
         let mut step = Move { skip: false, ..Move::SKIP };
+        // Whatever moves a tensor runs over its whole master.
+        scalars.master_filled = 1.0;
         if let Some(rule) = rule {
             scalars.step += 1.0;
             step.rule = self.rule_step(rule, scalars.step);
@@ -127,10 +135,9 @@ impl Decide<'_> {
                     step.norm = Some(c.norm);
                     scalars.radius = pull::round(self.dtype, scalars.radius.max(RADIUS_FLOOR));
                     step.pull = Pull::Learned { radius: scalars.radius };
-                    // In f32 clipping the radius to the largest norm changes no ratio by more than a rounding, so no row
-                    // waits for the others. In f64 it does: the 1e-8 of the ratio is not rounded away.
-                    let exact = self.dtype == DType::F64;
-                    step.deferred = cut || exact || scalars.initialized == 0.0;
+                    step.deferred = cut || scalars.initialized == 0.0;
+                    // Rows as long as the radius do not depend on where it will be clipped; see `Settle`.
+                    step.pulls_from = scalars.radius;
                 }
             }
             Constraint::Ftp(c) => {

@@ -36,6 +36,7 @@ mod settle;
 mod simd;
 mod step;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use self::advance::PieceNorms;
@@ -142,10 +143,9 @@ impl Workspace {
     ) {
         self.operands.clear();
         let tensors = io.iter_mut().zip(slots).zip(settings).zip(scalars);
-        self.operands.extend(
-            tensors
-                .map(|(((io, slots), settings), scalars)| Operands::new(io, slots, settings, scalars.step)),
-        );
+        self.operands.extend(tensors.map(|(((io, slots), settings), scalars)| {
+            Operands::new(io, slots, settings, scalars.master_filled == 0.0)
+        }));
     }
 }
 
@@ -170,6 +170,14 @@ impl Backend for Cpu {
 
     fn as_mut(buffer: &mut Buffer) -> SliceMut<'_> {
         buffer.as_mut()
+    }
+
+    fn view(buffer: &Buffer, range: Range<usize>) -> Slice<'_> {
+        buffer.as_slice().sub(range)
+    }
+
+    fn view_mut(buffer: &mut Buffer, range: Range<usize>) -> SliceMut<'_> {
+        buffer.as_mut().sub(range)
     }
 
     fn zeros(&self, dtype: DType, len: usize) -> Result<Buffer> {

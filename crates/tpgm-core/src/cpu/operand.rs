@@ -131,7 +131,7 @@ impl Operands {
         io: &mut TensorIo<'_, Cpu>,
         slots: &mut Slots<Cpu>,
         settings: &Settings,
-        step: f64,
+        fresh_master: bool,
     ) -> Self {
         let mut operand = |slot: Slot| slots.get_mut(slot).map(|buffer| Operand::write(Cpu::as_mut(buffer)));
         let pretrained = settings.anchor == AnchorKind::Pretrained;
@@ -143,7 +143,7 @@ impl Operands {
                 .variance
                 .map(|variance| (Operand::read(variance.current), Operand::read(variance.anchor))),
             slots: Slot::ALL.map(&mut operand),
-            fresh_master: step == 0.0,
+            fresh_master,
         }
     }
 

@@ -48,15 +48,18 @@ pub(super) fn remember(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
         });
     });
     for ((tensor, settings), spec) in plan.tensors.iter().zip(settings).zip(set.tensors()) {
-        let Constraint::Tpgm(tpgm) = &settings.constraint else {
-            continue;
-        };
+        let Constraint::Tpgm(tpgm) = &settings.constraint else { continue };
         let parts = &parts[tensor.first_part..][..tensor.units * tensor.parts];
         for (norm, parts) in norms[tensor.unit_range()].iter_mut().zip(parts.chunks(tensor.parts)) {
             *norm = finish_norm(tpgm.norm, parts.iter().sum());
             if !norm.is_finite() {
                 return Err(Error::NonFiniteValue { tensor: spec.name.clone(), what: "displacement" });
             }
+        }
+    }
+    for (settings, scalars) in settings.iter().zip(scalars) {
+        if is_tpgm(&settings.constraint) {
+            scalars.master_filled = 1.0;
         }
     }
     Ok(())

@@ -86,7 +86,8 @@ impl Optimizer {
 
     /// Takes one step and returns the global norm of the scaled gradients, before clipping.
     ///
-    /// Weights, gradients and anchors are in set order. A tensor whose gradient is `None` is skipped entirely. `lr` is
+    /// Weights, gradients and anchors are in set order. A tensor whose gradient is `None` is skipped entirely,
+    /// but for TPGM's projection, which does not ask for one. `lr` is
     /// the rule's unless given; a group's own scales along. Gradients are multiplied by `grad_scale`, then by
     /// `min(1, max_grad_norm / (norm + 1e-6))`.
     ///
@@ -125,11 +126,9 @@ impl Optimizer {
             }
         }
         if let Some(projector) = &mut self.projector {
-            moved = projector.traverse(&moved, anchors, |i| grads[i].is_some())?;
+            moved = projector.traverse(&moved, anchors)?;
             for (i, state) in next.iter_mut().enumerate() {
-                if let (true, true, Some(trace)) =
-                    (projector.projects(i), grads[i].is_some(), projector.trace(i))
-                {
+                if let (true, Some(trace)) = (projector.projects(i), projector.trace(i)) {
                     state.trace.norms.clone_from(&trace.norms);
                     state.trace.ratios.clone_from(&trace.ratios);
                     state.trace.radius_before = trace.radius_before;

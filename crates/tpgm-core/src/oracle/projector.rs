@@ -95,7 +95,7 @@ impl Projector {
     /// weights or anchors that are not finite; [`Error::OutOfOrder`] during a loop.
     pub fn project(&mut self, weights: &mut [Vec<f64>], anchors: &[Option<Vec<f64>>]) -> Result<()> {
         self.expect_looping(false, "project")?;
-        let projected = self.traverse(weights, anchors, |_| true)?;
+        let projected = self.traverse(weights, anchors)?;
         for (weight, new) in weights.iter_mut().zip(projected) {
             *weight = new;
         }
@@ -137,7 +137,7 @@ impl Projector {
                 None => weight.clone(),
             })
             .collect();
-        let projected = self.traverse(&remembered, anchors, |_| true)?;
+        let projected = self.traverse(&remembered, anchors)?;
         for (weight, new) in weights.iter_mut().zip(projected) {
             *weight = new;
         }
@@ -234,18 +234,16 @@ impl Projector {
         Ok(())
     }
 
-    /// Steps 1 to 5 of every projected tensor that `included` names; returns all weights.
+    /// Steps 1 to 5 of every projected tensor; returns all weights.
     pub(super) fn traverse(
         &mut self,
         weights: &[Vec<f64>],
         anchors: &[Option<Vec<f64>>],
-        included: impl Fn(usize) -> bool,
     ) -> Result<Vec<Vec<f64>>> {
         self.check(weights, anchors)?;
         let mut measured = Vec::with_capacity(self.tensors.len());
         for (i, t) in self.tensors.iter().enumerate() {
-            let tpgm = t.tpgm.filter(|_| included(i));
-            measured.push(tpgm.map(|tpgm| t.measure(&tpgm, &weights[i], &anchors[i])).transpose()?);
+            measured.push(t.tpgm.map(|tpgm| t.measure(&tpgm, &weights[i], &anchors[i])).transpose()?);
         }
         let mut projected = weights.to_vec();
         for (i, (t, measured)) in self.tensors.iter_mut().zip(measured).enumerate() {

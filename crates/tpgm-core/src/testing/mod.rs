@@ -1,3 +1,4 @@
 //! What implementations are tested with (feature `testing`).
 
+pub mod conformance;
 pub mod golden;

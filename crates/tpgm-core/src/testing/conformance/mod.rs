@@ -1,0 +1,58 @@
+//! The suite that every backend runs: its results against the [oracle](crate::oracle), and the promises of
+//! [`Backend`](crate::Backend).
+//!
+//! A backend's tests contain one line, which makes one test of every function here:
+//!
+//! ```ignore
+//! tpgm_core::conformance_suite!(tpgm_core::Cpu::new());
+//! ```
+//!
+//! Sets are small and awkward: no element, one, three, 123, one less and one more than a piece, scalars, rows that are cut
+//! and rows that are not, operands that are not aligned, weights and anchors of different types.
+
+mod data;
+mod fixture;
+mod methods;
+mod projector;
+mod promises;
+mod steps;
+
+pub use projector::projector_matches_the_oracle;
+pub use promises::{
+    a_gradient_that_is_not_finite_changes_nothing, averages_match_the_oracle,
+    order_of_tensors_does_not_matter, saved_state_continues_with_the_same_bits,
+    the_same_call_gives_the_same_bits, wrong_operands_are_named,
+};
+pub use steps::{
+    half_precision_without_masters_matches_the_oracle, steps_match_the_oracle,
+    steps_with_groups_match_the_oracle, steps_with_options_match_the_oracle,
+};
+
+/// Makes a test of every function of [`conformance`](crate::testing::conformance), for the backend that the expression
+/// gives.
+#[macro_export]
+macro_rules! conformance_suite {
+    ($backend:expr) => {
+        $crate::conformance_suite!(@tests $backend,
+            steps_match_the_oracle,
+            steps_with_groups_match_the_oracle,
+            steps_with_options_match_the_oracle,
+            half_precision_without_masters_matches_the_oracle,
+            projector_matches_the_oracle,
+            a_gradient_that_is_not_finite_changes_nothing,
+            averages_match_the_oracle,
+            order_of_tensors_does_not_matter,
+            saved_state_continues_with_the_same_bits,
+            the_same_call_gives_the_same_bits,
+            wrong_operands_are_named,
+        );
+    };
+    (@tests $backend:expr, $($name:ident),* $(,)?) => {
+        $(
+            #[test]
+            fn $name() {
+                $crate::testing::conformance::$name(&$backend);
+            }
+        )*
+    };
+}
