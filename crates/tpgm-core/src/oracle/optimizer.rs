@@ -14,7 +14,7 @@ use crate::constraint::{Constraint, Coupling, Digrap, Ftp, FtpMemory, RADIUS_FLO
 use crate::error::{Error, Result};
 use crate::norm::Norm;
 use crate::params::{AnchorKind, ParamSet, Settings, TensorSpec};
-use crate::rule::{Rule, above_zero, at_least_zero, check};
+use crate::rule::{Rule, above_zero, at_least_zero};
 
 /// Any rule under any constraint.
 ///
@@ -105,9 +105,9 @@ impl Optimizer {
         max_grad_norm: Option<f64>,
     ) -> Result<f64> {
         let lr = lr.unwrap_or(self.rule.lr());
-        at_least_zero("lr of the step", lr)?;
-        check("grad_scale", grad_scale, "a finite number", |_| true)?;
-        max_grad_norm.map_or(Ok(()), |max| above_zero("max_grad_norm", max))?;
+        at_least_zero("StepOptions::lr", lr)?;
+        above_zero("StepOptions::grad_scale", grad_scale)?;
+        max_grad_norm.map_or(Ok(()), |max| above_zero("StepOptions::max_grad_norm", max))?;
         self.check(weights, grads, anchors)?;
 
         let mut grads = times(grad_scale, grads);
@@ -290,9 +290,9 @@ fn digrap_step(digrap: &Digrap, state: &mut TensorState, g: &mut [f64], before: 
         (state.radius.m, state.radius.v) = (m, v);
     }
     state.radius.t = state.t;
-    let alignment = dot(g, before);
-    state.trace.alignment = Some(alignment);
-    if digrap_acts(digrap.test, alignment) {
+    let dot = dot(g, before);
+    state.trace.alignment = Some(-dot);
+    if digrap_acts(digrap.test, dot) {
         for (g, p) in g.iter_mut().zip(&p) {
             *g -= state.radius.value * p;
         }

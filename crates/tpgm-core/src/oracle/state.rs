@@ -43,7 +43,7 @@ pub struct Trace {
     pub radius_grad_raw: Option<f64>,
     /// Radius gradient that Adam saw; differs from the raw one by FTP's `k`.
     pub radius_grad: Option<f64>,
-    /// SPD: `-<g, W - W0>`. DiGraP: `<g, W - W0>`.
+    /// SPD and DiGraP: `-<g, W - W0>`.
     pub alignment: Option<f64>,
     /// SPD's ratio, where the alignment was below zero.
     pub spd_ratio: Option<f64>,
