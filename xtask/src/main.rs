@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
 mod bench;
+mod parity;
 mod simd;
 mod test;
 
@@ -17,6 +18,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Compares an implementation with numbers computed by the authors' published code
+    Parity(parity::Args),
     /// Everything that must pass before a change lands: formatting, lints, tests, documentation
     Test(test::Args),
     /// Times our methods beside the speed of memory and PyTorch, in one run
@@ -27,6 +30,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Parity(args) => parity::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Simd(args) => simd::run(&args),

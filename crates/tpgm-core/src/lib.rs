@@ -3,7 +3,11 @@
 pub mod backend;
 pub mod cpu;
 pub mod element;
+#[cfg(feature = "testing")]
+pub mod oracle;
 pub mod plan;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 mod constraint;
 mod ema;

@@ -1,0 +1,3 @@
+//! What implementations are tested with (feature `testing`).
+
+pub mod golden;
