@@ -22,7 +22,7 @@ use crate::report::Run;
 
 /// Compares methods with the speed of memory and with PyTorch, in one run
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask bench")]
+#[command(bin_name = "cargo xtask bench")]
 struct Args {
     /// Whose tensors: vit-b-16, resnet-50, clip-vit-l-14 or llama-3.2-1b
     #[arg(long, default_value = "vit-b-16")]

@@ -24,33 +24,42 @@ struct Kernel {
     f32: &'static [&'static str],
     /// The same in f64.
     f64: &'static [&'static str],
+    /// How many instantiations compute in f32 and also add up in f64: these must convert wide registers too.
+    widening: usize,
 }
 
 const fn kernel(symbol: &'static str, f32: &'static [&'static str], f64: &'static [&'static str]) -> Kernel {
-    Kernel { symbol, f32, f64 }
+    Kernel { symbol, f32, f64, widening: 0 }
 }
 
+/// Conversion of f32 to f64.
+const WIDEN: &str = "vcvtps2pd";
 /// Sums widen f32 to f64 before they add, so both need the f64 addition.
-const SUM: (&[&str], &[&str]) = (&["vcvtps2pd", "vaddpd"], &["vaddpd"]);
+const SUM: (&[&str], &[&str]) = (&[WIDEN, "vaddpd"], &["vaddpd"]);
 /// Interpolation towards the anchor.
 const MOVE: (&[&str], &[&str]) = (&["vmulps", "vaddps"], &["vmulpd", "vaddpd"]);
 
 /// The kernels of `tpgm_core::cpu` that touch every parameter.
 const KERNELS: &[Kernel] = &[
-    kernel(
-        "kernels::adamw::avx2",
-        &["vsqrtps", "vdivps", "vmulps", "vaddps", "vsubps"],
-        &["vsqrtpd", "vdivpd", "vmulpd", "vaddpd", "vsubpd"],
-    ),
-    kernel("kernels::sgd::avx2", &["vmulps", "vaddps", "vsubps"], &["vmulpd", "vaddpd", "vsubpd"]),
+    // With and without anchor, AMSGrad or momentum, for each of five sinks, three of which add up.
+    Kernel {
+        widening: 12,
+        ..kernel(
+            "kernels::adamw::avx2",
+            &["vsqrtps", "vdivps", "vmulps", "vaddps", "vsubps"],
+            &["vsqrtpd", "vdivpd", "vmulpd", "vaddpd", "vsubpd"],
+        )
+    },
+    Kernel {
+        widening: 12,
+        ..kernel("kernels::sgd::avx2", &["vmulps", "vaddps", "vsubps"], &["vmulpd", "vaddpd", "vsubpd"])
+    },
     kernel("kernels::add_norm::avx2", SUM.0, SUM.1),
     kernel("kernels::add_dot::avx2", SUM.0, SUM.1),
     kernel("kernels::add_dot_displacement::avx2", SUM.0, SUM.1),
     kernel("kernels::add_dot_and_norm::avx2", SUM.0, SUM.1),
     kernel("kernels::add_dot_and_square::avx2", SUM.0, SUM.1),
-    kernel("kernels::displace_and_add::avx2", SUM.0, SUM.1),
     kernel("kernels::all_finite::avx2", &["vaddps"], &["vaddpd"]),
-    kernel("kernels::displace::avx2", &["vsubps"], &["vsubpd"]),
     kernel("kernels::pull::avx2", MOVE.0, MOVE.1),
     kernel("kernels::place::avx2", MOVE.0, MOVE.1),
     kernel("kernels::project::avx2", MOVE.0, MOVE.1),
@@ -157,9 +166,10 @@ fn functions<'a>(disassembly: &'a str, symbol: &str) -> Vec<BTreeSet<&'a str>> {
 
 fn problem(kernel: &Kernel, functions: &[BTreeSet<&str>]) -> Option<String> {
     let has = |function: &BTreeSet<&str>, needs: &[&str]| needs.iter().all(|need| function.contains(need));
-    let (mut single, mut neither) = (0, Vec::new());
+    let (mut single, mut widening, mut neither) = (0, 0, Vec::new());
     for function in functions {
         single += usize::from(has(function, kernel.f32));
+        widening += usize::from(function.contains(WIDEN));
         if !has(function, kernel.f32) && !has(function, kernel.f64) {
             neither.push(function);
         }
@@ -177,6 +187,8 @@ fn problem(kernel: &Kernel, functions: &[BTreeSet<&str>]) -> Option<String> {
     } else if 2 * single < functions.len() {
         // Every kernel exists for f32 and for f64; what a sum needs in f64 is part of what it needs in f32.
         Some(format!("only {single} of {} instantiations have {}", functions.len(), kernel.f32.join(" ")))
+    } else if widening < kernel.widening {
+        Some(format!("only {widening} instantiations have {WIDEN}, not {}", kernel.widening))
     } else {
         None
     }
@@ -217,6 +229,9 @@ mod tests {
         assert!(scalar.starts_with("1 of 2 instantiations have neither"), "{scalar}");
         let narrow = problem_of(&TEXT.replace("vcvtps2pd (%rdi),%ymm0", "vcvtss2sd (%rdi),%xmm0,%xmm0"));
         assert!(narrow.starts_with("only 0 of 2"), "{narrow}");
+        let more = Kernel { widening: 2, ..DOT };
+        let few = problem(&more, &functions(TEXT, DOT.symbol)).unwrap();
+        assert!(few.starts_with("only 1 instantiations have vcvtps2pd"), "{few}");
         assert!(unlisted(TEXT).is_empty());
         let renamed = TEXT.replace("add_dot", "add_product");
         let found = BTreeSet::from(["tpgm_core::cpu::kernels::add_product::avx2"]);
