@@ -8,7 +8,9 @@ pub mod oracle;
 pub mod plan;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod weight_space;
 
+mod blocks;
 mod constraint;
 mod ema;
 mod engine;
