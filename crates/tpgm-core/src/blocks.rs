@@ -10,19 +10,14 @@ use std::ops::Range;
 use crate::element::{DType, Real, Slice, SliceMut};
 use crate::error::{Error, Result};
 
-/// Elements converted at a time. Five blocks of f64 (two Fisher-weighted models and the result) are 40 KiB of stack.
-pub(crate) const BLOCK: usize = 1024;
+pub(crate) use crate::plan::BLOCK;
 
 /// Elements of one unit of parallel work.
 pub(crate) const CHUNK: usize = 64 * BLOCK;
 
 /// The type in which operands of these types meet: f64 if one of them is f64, else f32.
 pub(crate) fn widest(operands: impl IntoIterator<Item = DType>) -> DType {
-    if operands.into_iter().any(|dtype| dtype == DType::F64) {
-        DType::F64
-    } else {
-        DType::F32
-    }
+    if operands.into_iter().any(|dtype| dtype == DType::F64) { DType::F64 } else { DType::F32 }
 }
 
 /// Runs `$body` with the type `$real` standing for f64 or f32, as `$dtype` says.
@@ -141,9 +136,7 @@ pub(crate) fn map<T: Real, const N: usize>(
         let len = range.len();
         let mut source = sources.iter();
         let blocks = scratch.each_mut().map(|scratch| {
-            let block = source
-                .next()
-                .map_or(&[][..], |s| load(s.sub(range.clone()), scratch));
+            let block = source.next().map_or(&[][..], |s| load(s.sub(range.clone()), scratch));
             &block[..len]
         });
         write(&mut dst, range, &mut out, |out| {
@@ -162,6 +155,18 @@ pub(crate) fn copy(mut dst: SliceMut<'_>, src: Slice<'_>) {
         (SliceMut::F16(dst), Slice::F16(src)) => dst.copy_from_slice(src),
         (SliceMut::BF16(dst), Slice::BF16(src)) => dst.copy_from_slice(src),
         (_, src) => with_real!(widest([dst.dtype(), src.dtype()]), T => map::<T, 1>(dst, [src], |[x]| x)),
+    }
+}
+
+/// `sum[i] += x[i]` on one thread. `sum` has type `T`; both have the same length.
+pub(crate) fn accumulate<T: Real>(sum: SliceMut<'_>, x: Slice<'_>) {
+    let Some(sum) = T::direct_mut(sum) else { return };
+    let mut scratch = [T::ZERO; BLOCK];
+    for range in ranges(0..sum.len(), BLOCK) {
+        let x = load(x.sub(range.clone()), &mut scratch);
+        for (sum, x) in sum[range].iter_mut().zip(x) {
+            *sum += *x;
+        }
     }
 }
 
@@ -185,31 +190,27 @@ pub(crate) fn check_len(tensor: &str, what: &'static str, expected: usize, got: 
     if got == expected {
         Ok(())
     } else {
-        Err(Error::LengthMismatch {
-            tensor: tensor.to_owned(),
-            what,
-            expected,
-            got,
-        })
+        Err(Error::LengthMismatch { tensor: tensor.to_owned(), what, expected, got })
+    }
+}
+
+/// Checks the element type of an operand.
+pub(crate) fn check_dtype(tensor: &str, what: &'static str, expected: DType, got: DType) -> Result<()> {
+    if got == expected {
+        Ok(())
+    } else {
+        Err(Error::DTypeMismatch { tensor: tensor.to_owned(), what, expected, got })
     }
 }
 
 /// Checks the number of operands.
 pub(crate) fn check_count(what: &'static str, expected: usize, got: usize) -> Result<()> {
-    if got == expected {
-        Ok(())
-    } else {
-        Err(Error::CountMismatch { what, expected, got })
-    }
+    if got == expected { Ok(()) } else { Err(Error::CountMismatch { what, expected, got }) }
 }
 
 /// Checks that there are enough of something.
 pub(crate) fn at_least(what: &'static str, needed: usize, got: usize) -> Result<()> {
-    if got >= needed {
-        Ok(())
-    } else {
-        Err(Error::TooFew { what, needed, got })
-    }
+    if got >= needed { Ok(()) } else { Err(Error::TooFew { what, needed, got }) }
 }
 
 #[cfg(test)]
@@ -217,33 +218,18 @@ pub(crate) mod testing {
     use super::{BLOCK, CHUNK};
 
     /// Lengths at which blocked and chunked loops go wrong.
-    pub(crate) const LENGTHS: [usize; 9] = [
-        0,
-        1,
-        3,
-        123,
-        BLOCK - 1,
-        BLOCK + 1,
-        CHUNK - 1,
-        CHUNK + 1,
-        2 * CHUNK + 17,
-    ];
+    pub(crate) const LENGTHS: [usize; 9] =
+        [0, 1, 3, 123, BLOCK - 1, BLOCK + 1, CHUNK - 1, CHUNK + 1, 2 * CHUNK + 17];
 
     /// Runs `f` on pools of several sizes and checks that the answers are equal; returns the answer.
     pub(crate) fn on_any_pool<R: PartialEq + std::fmt::Debug + Send>(f: impl Fn() -> R + Sync) -> R {
         let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(&f)
         };
         let first = run(1);
         for threads in [2, 3, 8] {
-            assert!(
-                run(threads) == first,
-                "{threads} threads give another answer than one"
-            );
+            assert!(run(threads) == first, "{threads} threads give another answer than one");
         }
         first
     }

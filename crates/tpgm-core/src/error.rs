@@ -188,6 +188,17 @@ pub enum Error {
         missing: &'static str,
     },
 
+    /// Indices of trained entries are out of order or out of range.
+    #[error(
+        "tensor `{tensor}`: the indices of its trained entries must increase strictly and stay below {numel}"
+    )]
+    InvalidIndices {
+        /// Name of the tensor.
+        tensor: String,
+        /// Number of elements of the tensor.
+        numel: usize,
+    },
+
     /// The thread pool of the CPU backend could not be made.
     #[error("cannot start {threads} threads: {reason}")]
     ThreadPool {

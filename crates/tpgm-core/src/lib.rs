@@ -6,6 +6,7 @@ pub mod element;
 #[cfg(feature = "testing")]
 pub mod oracle;
 pub mod plan;
+pub mod sparse;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod weight_space;

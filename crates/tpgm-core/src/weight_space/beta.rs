@@ -46,13 +46,7 @@ pub struct BetaMixture {
 
 impl Default for BetaMixture {
     fn default() -> Self {
-        Self {
-            components: 3,
-            restarts: 3,
-            max_iterations: 1000,
-            tolerance: 1e-4,
-            seed: 0,
-        }
+        Self { components: 3, restarts: 3, max_iterations: 1000, tolerance: 1e-4, seed: 0 }
     }
 }
 
@@ -97,17 +91,13 @@ impl BetaMixture {
         self.validate()?;
         at_least("samples of the Beta mixture", self.components, samples.len())?;
         for &x in samples {
-            check("sample of the Beta mixture", x, "strictly between 0 and 1", |x| {
-                x > 0.0 && x < 1.0
-            })?;
+            check("sample of the Beta mixture", x, "strictly between 0 and 1", |x| x > 0.0 && x < 1.0)?;
         }
         let data = Data::new(samples);
         let mut random = SplitMix(self.seed);
         let mut best = self.run(&data, quantiles(&data.sorted, self.components));
         for _ in 1..self.restarts {
-            let start = (0..self.components)
-                .map(|_| data.sorted[random.below(samples.len())])
-                .collect();
+            let start = (0..self.components).map(|_| data.sorted[random.below(samples.len())]).collect();
             let run = self.run(&data, start);
             if run.log_likelihood > best.log_likelihood {
                 best = run;
@@ -131,11 +121,7 @@ impl BetaMixture {
                 break;
             }
         }
-        Run {
-            mixture,
-            log_likelihood,
-            iterations,
-        }
+        Run { mixture, log_likelihood, iterations }
     }
 }
 
@@ -158,10 +144,7 @@ impl Run {
             means: self.mixture.iter().map(Component::mean).collect(),
             parameters: self.mixture.iter().map(|c| (c.a, c.b)).collect(),
             weights: self.mixture.iter().map(|c| c.weight).collect(),
-            assignment: responsibilities
-                .chunks_exact(self.mixture.len())
-                .map(most_probable)
-                .collect(),
+            assignment: responsibilities.chunks_exact(self.mixture.len()).map(most_probable).collect(),
             log_likelihood,
             iterations: self.iterations,
         }
@@ -180,11 +163,7 @@ impl<'a> Data<'a> {
     fn new(samples: &'a [f64]) -> Self {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
-        Self {
-            samples,
-            sorted,
-            logs: samples.iter().map(|x| (x.ln(), (-x).ln_1p())).collect(),
-        }
+        Self { samples, sorted, logs: samples.iter().map(|x| (x.ln(), (-x).ln_1p())).collect() }
     }
 }
 
@@ -198,11 +177,7 @@ struct Component {
 
 impl Component {
     /// The uniform distribution: where a component without samples starts.
-    const WIDE: Component = Component {
-        a: 1.0,
-        b: 1.0,
-        weight: 0.0,
-    };
+    const WIDE: Component = Component { a: 1.0, b: 1.0, weight: 0.0 };
 
     fn mean(&self) -> f64 {
         self.a / (self.a + self.b)
@@ -222,9 +197,7 @@ fn maximize(data: &Data<'_>, responsibilities: &[f64], mixture: &mut [Component]
             continue;
         }
         let mean = weights().zip(data.samples).map(|(w, x)| w * x).sum::<f64>() / mass;
-        let squares = weights()
-            .zip(data.samples)
-            .map(|(w, x)| w * (x - mean) * (x - mean));
+        let squares = weights().zip(data.samples).map(|(w, x)| w * (x - mean) * (x - mean));
         let spread = mean * (1.0 - mean);
         let variance = (squares.sum::<f64>() / mass).min(spread / 4.0) + TINY;
         let concentration = spread / variance - 1.0;
@@ -238,16 +211,9 @@ fn maximize(data: &Data<'_>, responsibilities: &[f64], mixture: &mut [Component]
 
 /// The E-step: overwrites the responsibilities and returns the mean log-likelihood.
 fn expect(data: &Data<'_>, mixture: &[Component], responsibilities: &mut [f64]) -> f64 {
-    let constants: Vec<f64> = mixture
-        .iter()
-        .map(|c| c.weight.ln() - ln_beta(c.a, c.b))
-        .collect();
+    let constants: Vec<f64> = mixture.iter().map(|c| c.weight.ln() - ln_beta(c.a, c.b)).collect();
     let mut total = 0.0;
-    for ((ln_x, ln_rest), row) in data
-        .logs
-        .iter()
-        .zip(responsibilities.chunks_exact_mut(mixture.len()))
-    {
+    for ((ln_x, ln_rest), row) in data.logs.iter().zip(responsibilities.chunks_exact_mut(mixture.len())) {
         for ((log, component), constant) in row.iter_mut().zip(mixture).zip(&constants) {
             *log = constant + (component.a - 1.0) * ln_x + (component.b - 1.0) * ln_rest;
         }
@@ -262,9 +228,7 @@ fn expect(data: &Data<'_>, mixture: &[Component], responsibilities: &mut [f64]) 
 
 /// The middles of `count` equally filled parts of sorted data.
 fn quantiles(sorted: &[f64], count: usize) -> Vec<f64> {
-    (0..count)
-        .map(|k| sorted[(2 * k + 1) * sorted.len() / (2 * count)])
-        .collect()
+    (0..count).map(|k| sorted[(2 * k + 1) * sorted.len() / (2 * count)]).collect()
 }
 
 /// Lloyd's algorithm from the given centers; returns hard responsibilities. A center without samples stays.
@@ -272,11 +236,7 @@ fn kmeans(samples: &[f64], mut centers: Vec<f64>) -> Vec<f64> {
     let components = centers.len();
     let nearest = |centers: &[f64], x: f64| {
         let closer = |best: usize, k: usize| {
-            if (centers[k] - x).abs() < (centers[best] - x).abs() {
-                k
-            } else {
-                best
-            }
+            if (centers[k] - x).abs() < (centers[best] - x).abs() { k } else { best }
         };
         (1..centers.len()).fold(0, closer)
     };
@@ -344,12 +304,7 @@ mod tests {
     #[test]
     fn one_component_is_the_fit_by_moments() {
         let samples = beta(1, 3, 6, 400);
-        let fit = BetaMixture {
-            components: 1,
-            ..BetaMixture::default()
-        }
-        .fit(&samples)
-        .unwrap();
+        let fit = BetaMixture { components: 1, ..BetaMixture::default() }.fit(&samples).unwrap();
         let n = samples.len() as f64;
         let mean = samples.iter().sum::<f64>() / n;
         let variance = samples.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
@@ -362,16 +317,10 @@ mod tests {
         // Mean log-likelihood of the density itself: B(a, b) by its integral, on a fine grid.
         let steps = 200_000;
         let density = |x: f64| x.powf(a - 1.0) * (1.0 - x).powf(b - 1.0);
-        let integral: f64 = (0..steps)
-            .map(|i| density((f64::from(i) + 0.5) / f64::from(steps)))
-            .sum::<f64>()
+        let integral: f64 = (0..steps).map(|i| density((f64::from(i) + 0.5) / f64::from(steps))).sum::<f64>()
             / f64::from(steps);
         let likelihood = samples.iter().map(|&x| (density(x) / integral).ln()).sum::<f64>() / n;
-        assert!(
-            (fit.log_likelihood - likelihood).abs() < 1e-6,
-            "{} {likelihood}",
-            fit.log_likelihood
-        );
+        assert!((fit.log_likelihood - likelihood).abs() < 1e-6, "{} {likelihood}", fit.log_likelihood);
     }
 
     #[test]
@@ -396,10 +345,7 @@ mod tests {
     fn the_variance_is_capped() {
         // Half at each end: variance nearly mean * (1 - mean), capped at a quarter of it, so a + b = 3.
         let samples = [0.01, 0.99, 0.01, 0.99];
-        let fit = BetaMixture {
-            components: 1,
-            ..BetaMixture::default()
-        };
+        let fit = BetaMixture { components: 1, ..BetaMixture::default() };
         let (a, b) = fit.fit(&samples).unwrap().parameters[0];
         assert!((a - 1.5).abs() < 1e-10 && (b - 1.5).abs() < 1e-10, "{a} {b}");
     }
@@ -418,14 +364,8 @@ mod tests {
         ] {
             let fit = BetaMixture::default().fit(&samples).unwrap();
             assert!(fit.log_likelihood.is_finite(), "{samples:?} {fit:?}");
-            assert!(
-                fit.means.iter().all(|m| (0.0..=1.0).contains(m)),
-                "{samples:?} {fit:?}"
-            );
-            assert!(
-                (fit.weights.iter().sum::<f64>() - 1.0).abs() < 1e-12,
-                "{samples:?} {fit:?}"
-            );
+            assert!(fit.means.iter().all(|m| (0.0..=1.0).contains(m)), "{samples:?} {fit:?}");
+            assert!((fit.weights.iter().sum::<f64>() - 1.0).abs() < 1e-12, "{samples:?} {fit:?}");
             if samples == [0.25; 10] {
                 assert!((fit.means[fit.assignment[0]] - 0.25).abs() < 1e-9, "{fit:?}");
             }
@@ -434,16 +374,10 @@ mod tests {
 
     #[test]
     fn more_starts_never_fit_worse_and_repeat() {
-        let samples: Vec<f64> = (0..5)
-            .flat_map(|s| beta(s, 1 + 3 * s as usize, 14 - 3 * s as usize, 40))
-            .collect();
+        let samples: Vec<f64> =
+            (0..5).flat_map(|s| beta(s, 1 + 3 * s as usize, 14 - 3 * s as usize, 40)).collect();
         let with = |restarts, seed| {
-            let mixture = BetaMixture {
-                components: 5,
-                restarts,
-                seed,
-                ..BetaMixture::default()
-            };
+            let mixture = BetaMixture { components: 5, restarts, seed, ..BetaMixture::default() };
             mixture.fit(&samples).unwrap()
         };
         assert_eq!(with(6, 3), with(6, 3));
@@ -459,33 +393,11 @@ mod tests {
         let default = BetaMixture::default();
         for bad in [0.0, 1.0, -0.1, f64::NAN] {
             let error = fit(default, &[0.5, 0.5, bad]);
-            assert!(matches!(
-                error,
-                Error::InvalidOption {
-                    option: "sample of the Beta mixture",
-                    ..
-                }
-            ));
+            assert!(matches!(error, Error::InvalidOption { option: "sample of the Beta mixture", .. }));
         }
-        assert!(matches!(
-            fit(default, &[0.5, 0.5]),
-            Error::TooFew {
-                needed: 3,
-                got: 2,
-                ..
-            }
-        ));
-        let none = BetaMixture {
-            components: 0,
-            ..default
-        };
-        assert!(matches!(
-            fit(none, &[]),
-            Error::InvalidOption {
-                option: "BetaMixture::components",
-                ..
-            }
-        ));
+        assert!(matches!(fit(default, &[0.5, 0.5]), Error::TooFew { needed: 3, got: 2, .. }));
+        let none = BetaMixture { components: 0, ..default };
+        assert!(matches!(fit(none, &[]), Error::InvalidOption { option: "BetaMixture::components", .. }));
     }
 
     proptest! {

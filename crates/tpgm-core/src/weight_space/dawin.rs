@@ -52,22 +52,14 @@ pub fn entropies(logits: Slice<'_>, classes: usize, temperature: f64) -> Result<
     above_zero("temperature", temperature)?;
     check("classes", classes as f64, "at least 1", |classes| classes >= 1.0)?;
     let samples = logits.len() / classes;
-    check_len(
-        "logits",
-        "array [samples, classes]",
-        samples * classes,
-        logits.len(),
-    )?;
+    check_len("logits", "array [samples, classes]", samples * classes, logits.len())?;
     let entropies: Vec<f64> = (0..samples)
         .into_par_iter()
         .with_min_len(64)
         .map(|sample| entropy(logits.sub(sample * classes..(sample + 1) * classes), temperature))
         .collect();
     match entropies.iter().position(|h| !h.is_finite()) {
-        Some(sample) => Err(Error::NonFiniteValue {
-            tensor: format!("logits[{sample}]"),
-            what: "entropy",
-        }),
+        Some(sample) => Err(Error::NonFiniteValue { tensor: format!("logits[{sample}]"), what: "entropy" }),
         None => Ok(entropies),
     }
 }
@@ -110,11 +102,7 @@ fn entropy(logits: Slice<'_>, temperature: f64) -> f64 {
 /// # Ok::<(), tpgm_core::Error>(())
 /// ```
 pub fn coefficients(zero_shot: &[f64], fine_tuned: &[f64], offset: Offset) -> Result<Vec<f64>> {
-    check_count(
-        "entropies of the fine-tuned model",
-        zero_shot.len(),
-        fine_tuned.len(),
-    )?;
+    check_count("entropies of the fine-tuned model", zero_shot.len(), fine_tuned.len())?;
     for &entropy in zero_shot.iter().chain(fine_tuned) {
         at_least_zero("entropy", entropy)?;
     }
@@ -172,83 +160,41 @@ mod tests {
         let h = |logits: &[f32]| entropies(logits.into(), logits.len(), 1.0);
         assert_eq!(h(&[7.0]).unwrap(), [0.0]);
         assert_eq!(h(&[3e38, -3e38]).unwrap(), [0.0]);
-        assert_eq!(
-            h(&[1.0, f32::NEG_INFINITY, 1.0]).unwrap(),
-            [2f64.ln()],
-            "two classes are left"
-        );
+        assert_eq!(h(&[1.0, f32::NEG_INFINITY, 1.0]).unwrap(), [2f64.ln()], "two classes are left");
         assert!((h(&[1e4; 1000]).unwrap()[0] - 1000f64.ln()).abs() < 1e-12);
         for bad in [f32::NAN, f32::INFINITY] {
-            assert!(
-                matches!(h(&[bad, 0.0]), Err(Error::NonFiniteValue { .. })),
-                "{bad}"
-            );
-            assert!(
-                matches!(h(&[0.0, bad]), Err(Error::NonFiniteValue { .. })),
-                "{bad}"
-            );
+            assert!(matches!(h(&[bad, 0.0]), Err(Error::NonFiniteValue { .. })), "{bad}");
+            assert!(matches!(h(&[0.0, bad]), Err(Error::NonFiniteValue { .. })), "{bad}");
         }
         assert!(h(&[f32::NEG_INFINITY; 2]).is_err());
         let error = entropies((&[0.0f32, 1.0, 0.0, f32::NAN]).into(), 2, 1.0).unwrap_err();
         assert!(error.to_string().contains("logits[1]"), "{error}");
-        assert_eq!(
-            entropies((&[0.0f32; 0]).into(), 3, 1.0).unwrap(),
-            Vec::<f64>::new()
-        );
-        assert!(matches!(
-            entropies((&[0.0f32; 4]).into(), 3, 1.0),
-            Err(Error::LengthMismatch { .. })
-        ));
-        assert!(matches!(
-            entropies((&[0.0f32; 4]).into(), 0, 1.0),
-            Err(Error::InvalidOption { .. })
-        ));
-        assert!(matches!(
-            entropies((&[0.0f32; 4]).into(), 2, 0.0),
-            Err(Error::InvalidOption { .. })
-        ));
+        assert_eq!(entropies((&[0.0f32; 0]).into(), 3, 1.0).unwrap(), Vec::<f64>::new());
+        assert!(matches!(entropies((&[0.0f32; 4]).into(), 3, 1.0), Err(Error::LengthMismatch { .. })));
+        assert!(matches!(entropies((&[0.0f32; 4]).into(), 0, 1.0), Err(Error::InvalidOption { .. })));
+        assert!(matches!(entropies((&[0.0f32; 4]).into(), 2, 0.0), Err(Error::InvalidOption { .. })));
     }
 
     #[test]
     fn hand_computed_coefficients() {
         let ln = f64::ln;
         let plain = coefficients(&[ln(2.0), ln(4.0)], &[ln(2.0), ln(1.0)], Offset::Plain).unwrap();
-        assert!(
-            (plain[0] - 0.5).abs() < 1e-15 && (plain[1] - 0.8).abs() < 1e-15,
-            "{plain:?}"
-        );
+        assert!((plain[0] - 0.5).abs() < 1e-15 && (plain[1] - 0.8).abs() < 1e-15, "{plain:?}");
         // H0 = 1, 3: mean 2, std sqrt 2. H1 = 0.5, 1.5: mean 1, std sqrt(1/2). b = sqrt(1/2), bw = 3/2.
         let adjusted = coefficients(&[1.0, 3.0], &[0.5, 1.5], Offset::Adjusted).unwrap();
         let b = 0.5f64.sqrt();
         for (i, (h0, h1)) in [(1.0f64, 0.5f64), (3.0, 1.5)].into_iter().enumerate() {
             let (e0, e1) = ((-h0).exp(), (-h1).exp());
             let expected = (e1 + b / 1.5) / (e0 + e1 + b);
-            assert!(
-                (adjusted[i] - expected).abs() < 1e-15,
-                "{} {expected}",
-                adjusted[i]
-            );
+            assert!((adjusted[i] - expected).abs() < 1e-15, "{} {expected}", adjusted[i]);
         }
     }
 
     #[test]
     fn mistakes_are_named() {
         let run = |h0: &[f64], h1: &[f64]| coefficients(h0, h1, Offset::Adjusted).unwrap_err();
-        assert!(matches!(
-            run(&[1.0], &[1.0, 2.0]),
-            Error::CountMismatch {
-                expected: 1,
-                got: 2,
-                ..
-            }
-        ));
-        assert!(matches!(
-            run(&[1.0, -0.1], &[1.0, 2.0]),
-            Error::InvalidOption {
-                option: "entropy",
-                ..
-            }
-        ));
+        assert!(matches!(run(&[1.0], &[1.0, 2.0]), Error::CountMismatch { expected: 1, got: 2, .. }));
+        assert!(matches!(run(&[1.0, -0.1], &[1.0, 2.0]), Error::InvalidOption { option: "entropy", .. }));
         assert!(matches!(run(&[1.0], &[1.0]), Error::TooFew { needed: 2, .. }));
         let error = run(&[0.0, 0.0], &[1.0, 1.0]);
         assert!(error.to_string().contains("mean zero-shot entropy"), "{error}");

@@ -84,10 +84,7 @@ pub fn greedy_soup<E: From<Error>>(
         check_model(specs, &candidate.weights)?;
     }
     let mut soup = UniformSoup::new(specs);
-    let mut trial: Vec<Buffer> = specs
-        .iter()
-        .map(|spec| Buffer::zeros(spec.dtype, spec.numel()))
-        .collect();
+    let mut trial: Vec<Buffer> = specs.iter().map(|spec| Buffer::zeros(spec.dtype, spec.numel())).collect();
     let mut scores = Vec::with_capacity(candidates.len());
     for candidate in candidates {
         scores.push(number(match candidate.score {
@@ -119,12 +116,7 @@ pub fn greedy_soup<E: From<Error>>(
         }
     }
     soup.mean(None, trial.iter_mut().map(Buffer::as_mut));
-    Ok(GreedySoup {
-        weights: trial,
-        members,
-        score: best,
-        candidate_scores: scores,
-    })
+    Ok(GreedySoup { weights: trial, members, score: best, candidate_scores: scores })
 }
 
 fn fill(dst: &mut [Buffer], src: &[Slice<'_>]) {
@@ -138,11 +130,7 @@ fn fill(dst: &mut [Buffer], src: &[Slice<'_>]) {
 
 fn number(score: f64) -> Result<f64> {
     if score.is_nan() {
-        return Err(Error::InvalidOption {
-            option: "held-out score",
-            value: score,
-            requirement: "a number",
-        });
+        return Err(Error::InvalidOption { option: "held-out score", value: score, requirement: "a number" });
     }
     Ok(score)
 }
@@ -161,12 +149,7 @@ mod tests {
     /// Brute force: sort, then try each mean computed from scratch.
     fn plain_greedy(models: &[f64], score: impl Fn(f64) -> f64) -> (Vec<usize>, f64) {
         let mut order: Vec<usize> = (0..models.len()).collect();
-        order.sort_by(|&a, &b| {
-            score(models[b])
-                .partial_cmp(&score(models[a]))
-                .unwrap()
-                .then(a.cmp(&b))
-        });
+        order.sort_by(|&a, &b| score(models[b]).partial_cmp(&score(models[a])).unwrap().then(a.cmp(&b)));
         let mut members = vec![order[0]];
         let mut best = score(models[order[0]]);
         for &index in &order[1..] {
@@ -195,10 +178,7 @@ mod tests {
             assert_eq!((&soup.members, soup.score), (&members, best), "{models:?}");
             let mean = members.iter().map(|&m| models[m]).sum::<f64>() / members.len() as f64;
             assert_eq!(soup.weights, [Buffer::F64(vec![mean])]);
-            assert_eq!(
-                soup.candidate_scores,
-                models.iter().map(|&x| score(x)).collect::<Vec<_>>()
-            );
+            assert_eq!(soup.candidate_scores, models.iter().map(|&x| score(x)).collect::<Vec<_>>());
         }
     }
 
@@ -229,25 +209,10 @@ mod tests {
         };
         assert!(matches!(run(&[], Ok(1.0)), Error::TooFew { needed: 1, .. }));
         let one = Candidate::new(vec![(&[1.0f32]).into()]);
-        assert!(matches!(
-            run(std::slice::from_ref(&one), Ok(f64::NAN)),
-            Error::InvalidOption { .. }
-        ));
-        assert!(matches!(
-            run(&[one.clone().score(f64::NAN)], Ok(1.0)),
-            Error::InvalidOption { .. }
-        ));
-        let own = Error::UnknownTensor {
-            tensor: "mine".into(),
-        };
-        assert_eq!(
-            run(&[one], Err(own.clone())),
-            own,
-            "the caller's own error comes back"
-        );
-        assert!(matches!(
-            run(&[Candidate::new(vec![])], Ok(1.0)),
-            Error::CountMismatch { .. }
-        ));
+        assert!(matches!(run(std::slice::from_ref(&one), Ok(f64::NAN)), Error::InvalidOption { .. }));
+        assert!(matches!(run(&[one.clone().score(f64::NAN)], Ok(1.0)), Error::InvalidOption { .. }));
+        let own = Error::UnknownTensor { tensor: "mine".into() };
+        assert_eq!(run(&[one], Err(own.clone())), own, "the caller's own error comes back");
+        assert!(matches!(run(&[Candidate::new(vec![])], Ok(1.0)), Error::CountMismatch { .. }));
     }
 }

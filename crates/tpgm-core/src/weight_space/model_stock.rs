@@ -105,9 +105,7 @@ impl<'a> StockEntry<'a> {
         let len = self.shape.iter().product();
         check_len(self.name, "anchor", len, self.anchor.len())?;
         check_len(self.name, "destination", len, self.out.len())?;
-        self.models
-            .iter()
-            .try_for_each(|model| check_len(self.name, "value in a model", len, model.len()))
+        self.models.iter().try_for_each(|model| check_len(self.name, "value in a model", len, model.len()))
     }
 
     fn compute(&self) -> DType {
@@ -131,11 +129,7 @@ fn pieces(tensor: usize, units: usize, unit_len: usize) -> Vec<Piece> {
         .flat_map(|group| {
             let elements = group.start * unit_len..group.end * unit_len;
             // A group of several units is at most a chunk long, and so is one piece.
-            ranges(elements, CHUNK).map(move |elements| Piece {
-                tensor,
-                units: group.clone(),
-                elements,
-            })
+            ranges(elements, CHUNK).map(move |elements| Piece { tensor, units: group.clone(), elements })
         })
         .collect()
 }
@@ -183,23 +177,18 @@ impl ModelStock {
             let compute = entry.compute();
             let parts = split_mut(entry.out.reborrow(), own.iter().map(|piece| piece.elements.len()));
             let (anchor, models) = (entry.anchor, entry.models.as_slice());
-            jobs.extend(
-                own.iter()
-                    .zip(parts)
-                    .map(|(piece, out)| (piece, compute, anchor, models, out)),
-            );
+            jobs.extend(own.iter().zip(parts).map(|(piece, out)| (piece, compute, anchor, models, out)));
             rest = others;
         }
-        jobs.into_par_iter()
-            .for_each(|(piece, compute, anchor, models, mut out)| {
-                for (unit, elements) in piece.parts(layout[piece.tensor].1) {
-                    let t = coefficients[piece.tensor][unit];
-                    let local = elements.start - piece.elements.start..elements.end - piece.elements.start;
-                    let models: Vec<_> = models.iter().map(|model| model.sub(elements.clone())).collect();
-                    let anchor = anchor.sub(elements);
-                    with_real!(compute, T => blend::<T>(&mut out, local, t, anchor, &models));
-                }
-            });
+        jobs.into_par_iter().for_each(|(piece, compute, anchor, models, mut out)| {
+            for (unit, elements) in piece.parts(layout[piece.tensor].1) {
+                let t = coefficients[piece.tensor][unit];
+                let local = elements.start - piece.elements.start..elements.end - piece.elements.start;
+                let models: Vec<_> = models.iter().map(|model| model.sub(elements.clone())).collect();
+                let anchor = anchor.sub(elements);
+                with_real!(compute, T => blend::<T>(&mut out, local, t, anchor, &models));
+            }
+        });
         Ok(coefficients)
     }
 
@@ -233,11 +222,7 @@ impl ModelStock {
                 return Err(not_finite(entry, "displacement"));
             }
             let t = self.coefficient(entry.models.len(), gram);
-            if t.is_finite() {
-                Ok(t)
-            } else {
-                Err(not_finite(entry, "raw Model Stock coefficient"))
-            }
+            if t.is_finite() { Ok(t) } else { Err(not_finite(entry, "raw Model Stock coefficient")) }
         };
         entries
             .iter()
@@ -287,10 +272,7 @@ fn pairs(n: usize) -> usize {
 }
 
 fn not_finite(entry: &StockEntry<'_>, what: &'static str) -> Error {
-    Error::NonFiniteValue {
-        tensor: entry.name.to_owned(),
-        what,
-    }
+    Error::NonFiniteValue { tensor: entry.name.to_owned(), what }
 }
 
 /// The dots of all pairs of displacements, for every unit of the piece: one pass over the anchor and all models.

@@ -70,10 +70,7 @@ mod tests {
         ];
         for (z, expected) in table {
             let got = ln_gamma(z);
-            assert!(
-                (got - expected).abs() <= 1e-14 * f64::max(1.0, expected),
-                "{z}: {got} {expected}"
-            );
+            assert!((got - expected).abs() <= 1e-14 * f64::max(1.0, expected), "{z}: {got} {expected}");
         }
     }
 
@@ -102,9 +99,6 @@ mod tests {
         assert!((ln_beta(n + 1.0, n + 1.0) / expected - 1.0).abs() < 1e-15);
         // The peak of the density of Beta(n, n), at 1/2, is about 2 * sqrt(n / pi).
         let peak = -2.0 * (n - 1.0) * 2f64.ln() - ln_beta(n, n);
-        assert!(
-            (peak - 0.5 * (4.0 * n / std::f64::consts::PI).ln()).abs() < 1e-5,
-            "{peak}"
-        );
+        assert!((peak - 0.5 * (4.0 * n / std::f64::consts::PI).ln()).abs() < 1e-5, "{peak}");
     }
 }

@@ -2,9 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::blocks::{
-    BLOCK, at_least, check_count, check_len, chunks_mut, copy, load, map, ranges, with_real,
-};
+use crate::blocks::{accumulate, at_least, check_count, check_len, chunks_mut, copy, map, with_real};
 use crate::element::{Buffer, Real, Slice, SliceMut};
 use crate::error::Result;
 use crate::params::TensorSpec;
@@ -37,10 +35,7 @@ impl UniformSoup {
     /// A soup of no models yet, of tensors like these. Sums are kept in the compute type of each tensor.
     pub fn new(specs: &[TensorSpec]) -> Self {
         Self {
-            sums: specs
-                .iter()
-                .map(|spec| Buffer::zeros(spec.dtype.compute(), spec.numel()))
-                .collect(),
+            sums: specs.iter().map(|spec| Buffer::zeros(spec.dtype.compute(), spec.numel())).collect(),
             specs: specs.to_vec(),
             models: 0,
         }
@@ -100,28 +95,12 @@ impl UniformSoup {
         for (i, (sum, out)) in self.sums.iter().zip(out).enumerate() {
             let extra = extra.map(|extra| extra[i]);
             for (range, out) in chunks_mut(out) {
-                jobs.push((
-                    sum.as_slice().sub(range.clone()),
-                    extra.map(|extra| extra.sub(range)),
-                    out,
-                ));
+                jobs.push((sum.as_slice().sub(range.clone()), extra.map(|extra| extra.sub(range)), out));
             }
         }
         jobs.into_par_iter().for_each(|(sum, extra, out)| {
             with_real!(sum.dtype(), T => divide::<T>(out, sum, extra, models));
         });
-    }
-}
-
-/// `sum += model`.
-fn accumulate<T: Real>(sum: SliceMut<'_>, model: Slice<'_>) {
-    let Some(sum) = T::direct_mut(sum) else { return };
-    let mut scratch = [T::ZERO; BLOCK];
-    for range in ranges(0..sum.len(), BLOCK) {
-        let model = load(model.sub(range.clone()), &mut scratch);
-        for (sum, x) in sum[range].iter_mut().zip(model) {
-            *sum += *x;
-        }
     }
 }
 
@@ -164,18 +143,10 @@ mod tests {
 
     #[test]
     fn the_uniform_soup_is_the_mean_in_the_compute_type() {
-        let shapes: Vec<_> = LENGTHS
-            .iter()
-            .flat_map(|&len| DType::ALL.map(|dtype| (len, dtype)))
-            .collect();
+        let shapes: Vec<_> = LENGTHS.iter().flat_map(|&len| DType::ALL.map(|dtype| (len, dtype))).collect();
         let specs = specs(&shapes);
         let models: Vec<Vec<Buffer>> = (0..3)
-            .map(|m| {
-                specs
-                    .iter()
-                    .map(|s| Buffer::from_f64(s.dtype, &noise(m, s.numel())))
-                    .collect()
-            })
+            .map(|m| specs.iter().map(|s| Buffer::from_f64(s.dtype, &noise(m, s.numel()))).collect())
             .collect();
         let got = on_any_pool(|| {
             let mut soup = UniformSoup::new(&specs);
@@ -215,26 +186,11 @@ mod tests {
         let nothing = soup.finish(&mut [(&mut a).into(), (&mut b).into()]).unwrap_err();
         assert!(matches!(nothing, Error::TooFew { got: 0, .. }), "{nothing}");
         soup.add(&[(&[1.0f32, 2.0]).into(), (&[3.0f32]).into()]).unwrap();
-        let long = soup
-            .add(&[(&[9.0f32, 9.0]).into(), (&[9.0f32, 9.0]).into()])
-            .unwrap_err();
-        assert!(
-            long.to_string()
-                .contains("`t1`: its value in a model has 2 elements, but 1"),
-            "{long}"
-        );
-        assert!(matches!(
-            soup.add(&[]).unwrap_err(),
-            Error::CountMismatch { got: 0, .. }
-        ));
+        let long = soup.add(&[(&[9.0f32, 9.0]).into(), (&[9.0f32, 9.0]).into()]).unwrap_err();
+        assert!(long.to_string().contains("`t1`: its value in a model has 2 elements, but 1"), "{long}");
+        assert!(matches!(soup.add(&[]).unwrap_err(), Error::CountMismatch { got: 0, .. }));
         let short = soup.finish(&mut [(&mut a).into()]).unwrap_err();
-        assert!(matches!(
-            short,
-            Error::CountMismatch {
-                what: "destinations",
-                ..
-            }
-        ));
+        assert!(matches!(short, Error::CountMismatch { what: "destinations", .. }));
         soup.finish(&mut [(&mut a).into(), (&mut b).into()]).unwrap();
         assert_eq!((a, b, soup.models()), ([1.0, 2.0], [3.0], 1));
     }

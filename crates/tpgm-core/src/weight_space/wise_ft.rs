@@ -39,10 +39,7 @@ pub struct WiseFt {
 
 impl Default for WiseFt {
     fn default() -> Self {
-        Self {
-            alpha: 0.5,
-            fisher_floor: 1e-8,
-        }
+        Self { alpha: 0.5, fisher_floor: 1e-8 }
     }
 }
 
@@ -99,27 +96,13 @@ impl<'a> WiseEntry<'a> {
         match (self.fisher0, self.fisher1) {
             (None, None) => Ok(()),
             (Some(fisher0), Some(fisher1)) => {
-                check_len(
-                    self.name,
-                    "Fisher information of the first model",
-                    len,
-                    fisher0.len(),
-                )?;
-                check_len(
-                    self.name,
-                    "Fisher information of the second model",
-                    len,
-                    fisher1.len(),
-                )
+                check_len(self.name, "Fisher information of the first model", len, fisher0.len())?;
+                check_len(self.name, "Fisher information of the second model", len, fisher1.len())
             }
             (there, _) => Err(Error::OneSided {
                 tensor: self.name.to_owned(),
                 what: "Fisher information",
-                missing: if there.is_some() {
-                    "second model"
-                } else {
-                    "first model"
-                },
+                missing: if there.is_some() { "second model" } else { "first model" },
             }),
         }
     }
@@ -135,9 +118,7 @@ impl WiseFt {
     ///
     /// [`Error::InvalidOption`].
     pub fn validate(&self) -> Result<()> {
-        check("WiseFt::alpha", self.alpha, "in [0, 1]", |alpha| {
-            (0.0..=1.0).contains(&alpha)
-        })?;
+        check("WiseFt::alpha", self.alpha, "in [0, 1]", |alpha| (0.0..=1.0).contains(&alpha))?;
         above_zero("WiseFt::fisher_floor", self.fisher_floor)
     }
 
@@ -157,12 +138,7 @@ impl WiseFt {
             let fisher = entry.fisher0.zip(entry.fisher1);
             for (range, out) in chunks_mut(entry.out.reborrow()) {
                 let fisher = fisher.map(|(f0, f1)| (f0.sub(range.clone()), f1.sub(range.clone())));
-                jobs.push((
-                    entry.theta0.sub(range.clone()),
-                    entry.theta1.sub(range),
-                    fisher,
-                    out,
-                ));
+                jobs.push((entry.theta0.sub(range.clone()), entry.theta1.sub(range), fisher, out));
             }
         }
         jobs.into_par_iter().for_each(|job| self.chunk(job));
@@ -191,21 +167,15 @@ impl WiseFt {
     ) {
         let (share0, share1) = (T::from_f64(1.0 - self.alpha), T::from_f64(self.alpha));
         let Some((fisher0, fisher1)) = fisher else {
-            return map(out, [theta0, theta1], |[x0, x1]: [T; 2]| {
-                share0 * x0 + share1 * x1
-            });
+            return map(out, [theta0, theta1], |[x0, x1]: [T; 2]| share0 * x0 + share1 * x1);
         };
         let floor = T::from_f64(self.fisher_floor);
         // Not `max`, which would turn a NaN into the floor and hide it.
         let floored = |f: T| if f < floor { floor } else { f };
-        map(
-            out,
-            [theta0, theta1, fisher0, fisher1],
-            |[x0, x1, f0, f1]: [T; 4]| {
-                let (a0, a1) = (share0 * floored(f0), share1 * floored(f1));
-                (a0 * x0 + a1 * x1) / (a0 + a1)
-            },
-        );
+        map(out, [theta0, theta1, fisher0, fisher1], |[x0, x1, f0, f1]: [T; 4]| {
+            let (a0, a1) = (share0 * floored(f0), share1 * floored(f1));
+            (a0 * x0 + a1 * x1) / (a0 + a1)
+        });
     }
 }
 
@@ -225,10 +195,7 @@ mod tests {
 
     #[test]
     fn every_type_and_length_follows_the_formula() {
-        let wise = WiseFt {
-            alpha: 0.3,
-            fisher_floor: 1e-2,
-        };
+        let wise = WiseFt { alpha: 0.3, fisher_floor: 1e-2 };
         for len in LENGTHS {
             let [x0, x1, f0, f1] = [1, 2, 3, 4].map(|seed| noise(seed, len));
             for dtype in DType::ALL {
@@ -271,12 +238,7 @@ mod tests {
         let entry = WiseEntry::new("w", &[1.0f64, 2.0, -4.0], &[5.0f64, 2.0, 4.0], &mut out);
         // a0 = .75 * {1, 2, .5 (floored)}, a1 = .25 * {3, 2, .5 (floored)}
         let entry = entry.fisher(&[1.0f64, 2.0, 0.1], &[3.0f64, 2.0, -1.0]);
-        WiseFt {
-            alpha: 0.25,
-            fisher_floor: 0.5,
-        }
-        .merge(&mut [entry])
-        .unwrap();
+        WiseFt { alpha: 0.25, fisher_floor: 0.5 }.merge(&mut [entry]).unwrap();
         assert_eq!(out, [3.0, 2.0, -2.0]);
     }
 
@@ -291,16 +253,9 @@ mod tests {
                 if fisher {
                     entry = entry.fisher(&[0.3f32; 4], &[0.7f32; 4]);
                 }
-                let wise = WiseFt {
-                    alpha,
-                    ..WiseFt::default()
-                };
+                let wise = WiseFt { alpha, ..WiseFt::default() };
                 wise.merge(&mut [entry]).unwrap();
-                assert_eq!(
-                    out.map(f32::to_bits),
-                    expected.map(f32::to_bits),
-                    "{alpha} {fisher}"
-                );
+                assert_eq!(out.map(f32::to_bits), expected.map(f32::to_bits), "{alpha} {fisher}");
             }
         }
     }
@@ -339,15 +294,9 @@ mod tests {
                 .contains("Fisher information of the second model has 1")
         );
         for alpha in [-0.1, 1.1, f64::NAN] {
-            assert!(
-                merge(WiseFt { alpha, ..wise }, [None, None], pair).contains("WiseFt::alpha"),
-                "{alpha}"
-            );
+            assert!(merge(WiseFt { alpha, ..wise }, [None, None], pair).contains("WiseFt::alpha"), "{alpha}");
         }
-        let floor = WiseFt {
-            fisher_floor: 0.0,
-            ..wise
-        };
+        let floor = WiseFt { fisher_floor: 0.0, ..wise };
         assert!(merge(floor, [None, None], pair).contains("WiseFt::fisher_floor"));
     }
 

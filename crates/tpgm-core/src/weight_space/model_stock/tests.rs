@@ -3,17 +3,12 @@ use crate::blocks::testing::{LENGTHS, noise, on_any_pool};
 use crate::element::Buffer;
 use proptest::prelude::*;
 
-const RAW: ModelStock = ModelStock {
-    unit: StockUnit::Tensor,
-    range: StockRange::Raw,
-};
+const RAW: ModelStock = ModelStock { unit: StockUnit::Tensor, range: StockRange::Raw };
 
 /// The formulas as written, in f64, for one unit.
 fn plain_t(anchor: &[f64], models: &[&[f64]]) -> f64 {
-    let u: Vec<Vec<f64>> = models
-        .iter()
-        .map(|m| m.iter().zip(anchor).map(|(w, w0)| w - w0).collect())
-        .collect();
+    let u: Vec<Vec<f64>> =
+        models.iter().map(|m| m.iter().zip(anchor).map(|(w, w0)| w - w0).collect()).collect();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
     let (mut sum, mut count) = (0.0, 0.0);
     for i in 0..u.len() {
@@ -33,10 +28,7 @@ fn check(stock: ModelStock, shape: &[usize], n: usize, dtype: DType) {
     let w0 = noise(9, len);
     let near = |seed| -> Vec<f64> {
         let shared = noise(10, len).into_iter().zip(noise(seed, len));
-        w0.iter()
-            .zip(shared)
-            .map(|(w0, (a, b))| w0 + 0.1 * a + 0.05 * b)
-            .collect()
+        w0.iter().zip(shared).map(|(w0, (a, b))| w0 + 0.1 * a + 0.05 * b).collect()
     };
     let anchor = Buffer::from_f64(dtype, &w0);
     let models: Vec<Buffer> = (0..n as u64).map(|m| Buffer::from_f64(dtype, &near(m))).collect();
@@ -64,17 +56,11 @@ fn check(stock: ModelStock, shape: &[usize], n: usize, dtype: DType) {
         let range = unit * unit_len..(unit + 1) * unit_len;
         let own: Vec<&[f64]> = w.iter().map(|w| &w[range.clone()]).collect();
         let expected = plain_t(&w0[range.clone()], &own);
-        assert!(
-            (t - expected).abs() <= t_eps,
-            "{shape:?} {dtype} [{unit}]: {t} {expected}"
-        );
+        assert!((t - expected).abs() <= t_eps, "{shape:?} {dtype} [{unit}]: {t} {expected}");
         for i in range {
             let mean = w.iter().map(|w| w[i]).sum::<f64>() / n as f64;
             let (got, expected) = (out.as_slice().get(i), t * mean + (1.0 - t) * w0[i]);
-            assert!(
-                (got - expected).abs() <= w_eps,
-                "{shape:?} {dtype} [{i}]: {got} {expected}"
-            );
+            assert!((got - expected).abs() <= w_eps, "{shape:?} {dtype} [{i}]: {got} {expected}");
         }
     }
 }
@@ -90,10 +76,7 @@ fn every_type_and_length_follows_the_formula() {
 
 #[test]
 fn rows_have_their_own_coefficient_however_they_are_cut() {
-    let rows = ModelStock {
-        unit: StockUnit::Row,
-        range: StockRange::Raw,
-    };
+    let rows = ModelStock { unit: StockUnit::Row, range: StockRange::Raw };
     // Many rows in a chunk, rows longer than a block, than a chunk, one row, a 1-D tensor.
     for shape in [&[3000, 23][..], &[70, 2, 500], &[3, CHUNK + 5], &[1, 40], &[40]] {
         for dtype in [DType::F64, DType::F32] {
@@ -163,49 +146,20 @@ fn mistakes_are_named_and_nothing_is_written() {
         error
     };
     let w: &[f32] = &[1.0, 2.0];
-    assert!(matches!(
-        run(w, &[w]),
-        Error::TooFew {
-            needed: 2,
-            got: 1,
-            ..
-        }
-    ));
-    assert!(matches!(
-        run(&[1.0], &[w, w]),
-        Error::LengthMismatch { what: "anchor", .. }
-    ));
-    assert!(matches!(
-        run(w, &[w, &[1.0]]),
-        Error::LengthMismatch {
-            what: "value in a model",
-            ..
-        }
-    ));
+    assert!(matches!(run(w, &[w]), Error::TooFew { needed: 2, got: 1, .. }));
+    assert!(matches!(run(&[1.0], &[w, w]), Error::LengthMismatch { what: "anchor", .. }));
+    assert!(matches!(run(w, &[w, &[1.0]]), Error::LengthMismatch { what: "value in a model", .. }));
     let error = run(w, &[w, &[f32::NAN, 1.0]]);
     assert_eq!(error.to_string(), "tensor `w`: its displacement is not finite");
 }
 
 #[test]
 fn empty_tensors_and_sets_pass() {
-    let stock = ModelStock {
-        unit: StockUnit::Row,
-        ..ModelStock::default()
-    };
-    let empty = |shape| {
-        StockEntry::new(
-            "w",
-            shape,
-            &[0.0f32; 0],
-            [&[0.0f32; 0]; 2],
-            SliceMut::F32(&mut []),
-        )
-    };
+    let stock = ModelStock { unit: StockUnit::Row, ..ModelStock::default() };
+    let empty = |shape| StockEntry::new("w", shape, &[0.0f32; 0], [&[0.0f32; 0]; 2], SliceMut::F32(&mut []));
     assert_eq!(stock.merge(&mut []).unwrap(), Vec::<Vec<f64>>::new());
     assert_eq!(
-        stock
-            .merge(&mut [empty(&[0, 4]), empty(&[2, 0]), empty(&[0])])
-            .unwrap(),
+        stock.merge(&mut [empty(&[0, 4]), empty(&[2, 0]), empty(&[0])]).unwrap(),
         [vec![], vec![0.0, 0.0], vec![0.0]]
     );
     let entry = StockEntry::new("w", &[0], &[0.0f32; 0], [&[0.0f32; 0]; 2], SliceMut::F32(&mut []));
