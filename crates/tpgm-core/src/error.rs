@@ -177,6 +177,28 @@ pub enum Error {
         got: usize,
     },
 
+    /// Of a pair of operands only one was given.
+    #[error("tensor `{tensor}`: its {what} is missing for the {missing}; give both or neither")]
+    OneSided {
+        /// Name of the tensor.
+        tensor: String,
+        /// Which operand, for example "Fisher information".
+        what: &'static str,
+        /// Where it is missing, for example "first model".
+        missing: &'static str,
+    },
+
+    /// Indices of trained entries are out of order or out of range.
+    #[error(
+        "tensor `{tensor}`: the indices of its trained entries must increase strictly and stay below {numel}"
+    )]
+    InvalidIndices {
+        /// Name of the tensor.
+        tensor: String,
+        /// Number of elements of the tensor.
+        numel: usize,
+    },
+
     /// The thread pool of the CPU backend could not be made.
     #[error("cannot start {threads} threads: {reason}")]
     ThreadPool {

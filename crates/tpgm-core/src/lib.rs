@@ -6,9 +6,12 @@ pub mod element;
 #[cfg(feature = "testing")]
 pub mod oracle;
 pub mod plan;
+pub mod sparse;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod weight_space;
 
+mod blocks;
 mod constraint;
 mod ema;
 mod engine;

@@ -295,6 +295,34 @@ impl ParamSet {
     pub fn settings(&self, rule: &Rule, constraint: &Constraint) -> Result<Vec<Settings>> {
         rule.validate()?;
         constraint.validate()?;
+        let merged = self.merged();
+        merged
+            .iter()
+            .zip(&self.tensors)
+            .map(|(group, spec)| group.resolve(&spec.name, rule, constraint))
+            .collect()
+    }
+
+    /// Where each tensor's displacement is measured from; [`AnchorKind::None`] also for excluded tensors.
+    pub fn anchors(&self) -> Vec<AnchorKind> {
+        let anchor = |group: &Group| match group.excluded {
+            Some(true) => AnchorKind::None,
+            _ => group.anchor.unwrap_or_default(),
+        };
+        self.merged().iter().map(anchor).collect()
+    }
+
+    /// The same names, types and groups with other shapes, one per tensor.
+    pub(crate) fn with_shapes(&self, shapes: impl IntoIterator<Item = Vec<usize>>) -> ParamSet {
+        let mut set = self.clone();
+        for (spec, shape) in set.tensors.iter_mut().zip(shapes) {
+            spec.shape = shape;
+        }
+        set
+    }
+
+    /// All groups of each tensor, laid over each other.
+    fn merged(&self) -> Vec<Group> {
         let mut merged = vec![Group::default(); self.tensors.len()];
         for (group, members) in &self.groups {
             for &i in members {
@@ -302,10 +330,6 @@ impl ParamSet {
             }
         }
         merged
-            .iter()
-            .zip(&self.tensors)
-            .map(|(group, spec)| group.resolve(&spec.name, rule, constraint))
-            .collect()
     }
 }
 
