@@ -122,6 +122,9 @@ impl Advance<'_> {
             }
             out.add(norm, ratio.to_f64());
         }
+        if step.keep_after {
+            kernels::fence();
+        }
         out
     }
 
@@ -188,21 +191,14 @@ impl Advance<'_> {
     }
 
     fn pull_range<C: Real>(&self, range: Range<usize>, ratio: C, stage: &mut Stage<C>) {
-        let Self { simd, operands, step, .. } = *self;
+        let Self { simd, operands, .. } = *self;
         // The master was filled when the rule ran.
         let operands = &Operands { fresh_master: false, ..*operands };
         for range in blocks(range) {
             // SAFETY: as in `advance_block`.
             unsafe {
                 let a = load(operands.anchor, range.clone(), &mut stage.anchors);
-                let displacement = operands.state::<C>(Slot::Displacement, range.clone());
-                operands.with_weight::<C>(range, &mut stage.weights, |w| {
-                    if step.keep_after {
-                        kernels::place(simd, w, a, displacement, ratio);
-                    } else {
-                        kernels::pull(simd, w, a, ratio);
-                    }
-                });
+                operands.with_weight::<C>(range, &mut stage.weights, |w| kernels::pull(simd, w, a, ratio));
             }
         }
     }

@@ -89,6 +89,36 @@ fn part_mut<C>(used: bool, slice: &mut [C], tile: Range<usize>) -> &mut [C] {
     if used { &mut slice[tile] } else { &mut [] }
 }
 
+/// Copies past the caches: the destination is not read before the next step, and a plain store would first fetch what it
+/// overwrites, 4 more bytes per parameter. [`fence`] must follow before another thread reads it.
+#[inline(always)]
+fn stream<C: Real>(to: &mut [C], from: &[C]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        let bytes = size_of_val(from);
+        let (source, target) = (from.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
+        if to.len() == from.len() && bytes.is_multiple_of(16) && target.is_aligned() {
+            for i in 0..bytes / 16 {
+                // SAFETY: both slices have `bytes` bytes, the target is aligned to 16, and SSE2 is part of x86-64.
+                unsafe { _mm_stream_si128(target.add(i), _mm_loadu_si128(source.add(i))) };
+            }
+            return;
+        }
+    }
+    to.copy_from_slice(from);
+}
+
+/// Orders the streaming stores of this thread before everything that it does next.
+#[inline(always)]
+pub(super) fn fence() {
+    // SAFETY: SSE is part of x86-64.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
+}
+
 /// Runs `rule(i, old weight, anchor) -> new weight` over a tile and does what the sink says.
 #[inline(always)]
 fn run_tile<C: Real, const ANCHORED: bool, const SINK: u8>(
@@ -110,16 +140,19 @@ fn run_tile<C: Real, const ANCHORED: bool, const SINK: u8>(
         let new = rule(i, old, anchor);
         w[i] = new;
         match SINK {
-            sink::STORE_OLD => d[i] = old - anchor,
-            sink::STORE_ABS => d[i] = new - anchor,
-            sink::ABS | sink::SQUARE => scratch[i] = new - anchor,
+            sink::STORE_OLD => scratch[i] = old - anchor,
+            sink::STORE_ABS | sink::ABS | sink::SQUARE => scratch[i] = new - anchor,
             _ => {}
         }
     }
     match SINK {
-        sink::ABS => sum.add1(scratch, |d| d.abs().to_f64()),
+        sink::ABS | sink::STORE_ABS => sum.add1(scratch, |d| d.abs().to_f64()),
         sink::SQUARE => sum.add1(scratch, |d| d.to_f64() * d.to_f64()),
-        sink::STORE_ABS => sum.add1(d, |d| d.abs().to_f64()),
+        _ => {}
+    }
+    match SINK {
+        sink::STORE_ABS => stream(d, scratch),
+        sink::STORE_OLD => d.copy_from_slice(scratch),
         _ => {}
     }
 }
@@ -202,17 +235,6 @@ kernel! {
         let a = &a[..n];
         for i in 0..n {
             w[i] = a[i] + ratio * (w[i] - a[i]);
-        }
-    }
-}
-
-kernel! {
-    /// `w = a + ratio * c`.
-    fn place[C: Real][C](w: &mut [C], a: &[C], c: &[C], ratio: C) {
-        let n = w.len();
-        let (a, c) = (&a[..n], &c[..n]);
-        for i in 0..n {
-            w[i] = a[i] + ratio * c[i];
         }
     }
 }

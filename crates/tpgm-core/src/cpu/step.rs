@@ -27,7 +27,7 @@ use crate::scalars::TensorScalars;
 
 /// Elements of the tensors that are moved before their second pass, if they need one: their weights and anchors (8 bytes
 /// each in f32) should still be in the last-level cache.
-const WAVE: usize = 1 << 20;
+const WAVE: usize = 1 << 18;
 
 pub(super) fn step(
     cpu: &Cpu,
@@ -126,7 +126,7 @@ pub(super) fn move_all(
         }
         if moves[wave].iter().any(|step| step.deferred) {
             cpu.run(|| {
-                plan.pieces[pieces].par_iter().for_each(|piece| {
+                plan.pieces[pieces].par_iter().rev().for_each(|piece| {
                     let (operands, tensor) = (&operands[piece.tensor], &plan.tensors[piece.tensor]);
                     let context = Advance {
                         simd: cpu.simd,
