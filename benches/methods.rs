@@ -1,6 +1,6 @@
 //! What is measured: methods, the bytes they must move, and the peers they are compared with.
 
-use tpgm_core::{AdamW, Constraint, Digrap, FixedRadius, Ftp, L2Sp, Norm, Rule, Sgd, Spd, Tpgm};
+use tpgm_core::{AdamW, Constraint, Digrap, FixedRadius, Ftp, Gradients, L2Sp, Norm, Rule, Sgd, Spd, Tpgm};
 
 /// Memory traffic in bytes per f32 parameter, counted from what the operation reads and writes: see the table in
 /// [`tpgm_core::cpu`].
@@ -36,8 +36,11 @@ const fn traffic(read: usize, write: usize, more: usize) -> Traffic {
 
 /// The gradient, to see that it is finite before anything is changed.
 const CHECK: Traffic = traffic(4, 0, 0);
-/// Reads weight, gradient and two moments; writes all but the gradient.
-const ADAMW: Traffic = traffic(16, 12, 0).and(CHECK);
+/// Reads weight, gradient and two moments; writes all but the gradient. What PyTorch does, which does not look whether
+/// gradients are finite.
+const ADAMW_TRUSTED: Traffic = traffic(16, 12, 0);
+/// The same, and the check.
+const ADAMW: Traffic = ADAMW_TRUSTED.and(CHECK);
 /// Reads and writes the running maximum.
 const AMSGRAD: Traffic = ADAMW.and(traffic(4, 4, 0));
 /// Reads weight, gradient and buffer; writes all but the gradient.
@@ -56,7 +59,7 @@ const DIGRAP: Traffic = traffic(12 + 4, 4, 0);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Operation {
     /// One optimizer step.
-    Step(Rule, Constraint),
+    Step(Rule, Constraint, Gradients),
     /// One TPGM projection with given radii.
     Project(Norm),
     /// One TPGM projection update, without the held-out forward and backward, then the projection: begin, apply, update,
@@ -88,7 +91,7 @@ impl Method {
         let fixed = FixedRadius { radius: 0.02, norm: Norm::Mars };
         let step = |name, rule: Rule, constraint: Constraint, traffic, peers| Method {
             name,
-            operation: Operation::Step(rule, constraint),
+            operation: Operation::Step(rule, constraint, Gradients::Check),
             traffic,
             peers,
         };
@@ -101,6 +104,12 @@ impl Method {
                 ADAMW,
                 &["torch_adamw_fused", "torch_adamw_foreach", "torch_adamw_loop"],
             ),
+            Method {
+                name: "adamw-trusted",
+                operation: Operation::Step(adamw.into(), none, Gradients::Trust),
+                traffic: ADAMW_TRUSTED,
+                peers: &["torch_adamw_fused"],
+            },
             step(
                 "adamw-amsgrad",
                 amsgrad.into(),
@@ -175,7 +184,7 @@ mod tests {
     fn every_method_can_be_found_and_is_valid() {
         for method in Method::all() {
             assert_eq!(Method::by_name(method.name), Ok(method.clone()));
-            if let Operation::Step(rule, constraint) = method.operation {
+            if let Operation::Step(rule, constraint, _) = method.operation {
                 rule.validate().unwrap();
                 constraint.validate().unwrap();
             }
@@ -189,6 +198,7 @@ mod tests {
     fn traffic_adds_up() {
         let expected = [
             ("adamw", 32),
+            ("adamw-trusted", 28),
             ("adamw-amsgrad", 40),
             ("adamw+ftp", 44),
             ("adamw+spd", 40),

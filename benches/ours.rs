@@ -39,7 +39,7 @@ impl Phase {
 }
 
 enum Engine {
-    Step(Optimizer<Cpu>),
+    Step(Optimizer<Cpu>, StepOptions),
     Project(Projector<Cpu>),
     Update(Projector<Cpu>),
 }
@@ -60,7 +60,10 @@ impl Ours {
     pub fn new(method: &Method, set: &ParamSet, threads: usize) -> Result<Self> {
         let cpu = Cpu::with_threads(threads)?;
         let engine = match method.operation {
-            Operation::Step(rule, constraint) => Engine::Step(Optimizer::new(cpu, set, rule, constraint)?),
+            Operation::Step(rule, constraint, gradients) => {
+                let options = StepOptions { gradients, ..StepOptions::default() };
+                Engine::Step(Optimizer::new(cpu, set, rule, constraint)?, options)
+            }
             Operation::Project(norm) => Engine::Project(Projector::new(cpu, set, tpgm(norm))?),
             Operation::Update(norm) => Engine::Update(Projector::new(cpu, set, tpgm(norm))?),
         };
@@ -75,10 +78,10 @@ impl Ours {
     /// What the library reports.
     pub fn round(&mut self, data: &mut Data) -> Result<f64> {
         match &self.engine {
-            Engine::Step(_) if self.rounds > 0 && self.rounds.is_multiple_of(FLIP_EVERY) => {
+            Engine::Step(..) if self.rounds > 0 && self.rounds.is_multiple_of(FLIP_EVERY) => {
                 data.flip_gradients()
             }
-            Engine::Step(_) => {}
+            Engine::Step(..) => {}
             Engine::Project(_) | Engine::Update(_) => data.restore_weights(),
         }
         self.rounds += 1;
@@ -91,8 +94,8 @@ impl Ours {
             .map(|((weight, grad), anchor)| TensorIo::new(weight).grad(grad).anchor(anchor))
             .collect();
         match &mut self.engine {
-            Engine::Step(optimizer) => {
-                optimizer.step(&mut io, &StepOptions::default())?;
+            Engine::Step(optimizer, options) => {
+                optimizer.step(&mut io, options)?;
             }
             Engine::Project(projector) => projector.project(&mut io)?,
             Engine::Update(projector) => {
