@@ -4,6 +4,8 @@
 //! a plain Rust slice plus a tag. Arithmetic happens in the *compute type* of the weights: f64 for f64, f32 for
 //! everything else.
 
+mod convert;
+
 use std::fmt;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Range, Sub};
 
@@ -196,8 +198,8 @@ macro_rules! element {
 
 element!(f64, F64, |x| x, |x| x);
 element!(f32, F32, |x: f64| x as f32, |x: f32| f64::from(x));
-element!(f16, F16, f16::from_f64, f16::to_f64);
-element!(bf16, BF16, bf16::from_f64, bf16::to_f64);
+element!(f16, F16, convert::f64_to_f16, f16::to_f64);
+element!(bf16, BF16, convert::f64_to_bf16, bf16::to_f64);
 
 macro_rules! real {
     ($type:ident, $tag:ident, load: { $($src:ident => $load:expr),* }, store: { $($dst:ident => $store:expr),* }) => {
@@ -270,12 +272,12 @@ real!(f32, F32,
 load: {
     F64 => load_each,
     F16 => |s: &[f16], d: &mut [f32]| s.convert_to_f32_slice(d),
-    BF16 => |s: &[bf16], d: &mut [f32]| s.convert_to_f32_slice(d)
+    BF16 => convert::widen_bf16
 },
 store: {
     F64 => store_each,
     F16 => |s: &[f32], d: &mut [f16]| d.convert_from_f32_slice(s),
-    BF16 => |s: &[f32], d: &mut [bf16]| d.convert_from_f32_slice(s)
+    BF16 => convert::narrow_bf16
 });
 real!(f64, F64,
     load: { F32 => load_each, F16 => load_each, BF16 => load_each },
@@ -510,26 +512,4 @@ impl Buffer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn load_and_store_round_to_the_nearest_value_of_each_type() {
-        let exact = [0.0, -1.5, 0.099_999_999_3, 1e-9, 3.5e4, -2.0f64.powi(-14)];
-        for dtype in DType::ALL {
-            let buffer = Buffer::from_f64(dtype, &exact);
-            let mut wide = vec![0.0f32; exact.len()];
-            f32::load(buffer.as_slice(), &mut wide);
-            let mut back = Buffer::zeros(dtype, exact.len());
-            f32::store(&wide, back.as_mut());
-            for (i, x) in exact.iter().enumerate() {
-                let expected = match dtype {
-                    DType::F64 | DType::F32 => f64::from(*x as f32),
-                    DType::F16 => f16::from_f32(*x as f32).to_f64(),
-                    DType::BF16 => bf16::from_f32(*x as f32).to_f64(),
-                };
-                assert_eq!(back.as_slice().get(i), expected, "{dtype} {x}");
-            }
-        }
-    }
-}
+mod tests;
