@@ -382,7 +382,7 @@ impl<'a> SliceMut<'a> {
     /// # Panics
     ///
     /// If the range lies outside the slice, as for Rust's own slices.
-    pub fn sub(self, range: Range<usize>) -> SliceMut<'a> {
+    pub fn sub_mut(self, range: Range<usize>) -> SliceMut<'a> {
         match self {
             SliceMut::F64(data) => SliceMut::F64(&mut data[range]),
             SliceMut::F32(data) => SliceMut::F32(&mut data[range]),

@@ -35,7 +35,7 @@ pub use ema::Ema;
 pub use engine::EngineOptions;
 pub use error::{Error, Result};
 pub use norm::{Norm, rows_of};
-pub use optimizer::{Optimizer, Projection, StepOptions};
+pub use optimizer::{Gradients, Optimizer, Projection, StepOptions};
 pub use params::{AnchorKind, Group, ParamSet, ParamSetBuilder, Settings, TensorSpec};
 pub use projector::Projector;
 pub use rule::{AdamW, Decay, Rule, Sgd};

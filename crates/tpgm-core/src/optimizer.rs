@@ -20,6 +20,18 @@ pub enum Projection {
     Defer,
 }
 
+/// Whether a step makes sure that its gradients are finite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gradients {
+    /// A gradient with an infinite or NaN element is an error, and the step changes nothing. Costs one more read of the
+    /// gradients (4 bytes per f32 parameter), unless the constraint or clipping reads them beforehand anyway.
+    #[default]
+    Check,
+    /// The caller knows that they are finite, for example because a loss scaler has just looked. What is not finite
+    /// spreads into weights and state, as in PyTorch, except where the constraint or clipping notices for free.
+    Trust,
+}
+
 /// What changes from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepOptions {
@@ -33,11 +45,19 @@ pub struct StepOptions {
     pub max_grad_norm: Option<f64>,
     /// Whether TPGM projects.
     pub projection: Projection,
+    /// Whether gradients are checked. Default: they are.
+    pub gradients: Gradients,
 }
 
 impl Default for StepOptions {
     fn default() -> Self {
-        Self { lr: None, grad_scale: 1.0, max_grad_norm: None, projection: Projection::Apply }
+        Self {
+            lr: None,
+            grad_scale: 1.0,
+            max_grad_norm: None,
+            projection: Projection::Apply,
+            gradients: Gradients::Check,
+        }
     }
 }
 

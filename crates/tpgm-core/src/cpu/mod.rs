@@ -177,7 +177,7 @@ impl Backend for Cpu {
     }
 
     fn view_mut(buffer: &mut Buffer, range: Range<usize>) -> SliceMut<'_> {
-        buffer.as_mut().sub(range)
+        buffer.as_mut().sub_mut(range)
     }
 
     fn zeros(&self, dtype: DType, len: usize) -> Result<Buffer> {

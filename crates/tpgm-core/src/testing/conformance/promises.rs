@@ -9,7 +9,7 @@ use crate::element::{Buffer, DType};
 use crate::ema::Ema;
 use crate::engine::EngineOptions;
 use crate::error::Error;
-use crate::optimizer::{Optimizer, StepOptions};
+use crate::optimizer::{Gradients, Optimizer, StepOptions};
 use crate::oracle;
 use crate::params::ParamSet;
 use crate::projector::Projector;
@@ -34,12 +34,23 @@ fn trajectory<B: Backend + Clone>(
     rule: Rule,
     constraint: Constraint,
 ) -> (Vec<Vec<f64>>, StateDict) {
+    trajectory_with(backend, set, problem, rule, constraint, &StepOptions::default())
+}
+
+fn trajectory_with<B: Backend + Clone>(
+    backend: &B,
+    set: &ParamSet,
+    problem: &Problem,
+    rule: Rule,
+    constraint: Constraint,
+    options: &StepOptions,
+) -> (Vec<Vec<f64>>, StateDict) {
     let dtype = set.tensors()[0].dtype;
     let mut fixture = Fixture::new(backend, set.tensors(), &problem.weights, &problem.anchors, dtype);
     let mut optimizer = optimizer(backend, set, rule, constraint);
     for grads in &problem.grads {
         fixture.set_grads(grads);
-        fixture.run(|io| optimizer.step(io, &StepOptions::default())).expect("step");
+        fixture.run(|io| optimizer.step(io, options)).expect("step");
     }
     (fixture.weights(), optimizer.state().expect("state"))
 }
@@ -48,6 +59,22 @@ fn trajectory<B: Backend + Clone>(
 #[track_caller]
 fn assert_same<T: PartialEq + std::fmt::Debug>(a: &T, b: &T, context: &str) {
     assert!(a == b, "{context}: results differ");
+}
+
+/// Trusting finite gradients changes no bit.
+pub fn trusted_gradients_give_the_same_bits<B: Backend + Clone>(backend: &B) {
+    let set = set(DType::F32);
+    let problem = Problem::new(set.tensors(), DType::F32, 4, 3);
+    for (rule, constraint) in methods::all() {
+        for max_grad_norm in [None, Some(1.0)] {
+            let run = |gradients| {
+                let options = StepOptions { gradients, max_grad_norm, ..StepOptions::default() };
+                trajectory_with(backend, &set, &problem, rule, constraint, &options)
+            };
+            let same = run(Gradients::Check) == run(Gradients::Trust);
+            assert!(same, "{rule:?} under {constraint:?}: results differ");
+        }
+    }
 }
 
 /// Twice the same call, twice the same bits.

@@ -201,7 +201,7 @@ pub fn steps_with_options_match_the_oracle<B: Backend + Clone>(backend: &B) {
         for (rule, constraint) in methods::all() {
             let step = |i: usize| StepOptions {
                 lr: (i > 0).then_some(0.02 / (1 + i) as f64),
-                grad_scale: if i % 2 == 0 { 0.25 } else { 1.0 },
+                grad_scale: if i.is_multiple_of(2) { 0.25 } else { 1.0 },
                 // Sometimes far above the norm, sometimes far below.
                 max_grad_norm: [None, Some(0.5), Some(1e6), Some(2.0), None][i % 5],
                 ..StepOptions::default()

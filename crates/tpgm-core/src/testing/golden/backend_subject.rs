@@ -11,6 +11,7 @@ use crate::projector::Projector;
 use crate::rule::{Rule, Sgd};
 use crate::scalars::TensorScalars;
 use crate::state::{Slot, StateDict};
+use crate::weight_space::{WiseEntry, WiseFt};
 
 /// [`Optimizer`] and [`Projector`] on any backend.
 ///
@@ -59,13 +60,30 @@ impl<B: Backend + Clone + 'static> Subject for BackendSubject<B> {
 
     fn interpolate(
         &self,
-        _dtype: DType,
-        _theta0: &[f64],
-        _theta1: &[f64],
-        _alpha: f64,
-        _fisher: Option<&Fisher>,
+        dtype: DType,
+        theta0: &[f64],
+        theta1: &[f64],
+        alpha: f64,
+        fisher: Option<&Fisher>,
     ) -> Result<Observed> {
-        Ok(Observed::Hidden)
+        // Weight-space operations run on the host, whatever the backend of the steps.
+        let round = |values: &[f64]| Buffer::from_f64(dtype, values);
+        let (theta0, theta1) = (round(theta0), round(theta1));
+        let mut merged = Buffer::zeros(dtype, theta0.len());
+        // A golden case may have Fisher information of one version only; a missing one counts as ones.
+        let ones = vec![1.0; theta0.len()];
+        let information = fisher.map(|fisher| {
+            let or_ones = |f: &Option<Vec<f64>>| round(f.as_deref().unwrap_or(&ones));
+            (or_ones(&fisher.fisher0), or_ones(&fisher.fisher1))
+        });
+        let mut entry = WiseEntry::new("entry", theta0.as_slice(), theta1.as_slice(), merged.as_mut());
+        let mut wise = WiseFt { alpha, ..WiseFt::default() };
+        if let (Some(fisher), Some((f0, f1))) = (fisher, &information) {
+            wise.fisher_floor = fisher.floor;
+            entry = entry.fisher(f0.as_slice(), f1.as_slice());
+        }
+        wise.merge(&mut [entry])?;
+        Ok(Observed::Value(merged.to_f64()))
     }
 }
 
