@@ -1,4 +1,55 @@
 //! The mathematics of robust fine-tuning by projection, on plain slices.
+//!
+//! You need this crate when you fine-tune a pre-trained model, want it to keep what it knew, and have weights, gradients
+//! and pre-trained values ("anchors") as slices: from a framework of yours, or from checkpoints. It takes the optimizer
+//! step and bounds the displacement from the anchor, for all tensors in one fused pass. It computes no gradients and reads
+//! no files.
+//!
+//! ```
+//! use tpgm_core::{AdamW, Cpu, DType, Ftp, Optimizer, ParamSet, StepOptions, TensorIo};
+//!
+//! let set = ParamSet::builder().tensor("weight", [2, 2], DType::F32).build()?;
+//! let anchor = [1.0f32, -2.0, 0.5, 0.25];
+//! let mut weight = anchor;
+//! let mut optimizer = Optimizer::new(Cpu::new(), &set, AdamW::default().lr(0.1), Ftp::default())?;
+//! for _ in 0..5 {
+//!     let grad = weight; // of the loss |W|^2 / 2
+//!     let io = TensorIo::new(&mut weight).grad(&grad).anchor(&anchor);
+//!     optimizer.step(&mut [io], &StepOptions::default())?;
+//! }
+//! let radius = optimizer.scalars()?[0].radius;
+//! for (w, a) in weight.chunks(2).zip(anchor.chunks(2)) {
+//!     let norm: f32 = w.iter().zip(a).map(|(w, a)| (w - a).abs()).sum();
+//!     assert!(f64::from(norm) <= radius + 1e-6); // every row is within the learned radius
+//! }
+//! # Ok::<(), tpgm_core::Error>(())
+//! ```
+//!
+//! # Map
+//!
+//! | you want | look at |
+//! |---|---|
+//! | to name tensors and give some of them other settings | [`ParamSet`], [`Group`] |
+//! | to train | [`Optimizer`], a [`Rule`] ([`AdamW`], [`Sgd`]) and a [`Constraint`] |
+//! | to learn TPGM's radii, during or after training | [`Projector`] |
+//! | to save and resume | [`StateDict`], [`Optimizer::state`] |
+//! | to average weights over time | [`Ema`] |
+//! | to merge models: WiSE-FT, soups, Model Stock, DaWin | [`weight_space`] |
+//! | to train or keep few entries: SeleKT, SAFT | [`sparse`] |
+//! | to know what a step costs | [`cpu`] |
+//! | other memory than the host's | [`backend`], [`plan`] |
+//!
+//! Sets, rules and constraints are plain data; every fallible function returns [`Error`], which names the tensor or the
+//! option, and has then changed nothing. The same input gives the same bits on any number of threads.
+//!
+//! # Features
+//!
+//! - `serde`: `Serialize` and `Deserialize` for rules, constraints, groups, and the options of [`sparse`] and
+//!   [`weight_space`].
+//! - `testing`: the f64 reference `oracle`, and `testing` with the conformance suite that any backend can be run through
+//!   and the runner of golden cases.
+//!
+//! None is on by default.
 
 pub mod backend;
 pub mod cpu;
@@ -41,3 +92,8 @@ pub use projector::Projector;
 pub use rule::{AdamW, Decay, Rule, Sgd};
 pub use scalars::TensorScalars;
 pub use state::{Masters, Slot, Slots, StateDict};
+
+/// Runs the examples of the README as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeDoctests;
