@@ -7,6 +7,21 @@ pub(super) struct Lanes([f64; LANES]);
 /// 16: four AVX2 accumulators of f64, enough to hide the latency of an addition.
 pub(super) const LANES: usize = 16;
 
+/// Asks for what a reduction reads one page later: the hardware's own prefetch stops at each page. Measured on the L2
+/// projection, whose first pass only reads: about 10 %. Sums of three streams gained nothing, so they do without.
+#[inline(always)]
+fn fetch_ahead<T>(block: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const PAGE: usize = 4096;
+        // SAFETY: SSE is part of x86-64, and a prefetch neither faults nor changes memory, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().cast::<i8>().wrapping_add(PAGE)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = block;
+}
+
 impl Lanes {
     pub(super) const ZERO: Self = Self([0.0; LANES]);
 
@@ -23,6 +38,8 @@ impl Lanes {
         let (x_blocks, x_rest) = x.as_chunks::<LANES>();
         let (y_blocks, y_rest) = y[..x.len()].as_chunks::<LANES>();
         for (x, y) in x_blocks.iter().zip(y_blocks) {
+            fetch_ahead(x);
+            fetch_ahead(y);
             for lane in 0..LANES {
                 lanes[lane] += f(x[lane], y[lane]);
             }
