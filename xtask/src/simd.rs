@@ -61,7 +61,6 @@ const KERNELS: &[Kernel] = &[
     kernel("kernels::add_dot_and_square::avx2", SUM.0, SUM.1),
     kernel("kernels::all_finite::avx2", &["vaddps"], &["vaddpd"]),
     kernel("kernels::pull::avx2", MOVE.0, MOVE.1),
-    kernel("kernels::place::avx2", MOVE.0, MOVE.1),
     kernel("kernels::project::avx2", MOVE.0, MOVE.1),
 ];
 
