@@ -20,6 +20,7 @@
 //! | SPD | g w a: 12 | 28, + anchor where the gradient points home: 32 | 12 where decay fires | 40 to 56 |
 //! | DiGraP | g w a d: 16 | + anchor, write d: 36 | | 52 |
 //!
+//! With [`Gradients::Trust`](crate::Gradients::Trust) the first column drops out where it holds the gradient alone.
 //! SGD with momentum moves 8 bytes less than AdamW, AMSGrad 8 more.
 //! A [`Projector`](crate::Projector) projects for 12 bytes (MARS, f32) or 20, 8 of them from the last-level cache (L2).
 
