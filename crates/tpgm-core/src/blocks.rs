@@ -20,7 +20,7 @@ pub(crate) fn widest(operands: impl IntoIterator<Item = DType>) -> DType {
     if operands.into_iter().any(|dtype| dtype == DType::F64) { DType::F64 } else { DType::F32 }
 }
 
-/// Runs `$body` with the type `$real` standing for f64 or f32, as `$dtype` says.
+/// Runs `$body` with the type `$real` standing for the compute type of `$dtype`: f64 for f64, else f32.
 macro_rules! with_real {
     ($dtype:expr, $real:ident => $body:expr) => {
         match $dtype {

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::Cpu;
 use super::kernels;
 use super::operand::{Operand, load};
-use super::with_real;
+use crate::blocks::with_real;
 use crate::element::{Buffer, Element, Slice};
 use crate::error::Result;
 use crate::plan::{BLOCK, Plan, blocks};

@@ -56,23 +56,6 @@ use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 use crate::state::Slots;
 
-/// Runs `$body` with the compute type of `$dtype` as `$real`.
-macro_rules! with_real {
-    ($dtype:expr, $real:ident => $body:expr) => {
-        match $crate::element::DType::compute($dtype) {
-            $crate::element::DType::F64 => {
-                type $real = f64;
-                $body
-            }
-            _ => {
-                type $real = f32;
-                $body
-            }
-        }
-    };
-}
-use with_real;
-
 /// The CPU backend. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Cpu {

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use super::decide;
 use super::kernels;
 use super::lanes::Lanes;
 use super::measure::{PieceSums, check_finite};
@@ -11,8 +12,8 @@ use super::settle::finish_norm;
 use super::simd::Simd;
 use super::step;
 use super::{Cpu, Workspace};
-use super::{decide, with_real};
 use crate::backend::{Job, Write};
+use crate::blocks::with_real;
 use crate::constraint::Constraint;
 use crate::element::{DType, Element, Real};
 use crate::error::{Error, Result};

@@ -4,7 +4,7 @@ use super::advance::PieceNorms;
 use super::decide::{Move, ftp_floor};
 use super::operand::{Operand, Operands};
 use super::pull::{self, Pull};
-use super::with_real;
+use crate::blocks::with_real;
 use crate::constraint::{Constraint, FtpMemory, RADIUS_FLOOR};
 use crate::element::{DType, Element};
 use crate::norm::Norm;
