@@ -159,7 +159,9 @@ impl Advance<'_> {
                 match &step.rule {
                     RuleStep::Hold => match sink {
                         sink::SQUARE => kernels::add_norm::<C, true>(simd, w, a, sum),
-                        _ => kernels::add_norm::<C, false>(simd, w, a, sum),
+                        sink::ABS => kernels::add_norm::<C, false>(simd, w, a, sum),
+                        // A deferred projection of a tensor without a gradient: nothing to do.
+                        _ => {}
                     },
                     RuleStep::AdamW { step: k, amsgrad } => {
                         let g = load(operands.grad, range.clone(), grads);

@@ -26,8 +26,8 @@ use crate::plan::{Plan, TensorPlan};
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 
-/// Elements of the tensors that are moved before their second pass, if they need one: their weights and anchors (8 bytes
-/// each in f32) should still be in the last-level cache.
+/// Elements of the tensors that are moved before their second pass, if they need one: their weights and anchors (together
+/// 8 bytes an element in f32) should still be in the last-level cache.
 const WAVE: usize = 1 << 18;
 
 pub(super) fn step(
