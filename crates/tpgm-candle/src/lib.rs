@@ -1,1 +1,9 @@
-//! Robust fine-tuning of candle models. Nothing is here yet: the crate reserves its place in the workspace.
+//! Robust fine-tuning of candle models.
+
+mod dtype;
+mod error;
+mod params;
+
+pub use error::{Error, Result};
+pub use params::{Anchor, AnchorData, Param, Params};
+pub use tpgm_core as core;

@@ -1,0 +1,45 @@
+//! Pre-trained values.
+
+use std::sync::Arc;
+
+use tpgm_core::{Buffer, Group, Slice};
+
+/// Where the displacement of a parameter is measured from.
+#[derive(Debug, Clone)]
+pub enum Anchor {
+    /// Its pre-trained value.
+    Pretrained(AnchorData),
+    /// Zero: LoRA factors. Nothing is stored.
+    Zero,
+    /// None: a new head. Constraints leave it alone.
+    None,
+}
+
+impl Anchor {
+    /// The group that tells `tpgm-core` of an anchor other than the pre-trained one.
+    pub(super) fn group(&self, name: &str) -> Option<Group> {
+        match self {
+            Anchor::Pretrained(_) => None,
+            Anchor::Zero => Some(Group::new(name).zero_anchor()),
+            Anchor::None => Some(Group::new(name).no_anchor()),
+        }
+    }
+}
+
+/// A pre-trained value on the host. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AnchorData {
+    data: Arc<Buffer>,
+}
+
+impl AnchorData {
+    /// Keeps `data`.
+    pub fn new(data: Buffer) -> Self {
+        Self { data: Arc::new(data) }
+    }
+
+    /// The elements, row-major.
+    pub fn slice(&self) -> Slice<'_> {
+        self.data.as_slice()
+    }
+}
