@@ -117,7 +117,13 @@ impl Method {
                 AMSGRAD,
                 &["torch_adamw_amsgrad_fused", "torch_adamw_amsgrad_foreach"],
             ),
-            step("adamw+ftp", adamw.into(), Ftp::default().into(), ADAMW.and(FTP), &["ftp_adamp"]),
+            step(
+                "adamw+ftp",
+                adamw.into(),
+                Ftp::default().into(),
+                ADAMW.and(FTP),
+                &["ftp_adamp", "torch_adamw_fused"],
+            ),
             step("adamw+spd", adamw.into(), Spd::default().into(), ADAMW.and(SPD), &[]),
             step(
                 "adamw+tpgm",

@@ -99,10 +99,13 @@ fn stream<C: Real>(to: &mut [C], from: &[C]) {
         let bytes = size_of_val(from);
         let (source, target) = (from.as_ptr().cast::<__m128i>(), to.as_mut_ptr().cast::<__m128i>());
         if to.len() == from.len() && bytes.is_multiple_of(16) && target.is_aligned() {
-            for i in 0..bytes / 16 {
-                // SAFETY: both slices have `bytes` bytes, the target is aligned to 16, and SSE2 is part of x86-64.
-                unsafe { _mm_stream_si128(target.add(i), _mm_loadu_si128(source.add(i))) };
+            let vectors = bytes / 16;
+            // SAFETY: both slices have `bytes` bytes, the target is aligned to 16, and SSE2 is part of x86-64.
+            let copy = |i| unsafe { _mm_stream_si128(target.add(i), _mm_loadu_si128(source.add(i))) };
+            for line in 0..vectors / 4 {
+                (4 * line..4 * line + 4).for_each(copy);
             }
+            (vectors & !3..vectors).for_each(copy);
             return;
         }
     }

@@ -28,7 +28,17 @@ impl Lanes {
     /// Adds `f(x)` of every element.
     #[inline(always)]
     pub(super) fn add1<T: Copy>(&mut self, x: &[T], f: impl Fn(T) -> f64) {
-        self.add2(x, x, |x, _| f(x));
+        let mut lanes = self.0;
+        let (blocks, rest) = x.as_chunks::<LANES>();
+        for x in blocks {
+            for lane in 0..LANES {
+                lanes[lane] += f(x[lane]);
+            }
+        }
+        for (lane, x) in lanes.iter_mut().zip(rest) {
+            *lane += f(*x);
+        }
+        self.0 = lanes;
     }
 
     /// Adds `f(x, y)` of every pair of elements.
