@@ -5,13 +5,13 @@ use std::ops::Range;
 use super::decide::{Move, RuleStep};
 use super::kernels::{self, AdamWStep, Mix, SgdStep, sink};
 use super::lanes::Lanes;
-use super::operand::{Operand, Operands, load};
+use super::operand::{Operand, Operands, Stage, load};
 use super::pull::NormRange;
 use super::settle::{finish_norm, row_scale_of};
 use super::simd::Simd;
 use crate::element::Real;
 use crate::norm::Norm;
-use crate::plan::{BLOCK, Piece, TensorPlan, blocks};
+use crate::plan::{Piece, TensorPlan, blocks};
 use crate::state::Slot;
 
 /// What [`advance`] reports of one piece.
@@ -81,12 +81,12 @@ impl Advance<'_> {
         if step.skip {
             return out;
         }
-        let mut stage = Stage::<C>::new();
+        let mut stages = Stages::<C>::EMPTY;
         for unit in 0..piece.units {
             let range = tensor.elements(piece, unit);
             let mut sum = Lanes::ZERO;
             for range in blocks(range.clone()) {
-                out.pulled += self.advance_block::<C>(range, &mut stage, &mut sum);
+                out.pulled += self.advance_block::<C>(range, &mut stages, &mut sum);
             }
             let Some(norm) = step.norm else { continue };
             // SAFETY: the slots of these parts, units and rows belong to this piece alone.
@@ -117,7 +117,7 @@ impl Advance<'_> {
             if !step.deferred && norm >= step.pulls_from {
                 ratio = step.pull.ratio::<C>(norm);
                 if ratio != C::ONE {
-                    self.pull_range::<C>(range, ratio, &mut stage);
+                    self.pull_range::<C>(range, ratio, &mut stages);
                 }
             }
             out.add(norm, ratio.to_f64());
@@ -130,9 +130,9 @@ impl Advance<'_> {
 
     /// Returns how many elements the per-element rule has limited.
     #[inline(always)]
-    fn advance_block<C: Real>(&self, range: Range<usize>, stage: &mut Stage<C>, sum: &mut Lanes) -> usize {
+    fn advance_block<C: Real>(&self, range: Range<usize>, stages: &mut Stages<C>, sum: &mut Lanes) -> usize {
         let Self { simd, operands, step, .. } = *self;
-        let Stage { weights, grads, anchors, current, before } = stage;
+        let Stages { weights, grads, anchors, current, before } = stages;
         let mix = Mix {
             clip: C::from_f64(step.mix.clip),
             decay: C::from_f64(step.mix.decay),
@@ -192,15 +192,15 @@ impl Advance<'_> {
         limited
     }
 
-    fn pull_range<C: Real>(&self, range: Range<usize>, ratio: C, stage: &mut Stage<C>) {
+    fn pull_range<C: Real>(&self, range: Range<usize>, ratio: C, stages: &mut Stages<C>) {
         let Self { simd, operands, .. } = *self;
         // The master was filled when the rule ran.
         let operands = &Operands { fresh_master: false, ..*operands };
         for range in blocks(range) {
             // SAFETY: as in `advance_block`.
             unsafe {
-                let a = load(operands.anchor, range.clone(), &mut stage.anchors);
-                operands.with_weight::<C>(range, &mut stage.weights, |w| kernels::pull(simd, w, a, ratio));
+                let a = load(operands.anchor, range.clone(), &mut stages.anchors);
+                operands.with_weight::<C>(range, &mut stages.weights, |w| kernels::pull(simd, w, a, ratio));
             }
         }
     }
@@ -210,34 +210,36 @@ impl Advance<'_> {
         if !self.step.deferred {
             return;
         }
-        let mut stage = Stage::<C>::new();
+        let mut stages = Stages::<C>::EMPTY;
         for unit in 0..piece.units {
             let at = self.tensor.first_unit + piece.unit + unit;
             // SAFETY: nobody writes norms in this phase.
             let norm = unsafe { self.norms.slice(at..at + 1) }.get(0);
             let ratio = self.step.pull.ratio::<C>(norm);
             if ratio != C::ONE && norm < self.step.waited_below {
-                self.pull_range::<C>(self.tensor.elements(piece, unit), ratio, &mut stage);
+                self.pull_range::<C>(self.tensor.elements(piece, unit), ratio, &mut stages);
             }
         }
     }
 }
 
-/// Room to convert blocks of other element types.
-struct Stage<C> {
-    weights: [C; BLOCK],
-    grads: [C; BLOCK],
-    anchors: [C; BLOCK],
-    current: [C; BLOCK],
-    before: [C; BLOCK],
+/// Room to convert blocks of every operand.
+struct Stages<C> {
+    weights: Stage<C>,
+    grads: Stage<C>,
+    anchors: Stage<C>,
+    current: Stage<C>,
+    before: Stage<C>,
 }
 
-impl<C: Real> Stage<C> {
-    #[inline(always)]
-    fn new() -> Self {
-        let zero = [C::ZERO; BLOCK];
-        Self { weights: zero, grads: zero, anchors: zero, current: zero, before: zero }
-    }
+impl<C: Real> Stages<C> {
+    const EMPTY: Self = Self {
+        weights: Stage::EMPTY,
+        grads: Stage::EMPTY,
+        anchors: Stage::EMPTY,
+        current: Stage::EMPTY,
+        before: Stage::EMPTY,
+    };
 }
 
 fn adamw_constants<C: Real>(k: &AdamWStep<f64>) -> AdamWStep<C> {

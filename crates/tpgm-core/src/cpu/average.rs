@@ -4,11 +4,11 @@ use rayon::prelude::*;
 
 use super::Cpu;
 use super::kernels;
-use super::operand::{Operand, load};
+use super::operand::{Operand, Stage, load};
 use crate::blocks::with_real;
 use crate::element::{Buffer, Element, Slice};
 use crate::error::Result;
-use crate::plan::{BLOCK, Plan, blocks};
+use crate::plan::{Plan, blocks};
 
 /// Reads 8 and writes 4 bytes per f32 parameter.
 pub(super) fn average(
@@ -25,7 +25,7 @@ pub(super) fn average(
         plan.pieces.par_iter().for_each(|piece| {
             let (average, weight) = (averages[piece.tensor], weights[piece.tensor]);
             with_real!(average.dtype(), C => {
-                let mut stage = [0.0; BLOCK];
+                let mut stage = Stage::EMPTY;
                 let (keep, take) = (C::from_f64(decay), C::from_f64(1.0 - decay));
                 for range in blocks(piece.start..piece.end) {
                     // SAFETY: every element belongs to one piece; averages are of compute type (checked by `Ema`).

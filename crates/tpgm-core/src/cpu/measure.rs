@@ -2,13 +2,13 @@
 
 use super::kernels;
 use super::lanes::Lanes;
-use super::operand::{Operands, load};
+use super::operand::{Operands, Stage, load};
 use super::simd::Simd;
 use crate::constraint::{Constraint, FtpMemory};
 use crate::element::Real;
 use crate::error::{Error, Result};
 use crate::params::{Settings, TensorSpec};
-use crate::plan::{BLOCK, Piece, Plan, TensorPlan, blocks};
+use crate::plan::{Piece, Plan, TensorPlan, blocks};
 use crate::scalars::TensorScalars;
 use crate::state::Slot;
 
@@ -91,7 +91,7 @@ pub(super) fn measure<C: Real>(
     clipping: bool,
 ) -> PieceSums {
     let mut out = PieceSums::NONE;
-    let (mut grads, mut anchors, mut weights) = ([C::ZERO; BLOCK], [C::ZERO; BLOCK], [C::ZERO; BLOCK]);
+    let (mut grads, mut anchors, mut weights) = (Stage::EMPTY, Stage::EMPTY, Stage::EMPTY);
     let (mut square, mut dot, mut displacement, mut previous) =
         (Lanes::ZERO, Lanes::ZERO, Lanes::ZERO, Lanes::ZERO);
     let scaled = matches!(wanted, Sums::ScaledPrevious | Sums::ScaledDisplacement);

@@ -184,7 +184,7 @@ impl Operands {
     pub(super) unsafe fn with_weight<C: Real>(
         &self,
         range: Range<usize>,
-        stage: &mut [C; BLOCK],
+        stage: &mut Stage<C>,
         f: impl FnOnce(&mut [C]),
     ) {
         let len = range.len();
@@ -203,11 +203,23 @@ impl Operands {
                 f(weight);
             }
         } else {
-            let stage = &mut stage[..len];
+            let stage = stage.block(len);
             C::load(weight.as_slice(), stage);
             f(stage);
             C::store(stage, weight);
         }
+    }
+}
+
+/// Room to convert one block of another element type. Cleared when first used, which operands of compute type never do.
+pub(super) struct Stage<C>(Option<[C; BLOCK]>);
+
+impl<C: Real> Stage<C> {
+    pub(super) const EMPTY: Self = Self(None);
+
+    #[inline(always)]
+    pub(super) fn block(&mut self, len: usize) -> &mut [C] {
+        &mut self.0.get_or_insert([C::ZERO; BLOCK])[..len]
     }
 }
 
@@ -221,20 +233,22 @@ impl Operands {
 pub(super) unsafe fn load<'a, C: Real>(
     operand: Option<Operand>,
     range: Range<usize>,
-    stage: &'a mut [C; BLOCK],
+    stage: &'a mut Stage<C>,
 ) -> &'a [C] {
-    let stage = &mut stage[..range.len()];
+    let len = range.len();
     let Some(operand) = operand else {
-        stage.fill(C::ZERO);
-        return stage;
+        let zeros = stage.block(len);
+        zeros.fill(C::ZERO);
+        return zeros;
     };
     // SAFETY: the caller's promise is the callee's condition.
     let slice = unsafe { operand.slice::<'a>(range) };
     match C::direct(slice) {
         Some(direct) => direct,
         None => {
-            C::load(slice, stage);
-            stage
+            let converted = stage.block(len);
+            C::load(slice, converted);
+            converted
         }
     }
 }

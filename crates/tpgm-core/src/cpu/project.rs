@@ -6,7 +6,7 @@ use super::decide;
 use super::kernels;
 use super::lanes::Lanes;
 use super::measure::{PieceSums, check_finite};
-use super::operand::{Operand, Operands, load};
+use super::operand::{Operand, Operands, Stage, load};
 use super::pull::{self, NormRange, Pull, is_tpgm};
 use super::settle::finish_norm;
 use super::simd::Simd;
@@ -18,7 +18,7 @@ use crate::constraint::Constraint;
 use crate::element::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::norm::Norm;
-use crate::plan::{BLOCK, Piece, Plan, TensorPlan, blocks};
+use crate::plan::{Piece, Plan, TensorPlan, blocks};
 use crate::scalars::TensorScalars;
 use crate::state::Slot;
 
@@ -74,7 +74,7 @@ fn remember_piece<C: Real>(
     norm: Norm,
     parts: Operand,
 ) {
-    let (mut anchors, mut weights) = ([C::ZERO; BLOCK], [C::ZERO; BLOCK]);
+    let (mut anchors, mut weights) = (Stage::EMPTY, Stage::EMPTY);
     for unit in 0..piece.units {
         let mut sum = Lanes::ZERO;
         for range in blocks(tensor.elements(piece, unit)) {
@@ -154,7 +154,8 @@ fn write_piece<C: Real>(
     radius: f64,
     write: Write,
 ) {
-    let (mut anchors, mut sources, mut weights) = ([C::ZERO; BLOCK], [C::ZERO; BLOCK], [C::ZERO; BLOCK]);
+    let (mut anchors, mut sources) = (Stage::EMPTY, Stage::EMPTY);
+    let mut weights = Stage::<C>::EMPTY;
     let master = operands.slot(Slot::Master);
     for (unit, &norm) in norms.iter().enumerate() {
         let ratio = match write {
@@ -178,7 +179,7 @@ fn write_piece<C: Real>(
                 if weight.dtype() == C::DTYPE {
                     kernels::project(simd, operands.weight.typed_mut::<C>(range), from, a, ratio);
                 } else {
-                    let staged = &mut weights[..range.len()];
+                    let staged = weights.block(range.len());
                     kernels::project(simd, staged, from, a, ratio);
                     C::store(staged, weight);
                 }
@@ -232,7 +233,7 @@ fn radius_gradient<C: Real>(
     norms: &[f64],
     radius: f64,
 ) -> PieceSums {
-    let (mut grads, mut anchors, mut sources) = ([C::ZERO; BLOCK], [C::ZERO; BLOCK], [C::ZERO; BLOCK]);
+    let (mut grads, mut anchors, mut sources) = (Stage::<C>::EMPTY, Stage::EMPTY, Stage::EMPTY);
     let from = operands.slot(Slot::Master).or(operands.slot(Slot::Remembered));
     let mut out = PieceSums::NONE;
     for (unit, &norm) in norms.iter().enumerate() {
