@@ -40,6 +40,83 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// Two trainable parameters are the same memory, which a step would change twice.
+    #[error(
+        "parameters `{first}` and `{second}` share their memory; register tied weights once, under one name"
+    )]
+    SharedStorage {
+        /// Name of one.
+        first: String,
+        /// Name of the other.
+        second: String,
+    },
+    /// An operand's shape differs from its parameter's.
+    #[error("tensor `{tensor}`: its {what} has shape {got:?}, but {expected:?} is needed")]
+    ShapeMismatch {
+        /// Name of the parameter.
+        tensor: String,
+        /// Which operand, for example "gradient".
+        what: &'static str,
+        /// Shape of the parameter.
+        expected: Vec<usize>,
+        /// Shape given.
+        got: Vec<usize>,
+    },
+    /// A tensor is on a device that steps cannot run on.
+    #[error("tensor `{tensor}` is on {device:?}; steps run on the CPU only")]
+    Device {
+        /// Its name.
+        tensor: String,
+        /// Where it is.
+        device: candle_core::DeviceLocation,
+    },
+    /// Trainable parameters got no gradient by the first step.
+    #[error(
+        "{} of {total} trainable tensors got no gradient: {}; the loss does not depend on them, or a layer on the way \
+         has no backward (candle's fused layer-norm, rms-norm, softmax and rotary embedding have none)",
+        tensors.len(), list(tensors)
+    )]
+    NoGradient {
+        /// Their names, sorted.
+        tensors: Vec<String>,
+        /// Number of trainable tensors.
+        total: usize,
+    },
+    /// A loss is infinite or NaN; nothing was changed.
+    #[error("the loss is {value}; nothing was changed")]
+    NonFiniteLoss {
+        /// Its value.
+        value: f64,
+    },
+    /// A loss is not one number.
+    #[error("the loss must be one number, but has shape {shape:?}; take its mean")]
+    LossShape {
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A projection update was asked of an optimizer that has no learned radii.
+    #[error("TPGM constrains no tensor of this optimizer; make it with `TpgmConfig` as its constraint")]
+    NoRadii,
+    /// Saved state belongs to another configuration.
+    #[error("the saved configuration has `{option}` = {saved}, but here it is {here}")]
+    ConfigDiffers {
+        /// Path of the first option that differs, for example `constraint.ftp.k`.
+        option: String,
+        /// Its saved value, as JSON; `null` if it is missing.
+        saved: String,
+        /// Its value here, as JSON; `null` if it is missing.
+        here: String,
+    },
+}
+
+/// Names for a message: not more than fit on a screen.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
 }
 
 /// A result with this crate's [`Error`].

@@ -2,8 +2,19 @@
 
 mod dtype;
 mod error;
+mod optim;
 mod params;
+mod tpgm;
 
 pub use error::{Error, Result};
+pub use optim::{
+    Anneal, AuditPolicy, Averaged, Ema, OptimizerBuilder, OptimizerConfig, RobustOptimizer, Schedule,
+    StepInfo,
+};
 pub use params::{Anchor, AnchorData, Param, Params};
+pub use tpgm::{Every, PostHoc, Radii, Tpgm};
 pub use tpgm_core as core;
+pub use tpgm_core::{
+    AdamW, Constraint, Digrap, FixedRadius, FixedScale, Ftp, Gradients, Group, L2Sp, Masters, Norm,
+    Projection, Rule, Sgd, Spd, StateDict, TensorScalars, Tpgm as TpgmConfig,
+};

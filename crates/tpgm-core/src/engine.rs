@@ -12,6 +12,8 @@ use crate::state::{self, Masters, Slots, StateDict};
 
 /// Choices that change memory and speed, not the method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 #[non_exhaustive]
 pub struct EngineOptions {
     /// Whether half-precision weights get f32 masters. Default: they do.

@@ -44,7 +44,7 @@
 //!
 //! # Features
 //!
-//! - `serde`: `Serialize` and `Deserialize` for rules, constraints, groups, and the options of [`sparse`] and
+//! - `serde`: `Serialize` and `Deserialize` for rules, constraints, groups, and the options of steps, engines, [`sparse`] and
 //!   [`weight_space`].
 //! - `testing`: the f64 reference `oracle`, and `testing` with the conformance suite that any backend can be run through
 //!   and the runner of golden cases.

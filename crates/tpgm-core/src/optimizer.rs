@@ -12,6 +12,8 @@ use crate::state::StateDict;
 
 /// Whether a step of [`Tpgm`](crate::Tpgm) ends with a projection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Projection {
     /// Project with the current radii, in the same pass.
     #[default]
@@ -22,6 +24,8 @@ pub enum Projection {
 
 /// Whether a step makes sure that its gradients are finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
 pub enum Gradients {
     /// A gradient with an infinite or NaN element is an error, and the step changes nothing. Costs one more read of the
     /// gradients (4 bytes per f32 parameter), unless the constraint or clipping reads them beforehand anyway.
@@ -34,6 +38,8 @@ pub enum Gradients {
 
 /// What changes from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 pub struct StepOptions {
     /// Learning rate of this step; `None` uses the rule's. Groups with their own `lr` are scaled along.
     pub lr: Option<f64>,

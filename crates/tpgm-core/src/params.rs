@@ -254,6 +254,11 @@ impl ParamSet {
         &self.tensors
     }
 
+    /// All groups, in order.
+    pub fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().map(|(group, _)| group)
+    }
+
     /// Number of tensors.
     pub fn len(&self) -> usize {
         self.tensors.len()

@@ -1,0 +1,210 @@
+//! Gradients summed over several batches.
+
+use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use rayon::prelude::*;
+use tpgm_core::{Buffer, Real, Slice, StateDict};
+
+use super::operands::Operands;
+use crate::dtype::{candle_dtype, core_dtype, cpu_slice, to_buffer, to_tensor};
+use crate::error::{Error, Result};
+
+/// Name of a pending sum in saved state, after the tensor's name and a slash.
+const SLOT: &str = "accumulated";
+/// Elements that one task adds up: with its operands it fits a core's cache.
+const BLOCK: usize = 1 << 14;
+
+/// Sums in f32 (f64 for f64 variables), in memory of their own that is reused. A batch reads 8 and writes 4 bytes per f32
+/// parameter.
+#[derive(Default)]
+pub(super) struct Accumulator {
+    sums: Vec<Sum>,
+    batches: usize,
+}
+
+#[derive(Default, Clone)]
+struct Sum {
+    memory: Option<Tensor>,
+    /// Some batch since the last step had a gradient for the variable.
+    filled: bool,
+}
+
+impl Accumulator {
+    pub(super) fn new(tensors: usize) -> Self {
+        Self { sums: vec![Sum::default(); tensors], batches: 0 }
+    }
+
+    /// Batches added since the last step.
+    pub(super) fn batches(&self) -> usize {
+        self.batches
+    }
+
+    /// Which variables got a gradient since the last step.
+    pub(super) fn filled(&self) -> impl Iterator<Item = bool> {
+        self.sums.iter().map(|sum| sum.filled)
+    }
+
+    /// Adds a batch of gradients from [`Operands::gradients`].
+    pub(super) fn add(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
+        for ((sum, (name, var)), grad) in self.sums.iter_mut().zip(operands.vars()).zip(grads) {
+            let Some(grad) = grad else { continue };
+            let memory = sum.memory(name, var)?;
+            let add = if sum.filled { Add::More } else { Add::First };
+            memory.inplace_op2(grad, &add)?;
+            sum.filled = true;
+        }
+        self.batches += 1;
+        Ok(())
+    }
+
+    /// The sums, as gradients of a step.
+    pub(super) fn sums(&self) -> Vec<Option<Tensor>> {
+        self.sums.iter().map(|sum| sum.memory.clone().filter(|_| sum.filled)).collect()
+    }
+
+    /// Forgets all batches and keeps the memory.
+    pub(super) fn clear(&mut self) {
+        self.batches = 0;
+        self.sums.iter_mut().for_each(|sum| sum.filled = false);
+    }
+
+    pub(super) fn state(&self, operands: &Operands) -> Result<StateDict> {
+        let mut state = StateDict::new();
+        for (sum, (name, _)) in self.sums.iter().zip(operands.vars()) {
+            if let (Some(memory), true) = (&sum.memory, sum.filled) {
+                state.insert(format!("{name}/{SLOT}"), to_buffer(name, memory)?);
+            }
+        }
+        Ok(state)
+    }
+
+    /// Takes its slots out of a saved state.
+    pub(super) fn load(operands: &Operands, state: &mut StateDict, batches: usize) -> Result<Self> {
+        let mut this = Self::new(operands.len());
+        if batches == 0 {
+            return Ok(this); // Sums without batches stay in `state`, where they are reported as unexpected.
+        }
+        for (sum, (name, var)) in this.sums.iter_mut().zip(operands.vars()) {
+            let Some(saved) = state.remove(&format!("{name}/{SLOT}")) else { continue };
+            check(name, var, &saved)?;
+            sum.memory = Some(to_tensor(saved.as_slice(), var.shape(), var.device())?);
+            sum.filled = true;
+        }
+        this.batches = batches;
+        Ok(this)
+    }
+}
+
+impl Sum {
+    fn memory(&mut self, name: &str, var: &Var) -> Result<Tensor> {
+        if let Some(memory) = &self.memory {
+            return Ok(memory.clone());
+        }
+        let dtype = candle_dtype(core_dtype(name, var.dtype())?.compute());
+        Ok(self.memory.insert(Tensor::zeros(var.shape(), dtype, var.device())?).clone())
+    }
+}
+
+fn check(name: &str, var: &Var, saved: &Buffer) -> Result<()> {
+    let (expected, got) = (core_dtype(name, var.dtype())?.compute(), saved.dtype());
+    if expected != got {
+        let (tensor, what) = (name.to_owned(), SLOT);
+        return Err(Error::Core(tpgm_core::Error::DTypeMismatch { tensor, what, expected, got }));
+    }
+    let (expected, got) = (var.elem_count(), saved.len());
+    if expected != got {
+        let (tensor, what) = (name.to_owned(), SLOT);
+        return Err(Error::Core(tpgm_core::Error::LengthMismatch { tensor, what, expected, got }));
+    }
+    Ok(())
+}
+
+/// Names the first tensor with an infinite or NaN gradient, and counts them, as a step does. For gradients from
+/// [`Operands::gradients`].
+pub(super) fn check_finite(operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
+    let affected = |grad: &Option<Tensor>| grad.as_ref().is_some_and(|grad| !finite(grad));
+    let mut names = operands.vars().zip(grads).filter(|(_, grad)| affected(grad)).map(|((name, _), _)| name);
+    match names.next() {
+        None => Ok(()),
+        Some(first) => {
+            let (tensor, count) = (first.to_owned(), 1 + names.count());
+            Err(Error::Core(tpgm_core::Error::NonFiniteGradient { tensor, count }))
+        }
+    }
+}
+
+fn finite(grad: &Tensor) -> bool {
+    let (storage, layout) = grad.storage_and_layout();
+    let candle_core::Storage::Cpu(storage) = &*storage else { return true };
+    let Some((start, end)) = layout.contiguous_offsets() else { return true };
+    match cpu_slice(storage).map(|slice| slice.sub(start..end)) {
+        Some(Slice::F64(x)) => all(x, |x| x.is_finite()),
+        Some(Slice::F32(x)) => all(x, |x| x.is_finite()),
+        Some(Slice::F16(x)) => all(x, |x| x.is_finite()),
+        Some(Slice::BF16(x)) => all(x, |x| x.is_finite()),
+        None => true,
+    }
+}
+
+/// Whole blocks, without a branch per element, so that the compiler uses vector instructions.
+fn all<T: Copy + Sync>(data: &[T], holds: impl Fn(T) -> bool + Sync) -> bool {
+    data.par_chunks(BLOCK).all(|block| block.iter().fold(true, |ok, &x| ok & holds(x)))
+}
+
+/// `sum = grad` or `sum = sum + grad`.
+enum Add {
+    First,
+    More,
+}
+
+impl Add {
+    fn run<C: Real>(&self, sum: &mut [C], grad: Slice<'_>) {
+        sum.par_chunks_mut(BLOCK).enumerate().for_each(|(i, sum)| {
+            let grad = grad.sub(i * BLOCK..i * BLOCK + sum.len());
+            match self {
+                Add::First => C::load(grad, sum),
+                Add::More => match C::direct(grad) {
+                    Some(grad) => add(sum, grad),
+                    None => {
+                        let mut wide = [C::ZERO; 1 << 10];
+                        for (j, sum) in sum.chunks_mut(wide.len()).enumerate() {
+                            let start = j * wide.len();
+                            let wide = &mut wide[..sum.len()];
+                            C::load(grad.sub(start..start + sum.len()), wide);
+                            add(sum, wide);
+                        }
+                    }
+                },
+            }
+        });
+    }
+}
+
+fn add<C: Real>(sum: &mut [C], grad: &[C]) {
+    sum.iter_mut().zip(grad).for_each(|(sum, grad)| *sum += *grad);
+}
+
+impl InplaceOp2 for Add {
+    fn name(&self) -> &'static str {
+        "gradient accumulation"
+    }
+
+    fn cpu_fwd(
+        &self,
+        sum: &mut CpuStorage,
+        layout: &Layout,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let strided = candle_core::Error::RequiresContiguous { op: "gradient accumulation" };
+        let offsets = (layout.contiguous_offsets(), grad_layout.contiguous_offsets());
+        let (Some((start, end)), Some((grad_start, grad_end))) = offsets else { return Err(strided) };
+        let Some(grad) = cpu_slice(grad) else { candle_core::bail!("gradients must be floating point") };
+        let grad = grad.sub(grad_start..grad_end);
+        match sum {
+            CpuStorage::F64(sum) => self.run(&mut sum[start..end], grad),
+            CpuStorage::F32(sum) => self.run(&mut sum[start..end], grad),
+            _ => candle_core::bail!("gradients are summed in f32 or f64"),
+        }
+        Ok(())
+    }
+}

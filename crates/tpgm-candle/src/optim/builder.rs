@@ -1,0 +1,187 @@
+//! An optimizer's options.
+
+use candle_core::Tensor;
+use tpgm_core::{Constraint, EngineOptions, Gradients, Group, Masters, Projection, Rule};
+
+use super::RobustOptimizer;
+use super::accumulate::Accumulator;
+use super::audit::{AuditPolicy, GradientAudit};
+use super::config::OptimizerConfig;
+use super::engine::Place;
+use super::operands::Operands;
+use crate::error::Result;
+use crate::params::Params;
+
+/// Collects options for a [`RobustOptimizer`].
+///
+/// ```
+/// # use candle_core::{Device, Var};
+/// # use tpgm_candle::{AdamW, Ftp, Param, Params, RobustOptimizer};
+/// # let weight = Var::new(&[[1.0f32, -2.0], [0.5, 0.25]], &Device::Cpu)?;
+/// # let params = Params::from_params([Param::anchored_here("weight", weight.clone())?])?;
+/// let mut opt = RobustOptimizer::builder(&params)
+///     .rule(AdamW::default().lr(1e-4))
+///     .constraint(Ftp::default())
+///     .max_grad_norm(1.0)
+///     .accumulate(2)
+///     .build()?;
+/// let loss = weight.sqr()?.mean_all()?;
+/// assert!(!opt.backward_step(&loss)?.taken);
+/// assert!(opt.backward_step(&loss)?.taken);
+/// # Ok::<(), tpgm_candle::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct OptimizerBuilder {
+    params: Params,
+    config: OptimizerConfig,
+    threads: Option<usize>,
+    audit: AuditPolicy,
+    variances: Vec<(String, Tensor, Tensor)>,
+}
+
+impl OptimizerBuilder {
+    pub(super) fn new(params: &Params) -> Self {
+        Self {
+            params: params.clone(),
+            config: OptimizerConfig::default(),
+            threads: None,
+            audit: AuditPolicy::default(),
+            variances: Vec::new(),
+        }
+    }
+
+    /// Takes all options of a saved configuration. Its groups replace those of the parameters if it has any.
+    pub fn config(mut self, config: OptimizerConfig) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Sets the rule. Default AdamW with its defaults.
+    pub fn rule(mut self, rule: impl Into<Rule>) -> Self {
+        self.config.rule = rule.into();
+        self
+    }
+
+    /// Sets the constraint. Default none.
+    pub fn constraint(mut self, constraint: impl Into<Constraint>) -> Self {
+        self.config.constraint = constraint.into();
+        self
+    }
+
+    /// Sets whether half-precision weights get f32 masters. Default: they do.
+    pub fn masters(mut self, masters: Masters) -> Self {
+        self.config.engine = self.config.engine.masters(masters);
+        self
+    }
+
+    /// Sets all choices about memory.
+    pub fn engine(mut self, options: EngineOptions) -> Self {
+        self.config.engine = options;
+        self
+    }
+
+    /// Clips the global L2 norm of all gradients, as `torch.nn.utils.clip_grad_norm_`: `g * min(1, max / (norm + 1e-6))`.
+    /// With accumulation the norm is that of the mean gradient.
+    pub fn max_grad_norm(mut self, max: f64) -> Self {
+        self.config.max_grad_norm = Some(max);
+        self
+    }
+
+    /// Makes one step of the mean gradient of `batches` calls, at least 1.
+    pub fn accumulate(mut self, batches: usize) -> Self {
+        self.config.accumulate = batches;
+        self
+    }
+
+    /// Multiplies losses before the backward pass and divides gradients after it, so that small gradients survive half
+    /// precision. Above 0; default 1.
+    pub fn loss_scale(mut self, scale: f64) -> Self {
+        self.config.loss_scale = scale;
+        self
+    }
+
+    /// Sets whether gradients are checked. Default: they are.
+    pub fn gradients(mut self, gradients: Gradients) -> Self {
+        self.config.gradients = gradients;
+        self
+    }
+
+    /// Sets what the first step expects of gradients. Default: every tensor has one.
+    pub fn audit(mut self, policy: AuditPolicy) -> Self {
+        self.audit = policy;
+        self
+    }
+
+    /// Runs steps on threads of their own. Default: rayon's current pool. Changes no bit of the results.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// Gives a normalization scale its running variances, for [`FixedScale`](crate::FixedScale): `current` is read at
+    /// every step, so it must share memory with the layer's (a clone of it does); `anchor` is the pre-trained one. Both
+    /// have the shape of the parameter.
+    pub fn variance(mut self, name: impl Into<String>, current: &Tensor, anchor: &Tensor) -> Self {
+        self.variances.push((name.into(), current.clone(), anchor.clone()));
+        self
+    }
+
+    /// Makes the optimizer.
+    ///
+    /// # Errors
+    ///
+    /// An option outside its range; a pattern that matches nothing; two parameters that share memory
+    /// ([`Error::SharedStorage`](crate::Error::SharedStorage)); a parameter on a device that steps cannot run on
+    /// ([`Error::Device`](crate::Error::Device)); a variance for an unknown name or of another shape.
+    pub fn build(self) -> Result<RobustOptimizer> {
+        let Self { params, mut config, threads, audit, variances } = self;
+        let mut set = params.set()?;
+        if !config.groups.is_empty() {
+            let groups: Vec<Group> = config.groups.drain(..).collect();
+            let tensors = set.tensors().iter().cloned();
+            set = tpgm_core::ParamSet::builder().tensors(tensors).groups(groups).build()?;
+        }
+        config.groups = set.groups().cloned().collect();
+        check_options(&config)?;
+        let params = params.all();
+        let mut operands = Operands::new(&params)?;
+        for (name, current, anchor) in variances {
+            operands.set_variance(&name, current, anchor)?;
+        }
+        let audit = GradientAudit::new(&audit, &set)?;
+        let place = Place::of(&params, threads)?;
+        let engine = place.optimizer(&set, config.rule, config.constraint, config.engine)?;
+        Ok(RobustOptimizer {
+            accumulator: Accumulator::new(operands.len()),
+            lr: config.rule.lr(),
+            projection: Projection::Apply,
+            steps: 0,
+            set,
+            operands,
+            engine,
+            config,
+            audit,
+        })
+    }
+}
+
+fn check_options(config: &OptimizerConfig) -> Result<()> {
+    let above_zero = |option, value: f64| check(option, value, "a finite number above 0", |x| x > 0.0);
+    above_zero("loss_scale", config.loss_scale)?;
+    config.max_grad_norm.map_or(Ok(()), |max| above_zero("max_grad_norm", max))?;
+    check("accumulate", config.accumulate as f64, "at least 1", |x| x >= 1.0)
+}
+
+/// Checks an option.
+pub(crate) fn check(
+    option: &'static str,
+    value: f64,
+    requirement: &'static str,
+    holds: impl Fn(f64) -> bool,
+) -> Result<()> {
+    match value.is_finite() && holds(value) {
+        true => Ok(()),
+        false => Err(tpgm_core::Error::InvalidOption { option, value, requirement }.into()),
+    }
+}

@@ -1,0 +1,223 @@
+//! A moving average of the live weights.
+
+use tpgm_core::{Buffer, Cpu, ParamSet, Real, Slice, SliceMut, StateDict};
+
+use super::builder::check;
+use super::engine::Place;
+use super::operands::Operands;
+use crate::error::Result;
+use crate::params::Params;
+
+/// Name of an average in saved state, after the tensor's name and a slash.
+const SLOT: &str = "ema";
+
+/// An exponential moving average of a model's parameters: `average = decay * average + (1 - decay) * weight`, kept in f32
+/// (f64 for f64 parameters).
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use tpgm_candle::{Ema, Param, Params};
+///
+/// let weight = Var::new(&[1.0f32, 2.0], &Device::Cpu)?;
+/// let params = Params::from_params([Param::anchored_here("weight", weight.clone())?])?;
+/// let mut ema = Ema::new(&params, 0.5)?;
+/// weight.set(&weight.affine(1.0, 2.0)?)?; // a training step: 3, 4
+/// ema.update()?;
+/// let averaged = ema.apply()?; // the model now holds the average, for an evaluation or to be saved
+/// assert_eq!(weight.to_vec1::<f32>()?, [2.0, 3.0]);
+/// averaged.restore()?;
+/// assert_eq!(weight.to_vec1::<f32>()?, [3.0, 4.0]);
+/// # Ok::<(), tpgm_candle::Error>(())
+/// ```
+pub struct Ema {
+    set: ParamSet,
+    operands: Operands,
+    engine: Box<dyn EmaEngine>,
+    decay: f64,
+}
+
+impl Ema {
+    /// Starts the average at what `params` hold now. `decay` is in `[0, 1]`; 0.999 to 0.9999 is usual.
+    ///
+    /// # Errors
+    ///
+    /// `decay` outside its range; two parameters that share memory; a device that averages cannot be taken on.
+    pub fn new(params: &Params, decay: f64) -> Result<Self> {
+        check_decay(decay)?;
+        let set = params.set()?;
+        let params = params.all();
+        let operands = Operands::new(&params)?;
+        let engine = Place::of(&params, None)?.ema(&set, &operands)?;
+        Ok(Self { set, operands, engine, decay })
+    }
+
+    /// Takes the weights into the average. Reads 8 and writes 4 bytes per f32 parameter.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn update(&mut self) -> Result<()> {
+        self.engine.update(&self.operands, self.decay)
+    }
+
+    /// The decay.
+    pub fn decay(&self) -> f64 {
+        self.decay
+    }
+
+    /// Changes the decay, for example for a warm-up.
+    ///
+    /// # Errors
+    ///
+    /// A value outside `[0, 1]`.
+    pub fn set_decay(&mut self, decay: f64) -> Result<()> {
+        check_decay(decay)?;
+        self.decay = decay;
+        Ok(())
+    }
+
+    /// Writes the average into the model, rounded to its element types, until the guard is restored or dropped. The live
+    /// weights are kept meanwhile, in memory of their size.
+    ///
+    /// Take no optimizer step before they are back.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn apply(&mut self) -> Result<Averaged<'_>> {
+        let live = self.engine.apply(&self.operands)?;
+        Ok(Averaged { ema: self, live })
+    }
+
+    /// Copies the averages out. Keys are `tensor/ema`.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn state(&self) -> Result<StateDict> {
+        let keys = self.set.tensors().iter().map(|spec| format!("{}/{SLOT}", spec.name));
+        Ok(keys.zip(self.engine.state()?).collect())
+    }
+
+    /// Puts averages back that [`Ema::state`] copied out.
+    ///
+    /// # Errors
+    ///
+    /// A missing, unexpected or misshapen average; nothing was changed then.
+    pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
+        let key = |name: &str| format!("{name}/{SLOT}");
+        let specs = self.set.tensors();
+        let averages = specs.iter().map(|spec| {
+            let key = key(&spec.name);
+            state.get(&key).cloned().ok_or(tpgm_core::Error::MissingSlot { key })
+        });
+        let averages = averages.collect::<tpgm_core::Result<Vec<_>>>()?;
+        if state.len() > averages.len() {
+            let known: std::collections::HashSet<_> = specs.iter().map(|spec| key(&spec.name)).collect();
+            let unknown = state.keys().find(|key| !known.contains(*key));
+            let key = unknown.expect("more keys than known ones").clone();
+            return Err(tpgm_core::Error::UnexpectedSlot { key }.into());
+        }
+        self.engine.load_state(&averages)
+    }
+}
+
+fn check_decay(decay: f64) -> Result<()> {
+    check("decay of the moving average", decay, "in [0, 1]", |x| (0.0..=1.0).contains(&x))
+}
+
+/// The model holds the average while this lives; then its live weights return, bit by bit.
+#[must_use = "the live weights return when this is dropped"]
+pub struct Averaged<'a> {
+    ema: &'a Ema,
+    live: Vec<Buffer>,
+}
+
+impl Averaged<'_> {
+    /// Writes the live weights back.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn restore(mut self) -> Result<()> {
+        self.put_back()
+    }
+
+    fn put_back(&mut self) -> Result<()> {
+        match std::mem::take(&mut self.live) {
+            live if live.is_empty() => Ok(()),
+            live => self.ema.engine.restore(&self.ema.operands, &live),
+        }
+    }
+}
+
+impl Drop for Averaged<'_> {
+    fn drop(&mut self) {
+        // Only a failing device makes this fail; `restore` reports it.
+        let _ = self.put_back();
+    }
+}
+
+/// [`tpgm_core::Ema`] on some device.
+pub(super) trait EmaEngine: Send {
+    fn update(&mut self, operands: &Operands, decay: f64) -> Result<()>;
+    /// Writes the averages into the weights and returns what these were.
+    fn apply(&self, operands: &Operands) -> Result<Vec<Buffer>>;
+    fn restore(&self, operands: &Operands, live: &[Buffer]) -> Result<()>;
+    fn state(&self) -> Result<Vec<Buffer>>;
+    fn load_state(&mut self, state: &[Buffer]) -> Result<()>;
+}
+
+impl EmaEngine for tpgm_core::Ema<Cpu> {
+    fn update(&mut self, operands: &Operands, decay: f64) -> Result<()> {
+        operands.with_weights(|weights| {
+            let weights: Vec<_> = weights.iter().map(SliceMut::as_slice).collect();
+            self.update(&weights, decay)
+        })
+    }
+
+    fn apply(&self, operands: &Operands) -> Result<Vec<Buffer>> {
+        operands.with_weights(|weights| {
+            let pairs = weights.into_iter().zip(self.averages());
+            Ok(pairs
+                .map(|(weight, average)| {
+                    let live = match weight.as_slice() {
+                        Slice::F64(weight) => Buffer::F64(weight.to_vec()),
+                        Slice::F32(weight) => Buffer::F32(weight.to_vec()),
+                        Slice::F16(weight) => Buffer::F16(weight.to_vec()),
+                        Slice::BF16(weight) => Buffer::BF16(weight.to_vec()),
+                    };
+                    match average {
+                        Buffer::F64(average) => f64::store(average, weight),
+                        Buffer::F32(average) => f32::store(average, weight),
+                        Buffer::F16(_) | Buffer::BF16(_) => {}
+                    }
+                    live
+                })
+                .collect())
+        })
+    }
+
+    fn restore(&self, operands: &Operands, live: &[Buffer]) -> Result<()> {
+        operands.with_weights(|weights| {
+            for (weight, live) in weights.into_iter().zip(live) {
+                match (weight, live) {
+                    (SliceMut::F64(weight), Buffer::F64(live)) => weight.copy_from_slice(live),
+                    (SliceMut::F32(weight), Buffer::F32(live)) => weight.copy_from_slice(live),
+                    (SliceMut::F16(weight), Buffer::F16(live)) => weight.copy_from_slice(live),
+                    (SliceMut::BF16(weight), Buffer::BF16(live)) => weight.copy_from_slice(live),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn state(&self) -> Result<Vec<Buffer>> {
+        Ok(self.state()?)
+    }
+
+    fn load_state(&mut self, state: &[Buffer]) -> Result<()> {
+        Ok(self.load_state(state)?)
+    }
+}

@@ -1,0 +1,294 @@
+//! The optimizer: every rule and constraint of `tpgm-core` on candle's variables.
+
+mod accumulate;
+mod audit;
+mod builder;
+mod config;
+mod ema;
+mod engine;
+mod operands;
+mod schedule;
+mod state;
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use tpgm_core::{Constraint, ParamSet, Projection, Rule, StepOptions, TensorScalars};
+
+use self::accumulate::Accumulator;
+use self::audit::GradientAudit;
+use self::engine::StepEngine;
+use crate::error::{Error, Result};
+use crate::params::{Param, Params};
+use crate::tpgm::Radii;
+
+pub(crate) use self::engine::{Place, RadiusEngine};
+pub(crate) use self::operands::Operands;
+
+pub use self::audit::AuditPolicy;
+pub use self::builder::OptimizerBuilder;
+pub use self::config::OptimizerConfig;
+pub use self::ema::{Averaged, Ema};
+pub use self::schedule::{Anneal, Schedule};
+
+/// What a call of [`RobustOptimizer::step`] or [`RobustOptimizer::backward_step`] did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct StepInfo {
+    /// The loss as it was given, before the loss scale; `None` from [`RobustOptimizer::step`].
+    pub loss: Option<f64>,
+    /// False while gradients are only being accumulated.
+    pub taken: bool,
+    /// Global norm of the (unscaled) gradients before clipping; measured only when a step is taken with clipping on.
+    pub grad_norm: Option<f64>,
+}
+
+/// A rule ([`AdamW`](crate::AdamW), [`Sgd`](crate::Sgd)) under a constraint ([`Ftp`](crate::Ftp),
+/// [`TpgmConfig`](crate::TpgmConfig), ...) over the parameters of a model.
+///
+/// Weights are changed in place and in one pass over all tensors; neither they nor gradients are copied, and anchors are
+/// read where they are. Steps happen whole or not at all: a NaN loss, a missing or non-finite gradient or a wrong shape is
+/// an error that names the tensor, and has changed nothing.
+///
+/// Nothing else may use the model while a step runs: a thread that evaluates it meanwhile can wait for the step forever,
+/// and the step for it.
+///
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use tpgm_candle::{AdamW, Ftp, Param, Params, RobustOptimizer};
+///
+/// let weight = Var::new(&[[1.0f32, -2.0], [0.5, 0.25]], &Device::Cpu)?;
+/// let params = Params::from_params([Param::anchored_here("weight", weight.clone())?])?;
+/// let mut opt = RobustOptimizer::new(&params, AdamW::default().lr(1e-2), Ftp::default())?;
+/// for _ in 0..3 {
+///     opt.backward_step(&weight.sqr()?.sum_all()?)?;
+/// }
+/// let (name, scalars) = &opt.scalars()?[0];
+/// assert_eq!(name, "weight");
+/// assert!(scalars.radius > 0.0);
+/// # Ok::<(), tpgm_candle::Error>(())
+/// ```
+///
+/// # Accumulation
+///
+/// With [`OptimizerBuilder::accumulate`]`(n)` only every `n`-th call takes a step, with the mean of the `n` gradients; the
+/// others add theirs to memory of their own (f32; 4 bytes per parameter). A call that fails adds nothing. State saved
+/// between two steps includes the sums.
+pub struct RobustOptimizer {
+    set: ParamSet,
+    operands: Operands,
+    engine: Box<dyn StepEngine>,
+    config: OptimizerConfig,
+    lr: f64,
+    projection: Projection,
+    accumulator: Accumulator,
+    audit: GradientAudit,
+    /// Steps taken since the start of training, those before a resume included.
+    steps: u64,
+}
+
+impl RobustOptimizer {
+    /// A rule under a constraint over all of `params`, with default options. State starts at zero.
+    ///
+    /// # Errors
+    ///
+    /// As [`OptimizerBuilder::build`].
+    pub fn new(params: &Params, rule: impl Into<Rule>, constraint: impl Into<Constraint>) -> Result<Self> {
+        Self::builder(params).rule(rule).constraint(constraint).build()
+    }
+
+    /// Starts an optimizer with options.
+    pub fn builder(params: &Params) -> OptimizerBuilder {
+        OptimizerBuilder::new(params)
+    }
+
+    /// Runs the backward pass of `loss` and takes a step, or accumulates.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LossShape`], [`Error::NonFiniteLoss`], the backward pass fails, or as [`RobustOptimizer::step`]. Nothing
+    /// was changed then.
+    pub fn backward_step(&mut self, loss: &Tensor) -> Result<StepInfo> {
+        let value = loss_value(loss)?;
+        let grads = match self.config.loss_scale {
+            1.0 => loss.backward()?,
+            scale => (loss * scale)?.backward()?,
+        };
+        let info = self.step(&grads)?;
+        Ok(StepInfo { loss: Some(value), ..info })
+    }
+
+    /// Takes a step with gradients of a loss (multiplied by the loss scale, if there is one), or accumulates them.
+    ///
+    /// A variable without a gradient is an error at the first step (see [`AuditPolicy`]); later it is left alone, and its
+    /// own step count with it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGradient`]; a gradient of another shape, type or device; a non-finite gradient; a learning rate outside
+    /// its range. Nothing was changed then. If only the sum of accumulated gradients is not finite, the batches since the
+    /// last step are forgotten.
+    pub fn step(&mut self, grads: &GradStore) -> Result<StepInfo> {
+        let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
+        self.step_with(grads)
+    }
+
+    fn step_with(&mut self, grads: Vec<Option<Tensor>>) -> Result<StepInfo> {
+        let of = self.config.accumulate;
+        let due = self.accumulator.batches() + 1 >= of;
+        if due && self.steps == 0 {
+            let earlier = self.accumulator.filled();
+            let got = grads.iter().zip(earlier).map(|(grad, earlier)| earlier || grad.is_some());
+            self.audit.check(&self.operands, got)?;
+        }
+        if of == 1 {
+            return self.take(&grads);
+        }
+        let grads = self.operands.gradients(&grads)?;
+        if self.config.gradients == tpgm_core::Gradients::Check {
+            accumulate::check_finite(&self.operands, &grads)?;
+        }
+        self.accumulator.add(&self.operands, &grads)?;
+        if !due {
+            return Ok(StepInfo { loss: None, taken: false, grad_norm: None });
+        }
+        drop(grads);
+        let sums = self.accumulator.sums();
+        let info = self.take(&sums);
+        self.accumulator.clear();
+        info
+    }
+
+    fn take(&mut self, grads: &[Option<Tensor>]) -> Result<StepInfo> {
+        let options = StepOptions {
+            lr: Some(self.lr),
+            grad_scale: 1.0 / (self.config.loss_scale * self.config.accumulate as f64),
+            max_grad_norm: self.config.max_grad_norm,
+            projection: self.projection,
+            gradients: self.config.gradients,
+        };
+        let report = self.engine.step(&self.operands, grads, &options)?;
+        self.steps += 1;
+        Ok(StepInfo { loss: None, taken: true, grad_norm: report.grad_norm })
+    }
+
+    /// Learning rate of the next step.
+    pub fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+
+    /// Sets the learning rate of the steps that follow; groups with their own are scaled along. A step refuses a value
+    /// that is negative or not finite.
+    pub fn set_learning_rate(&mut self, lr: f64) {
+        self.lr = lr;
+    }
+
+    /// Whether the steps that follow end with TPGM's projection. [`Projection::Defer`] before a step after which the
+    /// radii are updated: the update then sees the weights as the rule left them, and projects.
+    pub fn set_projection(&mut self, projection: Projection) {
+        self.projection = projection;
+    }
+
+    /// TPGM's trainer over the radii and masters of this optimizer. Typical use, when an update is due:
+    ///
+    /// ```no_run
+    /// # use tpgm_candle::{Projection, RobustOptimizer};
+    /// # fn example(opt: &mut RobustOptimizer, loss: &candle_core::Tensor, held_out_loss: impl Fn() -> candle_core::Result<candle_core::Tensor>) -> tpgm_candle::Result<()> {
+    /// opt.set_projection(Projection::Defer); // the update projects
+    /// opt.backward_step(loss)?;
+    /// opt.tpgm()?.update(held_out_loss)?;
+    /// opt.set_projection(Projection::Apply); // steps in between do
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoRadii`] if TPGM constrains no tensor.
+    pub fn tpgm(&mut self) -> Result<Radii<'_>> {
+        let engine = self.engine.radii().ok_or(Error::NoRadii)?;
+        Ok(Radii::new(&self.set, &self.operands, engine))
+    }
+
+    /// Steps taken, those before a resume included. Accumulated batches count only with their step.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Batches accumulated since the last step.
+    pub fn pending_batches(&self) -> usize {
+        self.accumulator.batches()
+    }
+
+    /// Names, shapes and groups of the parameters.
+    pub fn set(&self) -> &ParamSet {
+        &self.set
+    }
+
+    /// What this optimizer was made with.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
+    }
+
+    /// Radii and telemetry of every parameter, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn scalars(&self) -> Result<Vec<(String, TensorScalars)>> {
+        Ok(named(&self.set, self.engine.scalars()?))
+    }
+
+    /// Norms of the displacement that the last step measured before pulling back: one per row (MARS) or one (L2); zeros
+    /// if the parameter's constraint measures none.
+    ///
+    /// # Errors
+    ///
+    /// An unknown name, or the device fails.
+    pub fn norms(&self, name: &str) -> Result<Vec<f64>> {
+        self.engine.norms(name)
+    }
+}
+
+/// Scalars with the names of their tensors.
+pub(crate) fn named(set: &ParamSet, scalars: Vec<TensorScalars>) -> Vec<(String, TensorScalars)> {
+    set.tensors().iter().map(|spec| spec.name.clone()).zip(scalars).collect()
+}
+
+/// The value of a loss, which must be one finite number.
+pub(crate) fn loss_value(loss: &Tensor) -> Result<f64> {
+    if loss.elem_count() != 1 {
+        return Err(Error::LossShape { shape: loss.dims().to_vec() });
+    }
+    let value = loss.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?[0];
+    if value.is_finite() { Ok(value) } else { Err(Error::NonFiniteLoss { value }) }
+}
+
+/// A drop-in for candle-nn's optimizers. Parameters are named by their position (`0000`, `0001`, ...) and anchored where
+/// they are now; [`RobustOptimizer::builder`] knows real names and anchors.
+impl candle_nn::Optimizer for RobustOptimizer {
+    type Config = OptimizerConfig;
+
+    fn new(vars: Vec<Var>, config: OptimizerConfig) -> candle_core::Result<Self> {
+        let param = |(i, var)| Param::anchored_here(format!("{i:04}"), var);
+        let params = vars.into_iter().enumerate().map(param).collect::<Result<Vec<_>>>()?;
+        Ok(Self::builder(&Params::from_params(params)?).config(config).build()?)
+    }
+
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        RobustOptimizer::step(self, grads)?;
+        Ok(())
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.lr
+    }
+
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.lr = lr;
+    }
+
+    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
+        RobustOptimizer::backward_step(self, loss)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,261 @@
+//! What a step works on: variables, gradients and anchors, bound without a copy.
+//!
+//! candle gives write access to a variable's memory only inside an in-place operation, which holds the variable's lock.
+//! A fused pass needs all of them at once, so the operations are nested: each takes one lock, adds one slice to the
+//! list and starts the next, and the innermost one runs the pass. No `unsafe`: the borrow checker sees every lock.
+//!
+//! Nothing else may use the variables meanwhile. A thread that runs the model while another takes a step may wait for a
+//! lock that the step holds, with a lock in hand that the step waits for.
+
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::thread;
+
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor, Var};
+use tpgm_core::{Cpu, Slice, SliceMut, TensorIo, Variance};
+
+use crate::dtype::{core_dtype, cpu_slice};
+use crate::error::{Error, Result};
+use crate::params::{Anchor, AnchorData, Param};
+
+/// Locks taken on one stack. A level takes about 1 KiB in a debug build, so this fits the smallest stacks in use
+/// (2 MiB) many times; models with more tensors go on in a thread with a stack of its own.
+const LEVELS: usize = 256;
+/// Stack of such a thread in bytes: [`LEVELS`] locks, or the pass itself.
+const STACK: usize = 2 << 20;
+
+/// Variables with their anchors, in set order.
+pub(crate) struct Operands {
+    entries: Vec<Entry>,
+    storages: HashSet<usize>,
+}
+
+struct Entry {
+    name: String,
+    var: Var,
+    anchor: Option<AnchorData>,
+    /// Running variances of the model in training and of the pre-trained one.
+    variance: Option<[Tensor; 2]>,
+}
+
+impl Operands {
+    /// Takes the variables of `params`, which must not share memory: a pass writes to each of them.
+    pub(crate) fn new(params: &[Param]) -> Result<Self> {
+        let mut owners: HashMap<usize, &str> = HashMap::with_capacity(params.len());
+        for param in params {
+            if let Some(first) = owners.insert(storage_key(param.var()), param.name()) {
+                return Err(Error::SharedStorage {
+                    first: first.to_owned(),
+                    second: param.name().to_owned(),
+                });
+            }
+        }
+        let storages = owners.into_keys().collect();
+        let entry = |param: &Param| Entry {
+            name: param.name().to_owned(),
+            var: param.var().clone(),
+            anchor: match param.anchor() {
+                Anchor::Pretrained(data) => Some(data.clone()),
+                Anchor::Zero | Anchor::None => None,
+            },
+            variance: None,
+        };
+        Ok(Self { entries: params.iter().map(entry).collect(), storages })
+    }
+
+    /// Gives a tensor its running variances.
+    pub(crate) fn set_variance(&mut self, name: &str, current: Tensor, anchor: Tensor) -> Result<()> {
+        let entry = self.entries.iter_mut().find(|entry| entry.name == name);
+        let entry = entry.ok_or_else(|| Error::UnknownParam { name: name.to_owned() })?;
+        entry.variance = Some([current, anchor]);
+        Ok(())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Names and variables, in set order.
+    pub(crate) fn vars(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.entries.iter().map(|entry| (entry.name.as_str(), &entry.var))
+    }
+
+    /// Binds everything for one call and runs `work` on it. `grads` has one entry per variable, or none at all.
+    pub(crate) fn with_cpu<R, F>(&self, grads: &[Option<Tensor>], work: F) -> Result<R>
+    where
+        R: Send,
+        F: FnOnce(&mut [TensorIo<'_, Cpu>]) -> tpgm_core::Result<R> + Send,
+    {
+        let grads = self.gradients(grads)?;
+        let variances = self.entries.iter().map(|entry| match &entry.variance {
+            Some([current, anchor]) => Ok(Some([
+                self.readable(entry, "running variance", current)?,
+                self.readable(entry, "running variance of the anchor", anchor)?,
+            ])),
+            None => Ok(None),
+        });
+        let variances = variances.collect::<Result<Vec<_>>>()?;
+
+        // The guards keep the memory readable until the pass is done.
+        let grads: Vec<_> = grads.iter().map(|grad| grad.as_ref().map(Tensor::storage_and_layout)).collect();
+        let variances: Vec<_> = variances
+            .iter()
+            .map(|pair| pair.as_ref().map(|pair| pair.each_ref().map(Tensor::storage_and_layout)))
+            .collect();
+        let reads = self.entries.iter().zip(&grads).zip(&variances).map(|((entry, grad), variance)| Reads {
+            grad: grad.as_ref().map(|(storage, layout)| slice(storage, layout)),
+            anchor: entry.anchor.as_ref().map(AnchorData::slice),
+            variance: variance
+                .as_ref()
+                .map(|pair| pair.each_ref().map(|(storage, layout)| slice(storage, layout))),
+        });
+        let reads: Vec<_> = reads.collect();
+        self.with_weights(move |weights| {
+            let mut io: Vec<_> =
+                weights.into_iter().zip(reads).map(|(weight, reads)| reads.bind(weight)).collect();
+            work(&mut io)
+        })
+    }
+
+    /// Checks shapes, types and devices of gradients and makes those contiguous that are not. `grads` has one entry per
+    /// variable, or none at all.
+    pub(crate) fn gradients(&self, grads: &[Option<Tensor>]) -> Result<Vec<Option<Tensor>>> {
+        let gradient = |(i, entry): (usize, &Entry)| match grads.get(i) {
+            Some(Some(grad)) => self.readable(entry, "gradient", grad).map(Some),
+            _ => Ok(None),
+        };
+        self.entries.iter().enumerate().map(gradient).collect()
+    }
+
+    /// Runs `work` on the memory of all variables.
+    pub(crate) fn with_weights<R, F>(&self, work: F) -> Result<R>
+    where
+        R: Send,
+        F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
+    {
+        let mut out = None;
+        let weights = Vec::with_capacity(self.len());
+        descend(&self.entries, 0, Held { weights, work, out: &mut out })?;
+        Ok(out.expect("the innermost level always writes its result")?)
+    }
+
+    /// The tensor itself if a pass can read it in place, else a copy: it is strided, or it is a variable of the set,
+    /// whose lock the pass needs for itself.
+    fn readable(&self, entry: &Entry, what: &'static str, tensor: &Tensor) -> Result<Tensor> {
+        if tensor.shape() != entry.var.shape() {
+            return Err(Error::ShapeMismatch {
+                tensor: entry.name.clone(),
+                what,
+                expected: entry.var.dims().to_vec(),
+                got: tensor.dims().to_vec(),
+            });
+        }
+        host(&entry.name, tensor)?;
+        core_dtype(&entry.name, tensor.dtype())?;
+        if self.storages.contains(&storage_key(tensor)) {
+            return Ok(tensor.force_contiguous()?);
+        }
+        Ok(tensor.contiguous()?)
+    }
+}
+
+/// Makes sure that a tensor is in the host's memory.
+fn host(name: &str, tensor: &Tensor) -> Result<()> {
+    match tensor.device() {
+        Device::Cpu => Ok(()),
+        device => Err(Error::Device { tensor: name.to_owned(), device: device.location() }),
+    }
+}
+
+/// Equal for tensors that share memory.
+fn storage_key(tensor: &Tensor) -> usize {
+    let (storage, _) = tensor.storage_and_layout();
+    std::ptr::from_ref::<Storage>(&storage).addr()
+}
+
+/// What a pass only reads of one tensor.
+struct Reads<'a> {
+    grad: Option<Slice<'a>>,
+    anchor: Option<Slice<'a>>,
+    variance: Option<[Slice<'a>; 2]>,
+}
+
+impl<'a> Reads<'a> {
+    fn bind(self, weight: SliceMut<'a>) -> TensorIo<'a, Cpu> {
+        let variance = self.variance.map(|[current, anchor]| Variance { current, anchor });
+        TensorIo { weight, grad: self.grad, anchor: self.anchor, variance }
+    }
+}
+
+/// Expects what [`Operands::readable`] returns.
+fn slice<'a>(storage: &'a Storage, layout: &Layout) -> Slice<'a> {
+    let range = layout.contiguous_offsets().map(|(start, end)| start..end);
+    match (storage, range) {
+        (Storage::Cpu(storage), Some(range)) => cpu_slice(storage).map(|slice| slice.sub(range)),
+        _ => None,
+    }
+    .expect("operands are contiguous host tensors of a trainable type")
+}
+
+fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<SliceMut<'a>> {
+    let (start, end) =
+        layout.contiguous_offsets().ok_or(candle_core::Error::RequiresContiguous { op: "optimizer step" })?;
+    Ok(match storage {
+        CpuStorage::F64(data) => SliceMut::F64(&mut data[start..end]),
+        CpuStorage::F32(data) => SliceMut::F32(&mut data[start..end]),
+        CpuStorage::F16(data) => SliceMut::F16(&mut data[start..end]),
+        CpuStorage::BF16(data) => SliceMut::BF16(&mut data[start..end]),
+        _ => candle_core::bail!("only f64, f32, f16 and bf16 can be trained"),
+    })
+}
+
+/// What the nested operations hand to each other.
+struct Held<'a, F, R> {
+    weights: Vec<SliceMut<'a>>,
+    work: F,
+    out: &'a mut Option<tpgm_core::Result<R>>,
+}
+
+/// Takes the locks of `rest`, then runs the work.
+fn descend<R, F>(rest: &[Entry], level: usize, held: Held<'_, F, R>) -> candle_core::Result<()>
+where
+    R: Send,
+    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
+{
+    let Some((entry, rest)) = rest.split_first() else {
+        *held.out = Some((held.work)(held.weights));
+        return Ok(());
+    };
+    let lock = move || entry.var.inplace_op1(&Lock { rest, level, held: Cell::new(Some(held)) });
+    if level == 0 || !level.is_multiple_of(LEVELS) {
+        return lock();
+    }
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, lock)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The in-place operation that holds one variable's lock while those after it run.
+struct Lock<'a, F, R> {
+    rest: &'a [Entry],
+    level: usize,
+    held: Cell<Option<Held<'a, F, R>>>,
+}
+
+impl<R, F> InplaceOp1 for Lock<'_, F, R>
+where
+    R: Send,
+    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
+{
+    fn name(&self) -> &'static str {
+        "optimizer step"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let Held { weights, work, out } = self.held.take().expect("an operation runs once");
+        let mut weights: Vec<SliceMut<'_>> = weights;
+        weights.push(slice_mut(storage, layout)?);
+        descend(self.rest, self.level + 1, Held { weights, work, out })
+    }
+}

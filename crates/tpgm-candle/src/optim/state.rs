@@ -1,0 +1,77 @@
+//! Saving and resuming.
+
+use tpgm_core::{Buffer, StateDict};
+
+use super::RobustOptimizer;
+use super::accumulate::Accumulator;
+use super::config::OptimizerConfig;
+use crate::error::Result;
+
+/// Slots of the optimizer as a whole. No tensor's slot has one of these names.
+const LR: &str = "optimizer/lr";
+const STEPS: &str = "optimizer/steps";
+const BATCHES: &str = "optimizer/batches";
+
+impl RobustOptimizer {
+    /// Copies all state out: moments, masters, radii, the learning rate, the step count and pending sums of gradients.
+    /// Keys are `tensor/slot`. Weights and anchors are not part of it.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn state(&self) -> Result<StateDict> {
+        let mut state = self.engine.state()?;
+        state.extend(self.accumulator.state(&self.operands)?);
+        let mut number = |key: &str, value: f64| state.insert(key.to_owned(), Buffer::F64(vec![value]));
+        number(LR, self.lr);
+        number(STEPS, self.steps as f64);
+        number(BATCHES, self.accumulator.batches() as f64);
+        Ok(state)
+    }
+
+    /// Puts state back that [`RobustOptimizer::state`] copied out of an optimizer with the same configuration and
+    /// parameters. With the same weights, the next step then gives the same bits.
+    ///
+    /// # Errors
+    ///
+    /// A missing, unexpected or misshapen slot; the optimizer is then unchanged.
+    pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
+        let mut state = state.clone();
+        let mut number = |key: &str, whole: bool| take_number(&mut state, key, whole);
+        let (lr, steps, batches) = (number(LR, false)?, number(STEPS, true)?, number(BATCHES, true)?);
+        if batches > 0.0 && batches >= self.config.accumulate as f64 {
+            let requirement = "below the number of batches that make a step";
+            return Err(
+                tpgm_core::Error::InvalidOption { option: BATCHES, value: batches, requirement }.into()
+            );
+        }
+        let accumulator = Accumulator::load(&self.operands, &mut state, batches as usize)?;
+        self.engine.load_state(&state)?;
+        self.lr = lr;
+        self.steps = steps as u64;
+        self.accumulator = accumulator;
+        Ok(())
+    }
+
+    /// As [`RobustOptimizer::load_state`], after making sure that the state was saved with the same configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConfigDiffers`](crate::Error::ConfigDiffers) with the first option that differs, or as
+    /// [`RobustOptimizer::load_state`].
+    pub fn resume(&mut self, saved: &OptimizerConfig, state: &StateDict) -> Result<()> {
+        self.config.check(saved)?;
+        self.load_state(state)
+    }
+}
+
+fn take_number(state: &mut StateDict, key: &str, whole: bool) -> Result<f64> {
+    let missing = || tpgm_core::Error::MissingSlot { key: key.to_owned() };
+    let saved = state.remove(key).ok_or_else(missing)?.to_f64();
+    let [value] = saved[..] else { return Err(missing().into()) };
+    let holds = value.is_finite() && value >= 0.0 && (!whole || value.fract() == 0.0);
+    match holds {
+        true => Ok(value),
+        false => Err(tpgm_core::Error::NonFiniteValue { tensor: key.to_owned(), what: "saved value" }.into()),
+    }
+}

@@ -1,0 +1,286 @@
+//! TPGM's trainer: radii learned on held-out data, for any optimizer.
+
+use candle_core::Tensor;
+use tpgm_core::{ParamSet, StateDict, TensorScalars};
+
+use crate::TpgmConfig;
+use crate::error::Result;
+#[cfg(doc)]
+use crate::{Error, RobustOptimizer};
+use crate::optim::{Operands, Place, RadiusEngine, loss_value, named};
+use crate::params::Params;
+
+/// Learns one radius per tensor on held-out data and projects (TPGM, arXiv 2303.10720), beside any optimizer.
+///
+/// A projection update works on the live weights: they are projected in place, the held-out loss and its gradient are
+/// computed there, the radii take an Adam step, and at the end the projection of the remembered weights is written for
+/// good. The weights before projection are remembered once (their size); there is no copy of the model and no second
+/// graph.
+///
+/// The closure computes the loss with the model as it is. **Evaluation mode is its business**: dropout off, running
+/// statistics of batch norm used and not updated.
+///
+/// ```
+/// use candle_core::{Device, Var};
+/// use candle_nn::{AdamW, Optimizer};
+/// use tpgm_candle::{Every, Param, Params, Tpgm, TpgmConfig};
+///
+/// let weight = Var::new(&[[1.0f32, -2.0], [0.5, 0.25]], &Device::Cpu)?;
+/// let params = Params::from_params([Param::anchored_here("weight", weight.clone())?])?;
+/// let mut opt = AdamW::new_lr(vec![weight.clone()], 0.1)?;
+/// let mut tpgm = Tpgm::new(&params, TpgmConfig::default())?;
+/// let projection = Every::new(5);
+/// for step in 0..10 {
+///     opt.backward_step(&weight.sqr()?.sum_all()?)?;
+///     if projection.is_due(step) {
+///         let held_out_loss = tpgm.update(|| (&weight - 1.0)?.sqr()?.sum_all())?;
+///         assert!(held_out_loss.is_finite());
+///     }
+/// }
+/// assert!(tpgm.scalars()?[0].1.radius > 0.0);
+/// # Ok::<(), tpgm_candle::Error>(())
+/// ```
+///
+/// # With `RobustOptimizer`
+///
+/// Constrain its tensors by [`TpgmConfig`] and take the trainer from it: [`RobustOptimizer::tpgm`]. Then steps between two
+/// updates project with the same radii in the same pass, and half-precision weights share their masters. Beside a
+/// `RobustOptimizer` without the constraint this type works as with any other optimizer, but **not for half-precision
+/// weights with masters**: its projection does not reach the masters, and the next step would undo it.
+pub struct Tpgm {
+    set: ParamSet,
+    operands: Operands,
+    engine: Box<dyn RadiusEngine>,
+    config: TpgmConfig,
+}
+
+impl Tpgm {
+    /// Binds TPGM to `params`. Groups may change the norm and the radius learning rate, exclude tensors, or give them
+    /// another constraint, which is then left alone here.
+    ///
+    /// # Errors
+    ///
+    /// An option outside its range; a pattern that matches nothing; two parameters that share memory
+    /// ([`Error::SharedStorage`]); a device that projections cannot run on ([`Error::Device`]).
+    pub fn new(params: &Params, config: TpgmConfig) -> Result<Self> {
+        let set = params.set()?;
+        let params = params.all();
+        let operands = Operands::new(&params)?;
+        let engine = Place::of(&params, None)?.projector(&set, config)?;
+        Ok(Self { set, operands, engine, config })
+    }
+
+    /// Learns radii after training: `params` hold the fine-tuned weights, their anchors the pre-trained ones. Takes
+    /// `iterations` updates of the radii, with the held-out loss that `loss` computes in iteration `i` (from 0), and
+    /// leaves the weights projected.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tpgm::new`] and [`Tpgm::update_n`].
+    pub fn post_hoc(
+        params: &Params,
+        config: TpgmConfig,
+        iterations: usize,
+        loss: impl FnMut(usize) -> candle_core::Result<Tensor>,
+    ) -> Result<PostHoc> {
+        let mut tpgm = Self::new(params, config)?;
+        let losses = tpgm.update_n(iterations, loss)?;
+        Ok(PostHoc { losses, scalars: tpgm.scalars()? })
+    }
+
+    /// One projection update: see [`Radii::update`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Radii::update_n`].
+    pub fn update(&mut self, loss: impl FnOnce() -> candle_core::Result<Tensor>) -> Result<f64> {
+        self.radii().update(loss)
+    }
+
+    /// A projection update of several iterations: see [`Radii::update_n`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Radii::update_n`].
+    pub fn update_n(
+        &mut self,
+        iterations: usize,
+        loss: impl FnMut(usize) -> candle_core::Result<Tensor>,
+    ) -> Result<Vec<f64>> {
+        self.radii().update_n(iterations, loss)
+    }
+
+    /// Projects with the current radii: see [`Radii::project`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Radii::project`].
+    pub fn project(&mut self) -> Result<()> {
+        self.radii().project()
+    }
+
+    /// Radii and telemetry of every parameter, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn scalars(&self) -> Result<Vec<(String, TensorScalars)>> {
+        Ok(named(&self.set, self.engine.scalars()?))
+    }
+
+    /// What the trainer was made with.
+    pub fn config(&self) -> &TpgmConfig {
+        &self.config
+    }
+
+    /// Copies the radii and their Adam state out. Keys are `tensor/slot`.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn state(&self) -> Result<StateDict> {
+        self.engine.state()
+    }
+
+    /// Puts state back that [`Tpgm::state`] copied out.
+    ///
+    /// # Errors
+    ///
+    /// A missing, unexpected or misshapen slot; the trainer is then unchanged.
+    pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
+        self.engine.load_state(state)
+    }
+
+    fn radii(&mut self) -> Radii<'_> {
+        Radii { set: &self.set, operands: &self.operands, engine: self.engine.as_mut() }
+    }
+}
+
+/// Radii and losses of [`Tpgm::post_hoc`].
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct PostHoc {
+    /// Held-out loss at the projected weights, one per iteration.
+    pub losses: Vec<f64>,
+    /// Radius, norm, ratio and more of every parameter, sorted by name.
+    pub scalars: Vec<(String, TensorScalars)>,
+}
+
+/// TPGM's radii, of a [`Tpgm`] or of a [`RobustOptimizer`] that is constrained by it.
+pub struct Radii<'a> {
+    set: &'a ParamSet,
+    operands: &'a Operands,
+    engine: &'a mut dyn RadiusEngine,
+}
+
+impl<'a> Radii<'a> {
+    pub(crate) fn new(set: &'a ParamSet, operands: &'a Operands, engine: &'a mut dyn RadiusEngine) -> Self {
+        Self { set, operands, engine }
+    }
+
+    /// One projection update of one iteration; `loss` computes the held-out loss, of one batch or the mean of several.
+    /// Returns the loss.
+    ///
+    /// # Errors
+    ///
+    /// As [`Radii::update_n`].
+    pub fn update(&mut self, loss: impl FnOnce() -> candle_core::Result<Tensor>) -> Result<f64> {
+        let mut update = Update::begin(self)?;
+        let value = update.iterate(loss)?;
+        update.finish()?;
+        Ok(value)
+    }
+
+    /// One projection update of several iterations: `loss(i)` computes the held-out loss of iteration `i` (from 0), and
+    /// the radii take an Adam step after each. Returns the losses. Without iterations the weights are only projected.
+    ///
+    /// # Errors
+    ///
+    /// The closure fails, its loss is not one finite number, a tensor whose radius is learned gets no gradient or a
+    /// non-finite one. The weights are then the same bits as before the call, whatever the iteration; radii keep what
+    /// earlier iterations taught them. The same holds if the closure panics.
+    pub fn update_n(
+        &mut self,
+        iterations: usize,
+        mut loss: impl FnMut(usize) -> candle_core::Result<Tensor>,
+    ) -> Result<Vec<f64>> {
+        let mut update = Update::begin(self)?;
+        let losses = (0..iterations).map(|i| update.iterate(|| loss(i))).collect::<Result<Vec<_>>>()?;
+        update.finish()?;
+        Ok(losses)
+    }
+
+    /// Projects the weights with the current radii, in place. The first projection of a tensor, here or in an update,
+    /// sets its radius to half of its smallest norm.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails, or a displacement is not finite.
+    pub fn project(&mut self) -> Result<()> {
+        self.engine.project(self.operands)
+    }
+
+    /// Radii and telemetry of every parameter, sorted by name.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn scalars(&self) -> Result<Vec<(String, TensorScalars)>> {
+        Ok(named(self.set, self.engine.scalars()?))
+    }
+}
+
+/// A running projection update. Dropped before its end, by an error or a panic, it writes the weights back.
+struct Update<'u, 'a> {
+    radii: &'u mut Radii<'a>,
+    running: bool,
+}
+
+impl<'u, 'a> Update<'u, 'a> {
+    fn begin(radii: &'u mut Radii<'a>) -> Result<Self> {
+        radii.engine.begin(radii.operands)?;
+        Ok(Self { radii, running: true })
+    }
+
+    fn iterate(&mut self, loss: impl FnOnce() -> candle_core::Result<Tensor>) -> Result<f64> {
+        let Radii { operands, engine, .. } = &mut *self.radii;
+        engine.apply(operands)?;
+        let loss = loss()?;
+        let value = loss_value(&loss)?;
+        let grads = loss.backward()?;
+        let grads: Vec<_> = operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
+        engine.update(operands, &grads)?;
+        Ok(value)
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.radii.engine.finish(self.radii.operands)?;
+        self.running = false;
+        Ok(())
+    }
+}
+
+impl Drop for Update<'_, '_> {
+    fn drop(&mut self) {
+        if self.running {
+            // The error that brought us here is the one to report; this one needs a failing device.
+            let _ = self.radii.engine.abort(self.radii.operands);
+        }
+    }
+}
+
+/// Every `n`-th step, for projection updates, evaluations or checkpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Every(u64);
+
+impl Every {
+    /// Every `n`-th; 0 is never.
+    pub fn new(n: u64) -> Self {
+        Self(n)
+    }
+
+    /// True at step `n - 1`, `2 n - 1`, ... of steps counted from 0: after every `n`-th step.
+    pub fn is_due(self, step: u64) -> bool {
+        self.0 > 0 && (step + 1).is_multiple_of(self.0)
+    }
+}
