@@ -5,10 +5,10 @@ use tpgm_core::{ParamSet, StateDict, TensorScalars};
 
 use crate::TpgmConfig;
 use crate::error::Result;
-#[cfg(doc)]
-use crate::{Error, RobustOptimizer};
 use crate::optim::{Operands, Place, RadiusEngine, loss_value, named};
 use crate::params::Params;
+#[cfg(doc)]
+use crate::{Error, RobustOptimizer};
 
 /// Learns one radius per tensor on held-out data and projects (TPGM, arXiv 2303.10720), beside any optimizer.
 ///
