@@ -77,7 +77,7 @@ fn run_steps(case: &Case, rule: Rule, constraint: Constraint) {
         opt.set_learning_rate(*lr);
         let info = opt.backward_step(&case.loss(&model, i).unwrap()).unwrap();
         case.compare(&format!("{prefix}/loss"), &[info.loss.unwrap()]);
-        model.compare(case, &format!("{prefix}/weight"));
+        assert_eq!(model.compare(case, &format!("{prefix}/weight")), model.vars.len());
         for (name, scalars) in opt.scalars().unwrap() {
             let optional = |part: &str, value: f64| {
                 let key = format!("{prefix}/{part}/{name}");
@@ -123,7 +123,7 @@ fn run_tpgm(
         let (losses, scalars) = match iterations {
             0 => trainer(Call::Project),
             n => trainer(Call::Update(n, &mut |i| {
-                model.compare(case, &format!("round{r}/iter{:02}/weight", i + 1));
+                assert!(model.compare(case, &format!("round{r}/iter{:02}/weight", i + 1)) > 0);
                 case.loss(model, batch + i)
             })),
         };
@@ -132,7 +132,7 @@ fn run_tpgm(
         for (i, loss) in losses.iter().enumerate() {
             case.compare(&format!("round{r}/iter{:02}/loss", i + 1), &[*loss]);
         }
-        model.compare(case, &format!("round{r}/weight"));
+        assert_eq!(model.compare(case, &format!("round{r}/weight")), model.vars.len());
         let learned = |name: &str| case.find(&format!("round{r}/apply/gamma_used/{name}")).is_some();
         assert!(scalars.iter().any(|(name, _)| learned(name)));
         for (name, scalars) in scalars.iter().filter(|(name, _)| learned(name)) {
