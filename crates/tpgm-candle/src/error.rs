@@ -134,6 +134,7 @@ impl From<Error> for candle_core::Error {
 
 impl Error {
     /// Names the file that an I/O error is about.
+    #[allow(dead_code)] // Every module that reads or writes files takes it.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
