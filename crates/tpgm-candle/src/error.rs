@@ -107,6 +107,54 @@ pub enum Error {
         /// Its value here, as JSON; `null` if it is missing.
         here: String,
     },
+    /// A layer was given tensors whose shapes do not fit each other.
+    #[error("{op}: {expected}; got {shapes:?}")]
+    LayerShape {
+        /// The operation.
+        op: &'static str,
+        /// What it takes.
+        expected: &'static str,
+        /// The shapes it was given, in the order of its arguments.
+        shapes: Vec<candle_core::Shape>,
+    },
+    /// A layer was given element types that it does not compute with.
+    #[error("{op}: all arguments must have one type of f64, f32, f16 and bf16; got {dtypes:?}")]
+    LayerDType {
+        /// The operation.
+        op: &'static str,
+        /// The types it was given, in the order of its arguments.
+        dtypes: Vec<candle_core::DType>,
+    },
+    /// A layer was given tensors that lie on different devices.
+    #[error("{op}: the arguments lie on different devices")]
+    LayerDevice {
+        /// The operation.
+        op: &'static str,
+    },
+    /// An option of a layer is out of its range.
+    #[error("{op}: {option} is {value}, but must be {range}")]
+    LayerOption {
+        /// The operation.
+        op: &'static str,
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: f64,
+        /// The values it may have.
+        range: &'static str,
+    },
+    /// A class label has no logit.
+    #[error("{op}: the label of row {row} is {label}, but there are {classes} classes")]
+    Label {
+        /// The operation.
+        op: &'static str,
+        /// The row.
+        row: usize,
+        /// Its label.
+        label: i64,
+        /// The number of logits in a row.
+        classes: usize,
+    },
 }
 
 /// Names for a message: not more than fit on a screen.

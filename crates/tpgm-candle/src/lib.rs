@@ -2,6 +2,7 @@
 
 mod dtype;
 mod error;
+pub mod nn;
 mod optim;
 mod params;
 mod tpgm;

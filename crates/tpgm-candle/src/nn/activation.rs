@@ -1,0 +1,190 @@
+//! Activation functions.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use tpgm_core::{Buffer, Element, Slice};
+
+use super::check::{Path, same_kind};
+use super::composed;
+use super::float::{Float, sigmoid, vectorized};
+use super::storage::{
+    BLOCK, Operand, PIECE, by_dtype, elements, fill, into_storage, into_tensor, load, scratch, store,
+};
+
+/// `x Phi(x)` with the normal distribution function Phi: PyTorch's `gelu`, candle's `gelu_erf`; BERT and ViT.
+///
+/// Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::Gelu, x)
+}
+
+/// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`, an approximation of [`gelu`]: PyTorch's
+/// `gelu(approximate="tanh")`, candle's `gelu`; GPT-2 and Gemma.
+///
+/// Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::GeluTanh, x)
+}
+
+/// `x / (1 + e^-x)`, also called swish; Llama.
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::Silu, x)
+}
+
+/// `max(x, 0)`. The gradient at 0 is 0, as in PyTorch (candle's own is 1).
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::Relu, x)
+}
+
+fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
+    same_kind(op.name(), &[x])?;
+    match (Path::of(x), op) {
+        (Path::Fused, op) => x.contiguous()?.apply_op1(op),
+        (Path::Composed, Activation::Gelu) => composed::gelu(x),
+        (Path::Composed, Activation::GeluTanh) => composed::gelu_tanh(x),
+        (Path::Composed, Activation::Silu) => composed::silu(x),
+        (Path::Composed, Activation::Relu) => composed::relu(x),
+    }
+}
+
+/// The operation. Backward needs the input only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Activation {
+    Gelu,
+    GeluTanh,
+    Silu,
+    Relu,
+}
+
+impl Activation {
+    fn forward<T: Element, C: Float>(self, x: Slice<'_>) -> Buffer {
+        let (y, _) = fill::<T, ()>(x.len(), PIECE, |range, piece| {
+            let (mut x_scratch, mut y_scratch) = (scratch::<T, C>(BLOCK), scratch::<T, C>(BLOCK));
+            for (i, y) in piece.chunks_mut(BLOCK).enumerate() {
+                let start = range.start + i * BLOCK;
+                let x = load(x.sub(start..start + y.len()), &mut x_scratch);
+                store(y, &mut y_scratch, |y: &mut [C]| match self {
+                    Activation::Gelu => gelu_forward(x, y),
+                    Activation::GeluTanh => gelu_tanh_forward(x, y),
+                    Activation::Silu => silu_forward(x, y),
+                    Activation::Relu => relu_forward(x, y),
+                });
+            }
+        });
+        T::buffer(y)
+    }
+
+    fn gradient<T: Element, C: Float>(self, x: Slice<'_>, grad: Slice<'_>) -> Buffer {
+        let (dx, _) = fill::<T, ()>(x.len(), PIECE, |range, piece| {
+            let [mut x_scratch, mut grad_scratch, mut dx_scratch] = [(); 3].map(|()| scratch::<T, C>(BLOCK));
+            for (i, dx) in piece.chunks_mut(BLOCK).enumerate() {
+                let start = range.start + i * BLOCK;
+                let x = load(x.sub(start..start + dx.len()), &mut x_scratch);
+                let grad = load(grad.sub(start..start + dx.len()), &mut grad_scratch);
+                store(dx, &mut dx_scratch, |dx: &mut [C]| match self {
+                    Activation::Gelu => gelu_gradient(x, grad, dx),
+                    Activation::GeluTanh => gelu_tanh_gradient(x, grad, dx),
+                    Activation::Silu => silu_gradient(x, grad, dx),
+                    Activation::Relu => relu_gradient(x, grad, dx),
+                });
+            }
+        });
+        T::buffer(dx)
+    }
+}
+
+impl CustomOp1 for Activation {
+    fn name(&self) -> &'static str {
+        match self {
+            Activation::Gelu => "gelu",
+            Activation::GeluTanh => "gelu-tanh",
+            Activation::Silu => "silu",
+            Activation::Relu => "relu",
+        }
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let data = elements(self.name(), x, layout)?;
+        let y = by_dtype!(data.dtype(), T, C => self.forward::<T, C>(data));
+        Ok((into_storage(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let grad = grad.contiguous()?;
+        let (x_data, grad_data) = (Operand::new(self.name(), x), Operand::new(self.name(), &grad));
+        let (x_slice, grad_slice) = (x_data.slice()?, grad_data.slice()?);
+        let dx = by_dtype!(x_slice.dtype(), T, C => self.gradient::<T, C>(x_slice, grad_slice));
+        Ok(Some(into_tensor(dx, x.shape())?))
+    }
+}
+
+/// Defines the loops of an activation from its value and its slope at `x`.
+macro_rules! activation {
+    ($forward:ident, $gradient:ident, $c:ident, |$x:ident| $value:expr, $slope:expr) => {
+        vectorized! {
+            fn $forward<$c>(x: &[$c], y: &mut [$c]) {
+                for (y, &$x) in y.iter_mut().zip(x) {
+                    *y = $value;
+                }
+            }
+        }
+
+        vectorized! {
+            fn $gradient<$c>(x: &[$c], grad: &[$c], dx: &mut [$c]) {
+                for ((dx, &$x), &grad) in dx.iter_mut().zip(x).zip(grad) {
+                    *dx = grad * $slope;
+                }
+            }
+        }
+    };
+}
+
+activation!(gelu_forward, gelu_gradient, C, |x| x * x.normal().0, {
+    let (cdf, density) = x.normal();
+    cdf + x * density
+});
+
+activation!(silu_forward, silu_gradient, C, |x| x * sigmoid(x).0, {
+    let (s, slope) = sigmoid(x);
+    s + x * slope
+});
+
+// 1 + tanh(u) is twice the sigmoid of 2u, which does not cancel for negative u.
+activation!(gelu_tanh_forward, gelu_tanh_gradient, C, |x| x * sigmoid(twice_u(x).0).0, {
+    let (v, v_slope) = twice_u(x);
+    let (s, slope) = sigmoid(v);
+    s + x * slope * v_slope
+});
+
+activation!(
+    relu_forward,
+    relu_gradient,
+    C,
+    |x| if x < C::ZERO { C::ZERO } else { x }, // NaN stays NaN
+    if x > C::ZERO { C::ONE } else { C::ZERO }
+);
+
+/// `2 sqrt(2 / pi) (x + 0.044715 x^3)` and its slope.
+#[inline(always)]
+fn twice_u<C: Float>(x: C) -> (C, C) {
+    const CUBIC: f64 = 0.044_715;
+    let factor = C::from_f64(std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::SQRT_2);
+    let square = x * x;
+    let value = factor * x * (C::ONE + C::from_f64(CUBIC) * square);
+    (value, factor * (C::ONE + C::from_f64(3.0 * CUBIC) * square))
+}

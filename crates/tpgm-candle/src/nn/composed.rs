@@ -1,0 +1,222 @@
+//! The same functions, composed of candle's differentiable operations.
+//!
+//! You need these when you compare: they are what the layers of [`crate::nn`] compute on devices other than the CPU, and
+//! what tests and benchmarks hold the fused operations against. They keep every intermediate tensor for the backward
+//! pass. Arguments are those of the fused functions, and unlike there are not checked beyond what candle checks itself.
+
+use candle_core::{D, DType, Result, Tensor};
+
+/// The type in which a tensor is computed.
+fn compute_dtype(x: &Tensor) -> DType {
+    if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+fn widened(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(compute_dtype(x))
+}
+
+/// [`LayerNorm`](super::LayerNorm), or [`RmsNorm`](super::RmsNorm) if the mean is not removed.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    eps: f64,
+    remove_mean: bool,
+) -> Result<Tensor> {
+    let wide = widened(x)?;
+    let centered = if remove_mean { wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)? } else { wide };
+    let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+    let y = centered.broadcast_div(&(variance + eps)?.sqrt()?)?.broadcast_mul(&widened(weight)?)?;
+    let y = match bias {
+        Some(bias) => y.broadcast_add(&widened(bias)?)?,
+        None => y,
+    };
+    y.to_dtype(x.dtype())
+}
+
+/// [`softmax_last_dim`](super::softmax_last_dim).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn softmax_last_dim(x: &Tensor) -> Result<Tensor> {
+    let wide = widened(x)?;
+    // The result does not depend on what is subtracted, so no gradient has to flow through the maximum.
+    let e = wide.broadcast_sub(&wide.detach().max_keepdim(D::Minus1)?)?.exp()?;
+    e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(x.dtype())
+}
+
+/// [`log_softmax_last_dim`](super::log_softmax_last_dim).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn log_softmax_last_dim(x: &Tensor) -> Result<Tensor> {
+    let wide = widened(x)?;
+    let shifted = wide.broadcast_sub(&wide.detach().max_keepdim(D::Minus1)?)?;
+    let log_sum = shifted.exp()?.sum_keepdim(D::Minus1)?.log()?;
+    shifted.broadcast_sub(&log_sum)?.to_dtype(x.dtype())
+}
+
+/// [`cross_entropy_smoothed`](super::cross_entropy_smoothed) of logits of shape (rows, classes).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result<Tensor> {
+    let (rows, classes) = logits.dims2()?;
+    let log_p = log_softmax_last_dim(&widened(logits)?)?;
+    let of_label = log_p.gather(&labels.to_dtype(DType::U32)?.unsqueeze(1)?.contiguous()?, 1)?.sum_all()?;
+    if smoothing == 0.0 {
+        return of_label / -(rows as f64);
+    }
+    let of_all = (log_p.sum_all()? * (smoothing / classes as f64))?;
+    ((of_label * (1.0 - smoothing))? + of_all)? / -(rows as f64)
+}
+
+/// [`rope`](super::rope).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn rope(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let half = x.dim(D::Minus1)? / 2;
+    let wide = widened(x)?;
+    let (first, second) = (wide.narrow(D::Minus1, 0, half)?, wide.narrow(D::Minus1, half, half)?);
+    let (first, second) = rotated(x, &first, &second, cos, sin)?;
+    Tensor::cat(&[first, second], D::Minus1)?.to_dtype(x.dtype())
+}
+
+/// [`rope_i`](super::rope_i).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn rope_i(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let (batch, heads, steps, width) = x.dims4()?;
+    let pairs = widened(x)?.reshape((batch, heads, steps, width / 2, 2))?;
+    let (first, second) = (
+        pairs.narrow(D::Minus1, 0, 1)?.squeeze(D::Minus1)?,
+        pairs.narrow(D::Minus1, 1, 1)?.squeeze(D::Minus1)?,
+    );
+    let (first, second) = rotated(x, &first, &second, cos, sin)?;
+    Tensor::stack(&[first, second], D::Minus1)?.reshape(x.shape())?.to_dtype(x.dtype())
+}
+
+/// Rotates pairs given as two tensors of shape (batch, heads, steps, pairs).
+fn rotated(
+    x: &Tensor,
+    first: &Tensor,
+    second: &Tensor,
+    cos: &Tensor,
+    sin: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let steps = x.dim(D::Minus2)?;
+    let table = |t: &Tensor| {
+        let t = widened(t)?.narrow(D::Minus2, 0, steps)?;
+        // (steps, pairs) or (batch, steps, pairs), the same for all heads.
+        if t.rank() == 3 { t.unsqueeze(1) } else { Ok(t) }
+    };
+    let (cos, sin) = (table(cos)?, table(sin)?);
+    let y_first = (first.broadcast_mul(&cos)? - second.broadcast_mul(&sin)?)?;
+    let y_second = (first.broadcast_mul(&sin)? + second.broadcast_mul(&cos)?)?;
+    Ok((y_first, y_second))
+}
+
+/// [`max_pool2d`](super::max_pool2d): the maximum over as many strided views as the window has elements. Among equal
+/// elements, the gradient goes to the first.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn max_pool2d(
+    x: &Tensor,
+    kernel: (usize, usize),
+    stride: (usize, usize),
+    padding: (usize, usize),
+) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let rows = window_indices(height, kernel.0, stride.0, padding.0);
+    let columns = window_indices(width, kernel.1, stride.1, padding.1);
+    let (out_height, out_width) = (rows.len() / kernel.0, columns.len() / kernel.1);
+    let index = |indices: Vec<u32>| {
+        let len = indices.len();
+        Tensor::from_vec(indices, len, x.device())
+    };
+    // All windows side by side, with the elements of each in its last dimension.
+    let windows = padded(&padded(x, 2, padding.0)?, 3, padding.1)?
+        .index_select(&index(rows)?, 2)?
+        .index_select(&index(columns)?, 3)?
+        .reshape(vec![batch, channels, out_height, kernel.0, out_width, kernel.1])?
+        .permute(vec![0, 1, 2, 4, 3, 5])?
+        .contiguous()?
+        .reshape((batch, channels, out_height, out_width, kernel.0 * kernel.1))?;
+    let first_largest = windows.detach().argmax_keepdim(D::Minus1)?;
+    windows.gather(&first_largest, D::Minus1)?.squeeze(D::Minus1)
+}
+
+/// The padded positions that all windows cover along one dimension, window after window.
+fn window_indices(size: usize, kernel: usize, stride: usize, padding: usize) -> Vec<u32> {
+    let windows = (size + 2 * padding - kernel) / stride + 1;
+    (0..windows).flat_map(|window| (0..kernel).map(move |k| (window * stride + k) as u32)).collect()
+}
+
+/// Minus infinity on both sides of a dimension.
+fn padded(x: &Tensor, dim: usize, padding: usize) -> Result<Tensor> {
+    if padding == 0 {
+        return Ok(x.clone());
+    }
+    let mut dims = x.dims().to_vec();
+    dims[dim] = padding;
+    let edge = Tensor::full(f32::NEG_INFINITY, dims, x.device())?.to_dtype(x.dtype())?;
+    Tensor::cat(&[&edge, x, &edge], dim)
+}
+
+/// [`gelu`](super::gelu).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    widened(x)?.gelu_erf()?.to_dtype(x.dtype())
+}
+
+/// [`gelu_tanh`](super::gelu_tanh).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    widened(x)?.gelu()?.to_dtype(x.dtype())
+}
+
+/// [`silu`](super::silu).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    widened(x)?.silu()?.to_dtype(x.dtype())
+}
+
+/// [`relu`](super::relu).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn relu(x: &Tensor) -> Result<Tensor> {
+    x.relu()
+}
+
+/// [`add_bias`](super::add_bias).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.broadcast_add(bias)
+}

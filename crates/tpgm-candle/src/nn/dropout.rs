@@ -1,0 +1,218 @@
+//! Dropout whose masks are a function of a seed, so that a resumed run draws the same ones.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, ModuleT, Result, Shape, Tensor};
+use serde::{Deserialize, Serialize};
+use tpgm_core::{Buffer, Element, Slice};
+
+use super::check::{Path, same_kind};
+use super::float::{Float, vectorized};
+use super::storage::{BLOCK, PIECE, by_dtype, elements, fill, into_storage, load, scratch, store};
+use crate::error::{Error, Result as OurResult};
+
+const NAME: &str = "dropout";
+
+/// The odd constant of SplitMix64: 2^64 over the golden ratio.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Where masks come from: a seed, and how many masks were drawn. All [`Dropout`] layers of a model share one, so that two
+/// numbers are the whole state to save.
+///
+/// Clones share the count. Draw from one thread at a time: the order of calls decides which layer gets which mask.
+#[derive(Debug, Clone)]
+pub struct DropoutRng {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    seed: AtomicU64,
+    draws: AtomicU64,
+}
+
+/// What [`DropoutRng`] saves in a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropoutState {
+    /// The seed.
+    pub seed: u64,
+    /// Masks drawn so far.
+    pub draws: u64,
+}
+
+impl DropoutRng {
+    /// A source of masks at its start.
+    pub fn new(seed: u64) -> Self {
+        Self { shared: Arc::new(Shared { seed: AtomicU64::new(seed), draws: AtomicU64::new(0) }) }
+    }
+
+    /// What to save.
+    pub fn state(&self) -> DropoutState {
+        let load = |x: &AtomicU64| x.load(Ordering::Relaxed);
+        DropoutState { seed: load(&self.shared.seed), draws: load(&self.shared.draws) }
+    }
+
+    /// Continues where a saved run stood: the next masks have the same bits as there, for all layers that share this
+    /// source.
+    pub fn load_state(&self, state: DropoutState) {
+        self.shared.seed.store(state.seed, Ordering::Relaxed);
+        self.shared.draws.store(state.draws, Ordering::Relaxed);
+    }
+
+    /// The key of the next mask.
+    fn draw(&self) -> u64 {
+        let draw = self.shared.draws.fetch_add(1, Ordering::Relaxed);
+        // Hashed twice: masks of neighboring draws, and of neighboring seeds, start at unrelated points.
+        mix(mix(self.shared.seed.load(Ordering::Relaxed)).wrapping_add(draw.wrapping_mul(GAMMA)))
+    }
+}
+
+/// Zeroes elements at random while training, and scales the others by `1 / (1 - probability)`, which keeps the mean.
+///
+/// Use it in place of `candle_nn::Dropout`, whose masks cannot be seeded on the CPU and are kept in memory for the
+/// backward pass. Here a mask is computed anew from its key, on any number of threads with the same bits.
+///
+/// Source: Srivastava et al., "Dropout" (2014), in its inverted form. Random numbers: SplitMix64 (Steele et al., 2014), 32
+/// bits per element.
+#[derive(Debug, Clone)]
+pub struct Dropout {
+    probability: f64,
+    rng: DropoutRng,
+}
+
+impl Dropout {
+    /// A layer that zeroes each element with `probability` in 0..1, by masks from `rng`.
+    ///
+    /// # Errors
+    ///
+    /// If the probability is out of range.
+    pub fn new(probability: f64, rng: &DropoutRng) -> OurResult<Self> {
+        if !(0.0..1.0).contains(&probability) {
+            let range = "in 0..1";
+            return Err(Error::LayerOption {
+                op: NAME,
+                option: "the probability",
+                value: probability,
+                range,
+            });
+        }
+        Ok(Self { probability, rng: rng.clone() })
+    }
+
+    /// How likely an element is zeroed.
+    pub fn probability(&self) -> f64 {
+        self.probability
+    }
+}
+
+impl ModuleT for Dropout {
+    /// Draws a mask if `train`, for an input of any shape; returns the input itself otherwise, or if the probability is 0.
+    ///
+    /// # Errors
+    ///
+    /// If `x` is not of a floating point type.
+    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        if !train || self.probability == 0.0 {
+            return Ok(x.clone());
+        }
+        same_kind(NAME, &[x])?;
+        let op = Mask::new(self.rng.draw(), self.probability);
+        match Path::of(x) {
+            Path::Fused => x.contiguous()?.apply_op1(op),
+            // The mask is made on the host: a device's own generator could not be resumed.
+            Path::Composed => {
+                let ones = Tensor::ones(x.shape(), DType::F32, &candle_core::Device::Cpu)?;
+                x.mul(&ones.apply_op1_no_bwd(&op)?.to_dtype(x.dtype())?.to_device(x.device())?)
+            }
+        }
+    }
+}
+
+/// One mask, applied. Its own gradient is the same mask.
+#[derive(Debug, Clone, Copy)]
+struct Mask {
+    key: u64,
+    /// Elements whose 32 random bits are below this are zeroed.
+    threshold: u32,
+    scale: f64,
+}
+
+impl Mask {
+    fn new(key: u64, probability: f64) -> Self {
+        // Saturates for probabilities within 2^-32 of one.
+        let threshold = (probability * 4_294_967_296.0).round() as u32;
+        Self { key, threshold, scale: 1.0 / (1.0 - probability) }
+    }
+
+    fn apply<T: Element, C: Float>(&self, x: Slice<'_>) -> Buffer {
+        let scale = C::from_f64(self.scale);
+        let (y, _) = fill::<T, ()>(x.len(), PIECE, |range, piece| {
+            let (mut x_scratch, mut y_scratch) = (scratch::<T, C>(BLOCK), scratch::<T, C>(BLOCK));
+            for (i, y) in piece.chunks_mut(BLOCK).enumerate() {
+                let start = range.start + i * BLOCK;
+                let x = load(x.sub(start..start + y.len()), &mut x_scratch);
+                store(y, &mut y_scratch, |y: &mut [C]| {
+                    apply_mask(self.key, start as u64, self.threshold, scale, x, y);
+                });
+            }
+        });
+        T::buffer(y)
+    }
+}
+
+impl CustomOp1 for Mask {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let data = elements(NAME, x, layout)?;
+        let y = by_dtype!(data.dtype(), T, C => self.apply::<T, C>(data));
+        Ok((into_storage(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(grad.contiguous()?.apply_op1(*self)?))
+    }
+}
+
+vectorized! {
+    /// `start` is the even index of the first element in its tensor. Each 64-bit number serves two elements, the lower
+    /// half the first.
+    fn apply_mask<C>(key: u64, start: u64, threshold: u32, scale: C, x: &[C], y: &mut [C]) {
+        let keep = |bits: u32, x: C| if bits < threshold { C::ZERO } else { x * scale };
+        let first = key.wrapping_add((start / 2).wrapping_mul(GAMMA));
+        let bits = |pair: usize| mix(first.wrapping_add((pair as u64).wrapping_mul(GAMMA)));
+        let ((x, x_last), (y, y_last)) = (x.as_chunks::<2>(), y.as_chunks_mut::<2>());
+        for (pair, (&[a, b], y)) in x.iter().zip(y).enumerate() {
+            let bits = bits(pair);
+            *y = [keep(bits as u32, a), keep((bits >> 32) as u32, b)];
+        }
+        if let (&[a], [y]) = (x_last, y_last) {
+            *y = keep(bits(x.len()) as u32, a);
+        }
+    }
+}
+
+/// The output function of SplitMix64.
+#[inline(always)]
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_numbers_are_those_of_splitmix64() {
+        // The first numbers of the reference generator seeded with 1234567.
+        let expected: [u64; 3] = [6457827717110365317, 3203168211198807973, 9817491932198370423];
+        for (i, expected) in expected.into_iter().enumerate() {
+            assert_eq!(mix(1_234_567u64.wrapping_add((i as u64 + 1).wrapping_mul(GAMMA))), expected);
+        }
+    }
+}

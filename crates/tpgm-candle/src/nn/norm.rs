@@ -1,0 +1,255 @@
+//! Layer normalization and RMS normalization.
+
+mod kernels;
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor};
+use candle_nn::{LayerNormConfig, VarBuilder};
+
+use self::kernels::{Grads, Normalize};
+use super::check::{Path, last_dim, same_kind, shape_error};
+use super::composed;
+use super::storage::{Operand, elements, into_storage, into_tensor};
+
+/// Layer normalization over the last dimension: `(x - mean) / sqrt(variance + eps) * weight + bias`.
+///
+/// Use it in place of `candle_nn::LayerNorm`, whose `forward` has no gradient. The variance is that of the whole row
+/// (divided by its length). Half-precision inputs are computed in f32 and rounded once.
+///
+/// Source: Ba, Kiros and Hinton, "Layer Normalization" (2016), equation 4.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    remove_mean: bool,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// A layer with the given `weight` and `bias`, both of shape (features), and `eps` > 0, which is added to the
+    /// variance (usual: 1e-5, BERT: 1e-12).
+    pub fn new(weight: Tensor, bias: Tensor, eps: f64) -> Self {
+        Self { weight, bias: Some(bias), remove_mean: true, eps }
+    }
+
+    /// A layer without bias.
+    pub fn new_no_bias(weight: Tensor, eps: f64) -> Self {
+        Self { weight, bias: None, remove_mean: true, eps }
+    }
+
+    /// The factor of each feature.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// What is added to each feature.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// What is added to the variance.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+}
+
+impl Module for LayerNorm {
+    /// Normalizes `x` of shape (..., features).
+    ///
+    /// # Errors
+    ///
+    /// If the last dimension is not that of the weight, or element types or devices differ.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let op = Normalize { eps: self.eps, remove_mean: self.remove_mean };
+        apply(op, x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Takes over the tensors of a layer that candle built.
+impl From<candle_nn::LayerNorm> for LayerNorm {
+    fn from(layer: candle_nn::LayerNorm) -> Self {
+        Self {
+            weight: layer.weight().clone(),
+            bias: layer.bias().cloned(),
+            remove_mean: layer.remove_mean(),
+            eps: layer.eps(),
+        }
+    }
+}
+
+/// Loads a layer of `size` features: `weight` (or `gamma`) and, unless the configuration says otherwise, `bias` (or
+/// `beta`). The configuration may be just `eps`.
+///
+/// # Errors
+///
+/// If `vb` has no tensor of that name and shape and cannot make one.
+pub fn layer_norm(size: usize, config: impl Into<LayerNormConfig>, vb: VarBuilder) -> Result<LayerNorm> {
+    Ok(candle_nn::layer_norm(size, config, vb)?.into())
+}
+
+/// RMS normalization over the last dimension: `x / sqrt(mean(x^2) + eps) * weight`.
+///
+/// Use it in place of `candle_nn::RmsNorm`, whose `forward` has no gradient. Half-precision inputs are computed in f32
+/// and rounded once.
+///
+/// Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), equation 4.
+#[derive(Debug, Clone)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// A layer with the given `weight` of shape (features) and `eps` > 0, which is added to the mean of the squares
+    /// (Llama: 1e-5 or 1e-6).
+    pub fn new(weight: Tensor, eps: f64) -> Self {
+        Self { weight, eps }
+    }
+
+    /// The factor of each feature.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// What is added to the mean of the squares.
+    pub fn eps(&self) -> f64 {
+        self.eps
+    }
+}
+
+impl Module for RmsNorm {
+    /// Normalizes `x` of shape (..., features).
+    ///
+    /// # Errors
+    ///
+    /// If the last dimension is not that of the weight, or element types or devices differ.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        apply(Normalize { eps: self.eps, remove_mean: false }, x, &self.weight, None)
+    }
+}
+
+/// Takes over the tensors of a layer that candle built.
+impl From<candle_nn::RmsNorm> for RmsNorm {
+    fn from(layer: candle_nn::RmsNorm) -> Self {
+        Self { weight: layer.weight().clone(), eps: layer.eps() }
+    }
+}
+
+/// Loads a layer of `size` features: `weight` (or `gamma`).
+///
+/// # Errors
+///
+/// If `vb` has no tensor of that name and shape and cannot make one.
+pub fn rms_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<RmsNorm> {
+    Ok(candle_nn::rms_norm(size, eps, vb)?.into())
+}
+
+fn apply(op: Normalize, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let name = op.op_name();
+    let args: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+    same_kind(name, &args)?;
+    let features = last_dim(name, x)?;
+    if args[1..].iter().any(|arg| arg.dims() != [features]) {
+        return Err(shape_error(name, "weight and bias must have the input's last dimension", &args));
+    }
+    match (Path::of(x), bias) {
+        (Path::Composed, _) => composed::norm(x, weight, bias, op.eps, op.remove_mean),
+        (Path::Fused, None) => x.contiguous()?.apply_op2(&weight.contiguous()?, op),
+        (Path::Fused, Some(bias)) => {
+            x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+        }
+    }
+}
+
+impl Normalize {
+    fn op_name(&self) -> &'static str {
+        if self.remove_mean { "layer-norm" } else { "rms-norm" }
+    }
+
+    /// Gradients of x, weight and bias, of those that need one.
+    fn backward(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        grad: &Tensor,
+        bias_tracked: bool,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let name = self.op_name();
+        let grads = {
+            let (x_data, weight_data, grad_data) =
+                (Operand::new(name, x), Operand::new(name, weight), Operand::new(name, &grad));
+            let wanted = Grads { x: x.track_op(), weight: weight.track_op(), bias: bias_tracked };
+            self.gradients(x_data.slice()?, weight_data.slice()?, grad_data.slice()?, wanted)
+        };
+        let tensor = |buffer: Option<_>, shape| buffer.map(|buffer| into_tensor(buffer, shape)).transpose();
+        Ok((
+            tensor(grads.x, x.shape())?,
+            tensor(grads.weight, weight.shape())?,
+            tensor(grads.bias, weight.shape())?,
+        ))
+    }
+}
+
+impl CustomOp2 for Normalize {
+    fn name(&self) -> &'static str {
+        self.op_name()
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let name = self.op_name();
+        let y = self.forward(elements(name, x, x_layout)?, elements(name, weight, weight_layout)?, None);
+        Ok((into_storage(y), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (x, weight, _) = self.backward(x, weight, grad, false)?;
+        Ok((x, weight))
+    }
+}
+
+impl CustomOp3 for Normalize {
+    fn name(&self) -> &'static str {
+        self.op_name()
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let name = self.op_name();
+        let y = self.forward(
+            elements(name, x, x_layout)?,
+            elements(name, weight, weight_layout)?,
+            Some(elements(name, bias, bias_layout)?),
+        );
+        Ok((into_storage(y), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        self.backward(x, weight, grad, bias.track_op())
+    }
+}
