@@ -15,8 +15,8 @@ pub(super) trait Float: Real {
     fn exp(self) -> Self;
     fn ln(self) -> Self;
     fn is_nan(self) -> bool;
-    /// Distribution function and density of a standard normal variable at x. The absolute error of f32 is below 1e-7,
-    /// and the distribution function keeps its relative precision (4e-7) far into the lower tail.
+    /// Distribution function and density of a standard normal variable at x. The absolute error of f32 is below
+    /// 2e-7, and the distribution function keeps its relative precision far into the lower tail.
     fn normal(self) -> (Self, Self);
 }
 
@@ -247,7 +247,7 @@ mod tests {
             let (cdf, density) = Float::normal(x);
             let z = f64::from(x);
             let exact = 0.5 * (1.0 + candle_core::cpu::erf::erf_f64(z * std::f64::consts::FRAC_1_SQRT_2));
-            assert!((f64::from(cdf) - exact).abs() < 1e-7, "cdf({x}) = {cdf:e}, not {exact:e}");
+            assert!((f64::from(cdf) - exact).abs() < 2e-7, "cdf({x}) = {cdf:e}, not {exact:e}");
             let exact = f64::exp(-0.5 * z * z) / (2.0 * std::f64::consts::PI).sqrt();
             assert!((f64::from(density) - exact).abs() < 1e-7, "density({x}) = {density:e}, not {exact:e}");
         }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 
 /// Reproducible values, spread over -1.5..1.5, of f64.
-pub fn values(shape: impl Into<Shape>, seed: u64) -> Tensor {
+pub(crate) fn values(shape: impl Into<Shape>, seed: u64) -> Tensor {
     let shape = shape.into();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -17,12 +17,12 @@ pub fn values(shape: impl Into<Shape>, seed: u64) -> Tensor {
 }
 
 /// The sum of all elements, each with its own weight, so that every element of a gradient is different.
-pub fn weighted_sum(y: &Tensor) -> Result<Tensor> {
+pub(crate) fn weighted_sum(y: &Tensor) -> Result<Tensor> {
     (y * values(y.shape(), 99).to_dtype(y.dtype())?)?.sum_all()
 }
 
 /// Gradients of `weighted_sum(f(inputs))`, by backward.
-pub fn gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
+pub(crate) fn gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
     let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
     let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
     let grads = weighted_sum(&f(&tensors).unwrap()).unwrap().backward().unwrap();
@@ -37,10 +37,10 @@ pub fn gradients(inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) -> 
 }
 
 /// Compares backward with central differences in f64, at some 60 elements of each input, 16 of a large one.
-pub fn check_gradients(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+pub(crate) fn check_gradients(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     const STEP: f64 = 1e-5;
-    let value =
-        |inputs: &[Tensor]| -> f64 { weighted_sum(&f(inputs).unwrap()).unwrap().to_scalar().unwrap() };
+    let value = |inputs: &[Tensor]| f(inputs).unwrap();
+    let weights = flat(&values(value(inputs).shape(), 99));
     for (i, grad) in gradients(inputs, &f).iter().enumerate() {
         let grad = flat(grad);
         let base = flat(&inputs[i]);
@@ -51,9 +51,16 @@ pub fn check_gradients(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> R
                 data[at] += by;
                 let mut inputs = inputs.to_vec();
                 inputs[i] = Tensor::from_vec(data, inputs[i].shape(), &Device::Cpu).unwrap();
-                value(&inputs)
+                flat(&value(&inputs))
             };
-            let expected = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            // Differences first: the sum of tens of thousands of values has too few digits left for its own difference.
+            let (above, below) = (moved(STEP), moved(-STEP));
+            let difference: f64 = weights
+                .iter()
+                .zip(above.iter().zip(&below))
+                .map(|(w, (above, below))| w * (above - below))
+                .sum();
+            let expected = difference / (2.0 * STEP);
             let error = (grad[at] - expected).abs();
             assert!(
                 error <= 1e-7 * (1.0 + expected.abs()),
@@ -66,12 +73,12 @@ pub fn check_gradients(what: &str, inputs: &[Tensor], f: impl Fn(&[Tensor]) -> R
 }
 
 /// All elements as f64.
-pub fn flat(x: &Tensor) -> Vec<f64> {
+pub(crate) fn flat(x: &Tensor) -> Vec<f64> {
     x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
 /// Shapes and types must be the same, and every difference at most `tolerance * (1 + |expected|)`.
-pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tolerance: f64) {
+pub(crate) fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tolerance: f64) {
     assert_eq!((actual.dims(), actual.dtype()), (expected.dims(), expected.dtype()), "{what}");
     for (i, (a, e)) in flat(actual).into_iter().zip(flat(expected)).enumerate() {
         assert!((a - e).abs() <= tolerance * (1.0 + e.abs()), "{what}: element {i} is {a}, not {e}");
@@ -79,7 +86,7 @@ pub fn assert_close(what: &str, actual: &Tensor, expected: &Tensor, tolerance: f
 }
 
 /// What rounding to an element type may add, relatively, to a few operations in f32.
-pub fn tolerance(dtype: DType) -> f64 {
+pub(crate) fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-13,
         DType::F32 => 2e-6,
@@ -89,10 +96,10 @@ pub fn tolerance(dtype: DType) -> f64 {
 }
 
 /// The element types that layers compute with.
-pub const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
+pub(crate) const DTYPES: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
 
 /// The text of an error.
-pub fn message<T>(result: Result<T>) -> String {
+pub(crate) fn message<T>(result: Result<T>) -> String {
     match result {
         Ok(_) => panic!("no error"),
         Err(error) => error.to_string(),
@@ -100,7 +107,7 @@ pub fn message<T>(result: Result<T>) -> String {
 }
 
 /// Compares gradients of a function with those of another one of the same value.
-pub fn compare_gradients(
+pub(crate) fn compare_gradients(
     what: &str,
     inputs: &[Tensor],
     tolerance: f64,
