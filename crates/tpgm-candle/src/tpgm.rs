@@ -33,7 +33,7 @@ use crate::{Error, RobustOptimizer};
 /// for step in 0..10 {
 ///     opt.backward_step(&weight.sqr()?.sum_all()?)?;
 ///     if projection.is_due(step) {
-///         let held_out_loss = tpgm.update(|| (&weight - 1.0)?.sqr()?.sum_all())?;
+///         let held_out_loss = tpgm.update(|| (weight.as_tensor() - 1.0)?.sqr()?.sum_all())?;
 ///         assert!(held_out_loss.is_finite());
 ///     }
 /// }

@@ -18,10 +18,11 @@ use crate::dtype::{core_dtype, cpu_slice};
 use crate::error::{Error, Result};
 use crate::params::{Anchor, AnchorData, Param};
 
-/// Locks taken on one stack. A level takes about 1 KiB in a debug build, so this fits the smallest stacks in use
-/// (2 MiB) many times; models with more tensors go on in a thread with a stack of its own.
-const LEVELS: usize = 256;
-/// Stack of such a thread in bytes: [`LEVELS`] locks, or the pass itself.
+/// Locks taken on one stack; models with more tensors go on in a thread with a stack of its own. Measured per level:
+/// 3.1 KiB without optimization and 0.8 KiB with it, so that either needs less than half of the smallest stacks in use
+/// (2 MiB).
+const LEVELS: usize = if cfg!(debug_assertions) { 256 } else { 1024 };
+/// Stack of such a thread in bytes: [`LEVELS`] locks and the pass itself.
 const STACK: usize = 2 << 20;
 
 /// Variables with their anchors, in set order.
@@ -135,7 +136,7 @@ impl Operands {
     {
         let mut out = None;
         let weights = Vec::with_capacity(self.len());
-        descend(&self.entries, 0, Held { weights, work, out: &mut out })?;
+        descend(&self.entries, 0, Box::new(Held { weights, work, out: &mut out }))?;
         Ok(out.expect("the innermost level always writes its result")?)
     }
 
@@ -209,7 +210,7 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::R
     })
 }
 
-/// What the nested operations hand to each other.
+/// What the nested operations hand to each other. Boxed, because every level has it on its stack.
 struct Held<'a, F, R> {
     weights: Vec<SliceMut<'a>>,
     work: F,
@@ -217,20 +218,53 @@ struct Held<'a, F, R> {
 }
 
 /// Takes the locks of `rest`, then runs the work.
-fn descend<R, F>(rest: &[Entry], level: usize, held: Held<'_, F, R>) -> candle_core::Result<()>
+fn descend<R, F>(rest: &[Entry], level: usize, held: Box<Held<'_, F, R>>) -> candle_core::Result<()>
 where
     R: Send,
     F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
 {
-    let Some((entry, rest)) = rest.split_first() else {
-        *held.out = Some((held.work)(held.weights));
-        return Ok(());
-    };
-    let lock = move || entry.var.inplace_op1(&Lock { rest, level, held: Cell::new(Some(held)) });
-    if level == 0 || !level.is_multiple_of(LEVELS) {
-        return lock();
+    match rest.split_first() {
+        None => {
+            let Held { weights, work, out } = *held;
+            *out = Some(work(weights));
+            Ok(())
+        }
+        Some((entry, rest)) if level > 0 && level.is_multiple_of(LEVELS) => {
+            elsewhere(entry, rest, level, held)
+        }
+        Some((entry, rest)) => lock(entry, rest, level, held),
     }
+}
+
+fn lock<R, F>(
+    entry: &Entry,
+    rest: &[Entry],
+    level: usize,
+    held: Box<Held<'_, F, R>>,
+) -> candle_core::Result<()>
+where
+    R: Send,
+    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
+{
+    entry.var.inplace_op1(&Lock { rest, level, held: Cell::new(Some(held)) })
+}
+
+/// [`lock`] on a new stack, while this one waits. A function of its own, to keep its variables off the other levels'
+/// stacks.
+#[cold]
+#[inline(never)]
+fn elsewhere<R, F>(
+    entry: &Entry,
+    rest: &[Entry],
+    level: usize,
+    held: Box<Held<'_, F, R>>,
+) -> candle_core::Result<()>
+where
+    R: Send,
+    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
+{
     thread::scope(|scope| {
+        let lock = move || lock(entry, rest, level, held);
         let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, lock)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
@@ -240,7 +274,7 @@ where
 struct Lock<'a, F, R> {
     rest: &'a [Entry],
     level: usize,
-    held: Cell<Option<Held<'a, F, R>>>,
+    held: Cell<Option<Box<Held<'a, F, R>>>>,
 }
 
 impl<R, F> InplaceOp1 for Lock<'_, F, R>
@@ -253,9 +287,8 @@ where
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let Held { weights, work, out } = self.held.take().expect("an operation runs once");
-        let mut weights: Vec<SliceMut<'_>> = weights;
-        weights.push(slice_mut(storage, layout)?);
-        descend(self.rest, self.level + 1, Held { weights, work, out })
+        let mut held: Box<Held<'_, F, R>> = self.held.take().expect("an operation runs once");
+        held.weights.push(slice_mut(storage, layout)?);
+        descend(self.rest, self.level + 1, held)
     }
 }
