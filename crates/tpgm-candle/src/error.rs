@@ -165,6 +165,92 @@ fn list(names: &[String]) -> String {
         text += &format!(" and {} more", names.len() - SHOWN);
     }
     text
+    /// A file is damaged, cut off, or of another format.
+    #[error("{path}: {problem}")]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A merge was given the wrong number of models, or an anchor too many or too few.
+    #[error("{method} takes {takes}")]
+    MergeInputs {
+        /// The operation.
+        method: &'static str,
+        /// What it takes.
+        takes: &'static str,
+    },
+    /// A model lacks a tensor that another has.
+    #[error("{model} has no tensor `{tensor}`, but {other} has")]
+    MissingTensor {
+        /// Its name.
+        tensor: String,
+        /// The model that lacks it: a file, or which of those given.
+        model: String,
+        /// A model that has it.
+        other: String,
+    },
+    /// Two models have a tensor of the same name with different shapes or element types.
+    #[error("tensor `{tensor}` is {got} in {model}, but {expected} in {other}")]
+    TensorMismatch {
+        /// Its name.
+        tensor: String,
+        /// The model that differs.
+        model: String,
+        /// What it has.
+        got: String,
+        /// The model that it is compared with.
+        other: String,
+        /// What that has.
+        expected: String,
+    },
+    /// A target of LoRA is the name of no module.
+    #[error("LoRA target `{target}` matches none of the {adapted} adapted modules")]
+    LoraTarget {
+        /// The target.
+        target: String,
+        /// How many modules other targets adapted.
+        adapted: usize,
+    },
+    /// An adapter was saved with an option that makes it something else than LoRA as computed here.
+    #[error("{path}: option `{option}` is {value}, which is not supported")]
+    AdapterOption {
+        /// The file with the options.
+        path: PathBuf,
+        /// Its name.
+        option: String,
+        /// Its value.
+        value: String,
+    },
+    /// A LoRA layer was to be merged into its own base weight, so that its update would count twice.
+    #[error(
+        "module `{module}`: its update cannot be merged into its own base weight; use `merge`, or drop the adapter"
+    )]
+    MergeIntoBase {
+        /// The adapted module.
+        module: String,
+    },
+    /// A LoRA layer was asked to train while its update is merged.
+    #[error(
+        "module `{module}`: its update is merged, so its factors cannot be trained; call `unmerge` first"
+    )]
+    MergedInTraining {
+        /// The adapted module.
+        module: String,
+    },
+    /// A tensor has an element type of which no mean can be taken.
+    #[error(
+        "tensor `{tensor}` of {model} is {dtype}; only f64, f32, f16 and bf16 can be merged, integers are copied"
+    )]
+    NotMergeable {
+        /// Its name.
+        tensor: String,
+        /// Its element type.
+        dtype: String,
+        /// Where it is.
+        model: String,
+    },
 }
 
 /// A result with this crate's [`Error`].

@@ -2,10 +2,12 @@
 
 mod dtype;
 mod error;
+pub mod lora;
 pub mod nn;
 mod optim;
 mod params;
 mod tpgm;
+pub mod weight_space;
 
 pub use error::{Error, Result};
 pub use optim::{

@@ -1,0 +1,32 @@
+//! Merging models after training: over checkpoint files, over values in memory, and over a live model.
+//!
+//! | you have | you want | use |
+//! |---|---|---|
+//! | checkpoint files, also larger than memory | WiSE-FT, a uniform soup, Model Stock, a fixed-radius projection | [`merge_files`] |
+//! | two checkpoint files | to know how far each tensor moved | [`distances`] |
+//! | values by name | WiSE-FT, soups, Model Stock | [`wise_tensors`], [`uniform_soup`], [`greedy_soup`], [`model_stock`] |
+//! | a fine-tuned model with its anchors | to evaluate it between the two | [`Interpolation`], [`wise`] |
+//! | the same, and unlabelled samples | weights for each of them (DaWin) | [`Dawin`] |
+//!
+//! The mathematics is `tpgm-core`'s ([`tpgm_core::weight_space`]). Merged weights need running statistics of their own:
+//! after a merge of a model with BatchNorm, estimate them again. Radii that are learned between two checkpoints (TPGM post
+//! hoc) need gradients, so they are the TPGM trainer's business.
+
+mod dawin;
+mod distance;
+pub(crate) mod file;
+pub(crate) mod host;
+mod interpolate;
+mod merge_files;
+mod norms;
+mod plan;
+mod select;
+mod tensors;
+pub(crate) mod writer;
+
+pub use self::dawin::{Dawin, DawinCluster, DawinOutput};
+pub use self::distance::{TensorDistance, distances};
+pub use self::interpolate::{Interpolation, wise};
+pub use self::merge_files::merge_files;
+pub use self::plan::{MergeMethod, MergePlan, MergeReport, MergedTensor};
+pub use self::tensors::{TensorSoup, Tensors, greedy_soup, model_stock, uniform_soup, wise_tensors};
