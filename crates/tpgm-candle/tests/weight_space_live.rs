@@ -145,7 +145,7 @@ fn a_greedy_soup_keeps_what_helps() {
 
 /// Logits of two classes, the first ahead by `lead`.
 fn logits(lead: &[f32]) -> Tensor {
-    let rows: Vec<[f32; 2]> = lead.iter().map(|lead| [*lead, 0.0]).collect();
+    let rows: Vec<Vec<f32>> = lead.iter().map(|lead| vec![*lead, 0.0]).collect();
     Tensor::new(rows, &Device::Cpu).unwrap()
 }
 
@@ -159,7 +159,7 @@ fn dawin_evaluates_each_sample_at_its_weights() {
     // Each sample's output is its position and the weight it saw.
     let forward = |samples: &[usize]| {
         let w = numbers(params.get("w").unwrap().var())[0];
-        let rows: Vec<[f32; 2]> = samples.iter().map(|sample| [*sample as f32, w]).collect();
+        let rows: Vec<Vec<f32>> = samples.iter().map(|sample| vec![*sample as f32, w]).collect();
         Tensor::new(rows, &Device::Cpu)
     };
     let output = dawin.evaluate(&params, &zero_shot, &tuned_logits, forward).unwrap();
