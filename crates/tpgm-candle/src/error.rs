@@ -155,16 +155,6 @@ pub enum Error {
         /// The number of logits in a row.
         classes: usize,
     },
-}
-
-/// Names for a message: not more than fit on a screen.
-fn list(names: &[String]) -> String {
-    const SHOWN: usize = 20;
-    let mut text = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text += &format!(" and {} more", names.len() - SHOWN);
-    }
-    text
     /// A file is damaged, cut off, or of another format.
     #[error("{path}: {problem}")]
     BadFile {
@@ -199,11 +189,11 @@ fn list(names: &[String]) -> String {
         /// The model that differs.
         model: String,
         /// What it has.
-        got: String,
+        got: Box<str>,
         /// The model that it is compared with.
         other: String,
         /// What that has.
-        expected: String,
+        expected: Box<str>,
     },
     /// A target of LoRA is the name of no module.
     #[error("LoRA target `{target}` matches none of the {adapted} adapted modules")]
@@ -251,6 +241,16 @@ fn list(names: &[String]) -> String {
         /// Where it is.
         model: String,
     },
+}
+
+/// Names for a message: not more than fit on a screen.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let mut text = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
 }
 
 /// A result with this crate's [`Error`].

@@ -1,4 +1,5 @@
 //! LoRA: shapes, gradients, merging, and the files of PEFT.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::fs;

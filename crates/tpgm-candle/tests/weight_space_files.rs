@@ -1,4 +1,5 @@
 //! Merging checkpoint files, against brute force on the numbers.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,4 +1,5 @@
 //! Merging models in memory, against brute force on the numbers.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 

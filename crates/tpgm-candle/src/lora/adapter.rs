@@ -74,11 +74,11 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<()> {
             entry.values().filter(|_| entry.shape == var.dims()).ok_or_else(|| Error::TensorMismatch {
                 tensor: key.clone(),
                 model: file.place(),
-                got: entry.describe(),
+                got: entry.describe().into(),
                 other: model(),
-                expected: format!("{:?} {:?}", var.dtype(), var.dims()),
+                expected: format!("{:?} {:?}", var.dtype(), var.dims()).into(),
             })?;
-        let tensor = to_tensor(numbers.as_slice(), entry.shape, var.device())?.to_dtype(var.dtype())?;
+        let tensor = to_tensor(numbers.slice(), entry.shape, var.device())?.to_dtype(var.dtype())?;
         values.push((param, tensor));
     }
     values.into_iter().try_for_each(|(param, value)| Ok(param.var().set(&value)?))

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Module, ModuleT, Tensor, Var};
+use candle_core::{Module, ModuleT, Tensor, Var};
 use candle_nn::{Conv2d, Embedding, Linear};
 
 use super::config::LoraConfig;
 use super::dropout::Dropout;
 use super::random::Random;
-use crate::dtype::core_dtype;
+use crate::dtype::{candle_dtype, core_dtype};
 use crate::error::{Error, Result};
 use crate::params::{Anchor, Param, Params};
 
@@ -91,7 +91,8 @@ impl<L: Adaptable> Lora<L> {
     pub fn new(base: L, name: &str, config: &LoraConfig, params: &Params) -> Result<Self> {
         config.validate()?;
         let weight = base.weight();
-        core_dtype(name, weight.dtype())?;
+        // Factors of half-precision layers are f32: small steps of theirs would be rounded away.
+        let dtype = candle_dtype(core_dtype(name, weight.dtype())?.compute());
         let shapes = base.shapes(config.rank)?;
         let zero = match L::zero_factor() {
             ZeroFactor::A => 0,
@@ -101,8 +102,7 @@ impl<L: Adaptable> Lora<L> {
         for (which, (end, shape)) in L::NAMES.iter().zip(shapes).enumerate() {
             let full = format!("{name}.{end}");
             let values = initial(&full, &shape, which == zero, L::zero_factor(), config.seed);
-            let values =
-                Tensor::from_vec(values, shape, weight.device())?.to_dtype(factor_dtype(weight.dtype()))?;
+            let values = Tensor::from_vec(values, shape, weight.device())?.to_dtype(dtype)?;
             let var = Var::from_tensor(&values)?;
             params.insert(Param::new(full, var.clone(), Anchor::Zero))?;
             vars.push(var);
@@ -231,11 +231,6 @@ impl<L: Adaptable> ModuleT for Lora<L> {
             (None, _) => self.adapted(xs, train),
         }
     }
-}
-
-/// Factors of half-precision layers are f32: they are small, and updates of theirs would be rounded away.
-fn factor_dtype(weight: DType) -> DType {
-    if weight == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 fn initial(name: &str, shape: &[usize], zero: bool, kind: ZeroFactor, seed: u64) -> Vec<f64> {

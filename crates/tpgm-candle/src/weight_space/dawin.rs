@@ -67,9 +67,9 @@ impl Dawin {
             return Err(Error::TensorMismatch {
                 tensor: "logits".to_owned(),
                 model: "the fine-tuned model".to_owned(),
-                got: format!("{:?}", fine_tuned.dims()),
+                got: format!("{:?}", fine_tuned.dims()).into(),
                 other: "the zero-shot model".to_owned(),
-                expected: format!("{:?}", zero_shot.dims()),
+                expected: format!("{:?}", zero_shot.dims()).into(),
             });
         }
         let (_, classes) = zero_shot.dims2()?;
@@ -140,9 +140,9 @@ impl Dawin {
                 return Err(Error::TensorMismatch {
                     tensor: "output".to_owned(),
                     model: "what the closure returned".to_owned(),
-                    got: format!("{:?}", output.dims()),
+                    got: format!("{:?}", output.dims()).into(),
                     other: "the samples it was given".to_owned(),
-                    expected: format!("[{}, ..]", cluster.samples.len()),
+                    expected: format!("[{}, ..]", cluster.samples.len()).into(),
                 });
             }
             outputs.push(output.detach());

@@ -25,7 +25,8 @@ pub struct TensorDistance {
 }
 
 /// The distance of every floating-point tensor (f64, f32, f16, bf16) that both checkpoints have, in the order of the
-/// first; sums are in f64. Inputs as for [`merge_files`](super::merge_files); reads each of them once.
+/// first; sums are in f64. Inputs as for [`merge_files`](super::merge_files), memory-mapped and read once: do not change
+/// them meanwhile.
 ///
 /// Tensors that only one checkpoint has, for example a new head, have no distance and are left out. Element types may
 /// differ.
@@ -42,13 +43,13 @@ pub fn distances(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Vec<Ten
             return Err(Error::TensorMismatch {
                 tensor: name.to_owned(),
                 model: to.place(),
-                got: b.describe(),
+                got: b.describe().into(),
                 other: from.place(),
-                expected: a.describe(),
+                expected: a.describe().into(),
             });
         }
         let (Some(a_values), Some(b_values)) = (a.values(), b.values()) else { continue };
-        let (sums, rows) = measure(a.shape, a_values.as_slice(), b_values.as_slice());
+        let (sums, rows) = measure(a.shape, a_values.slice(), b_values.slice());
         let (l2, base) = (sums.squares.sqrt(), sums.base.sqrt());
         distances.push(TensorDistance {
             name: name.to_owned(),

@@ -8,7 +8,7 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use tpgm_core::element::{bf16, f16};
-use tpgm_core::{Buffer, DType};
+use tpgm_core::{Buffer, DType, Element, Slice};
 
 use crate::error::{Error, Result};
 
@@ -80,7 +80,7 @@ impl Weights {
     }
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
     /// Type and shape, for messages.
     pub(crate) fn describe(&self) -> String {
         format!("{} {:?}", self.dtype, self.shape)
@@ -103,20 +103,47 @@ impl Entry<'_> {
         matches!(self.dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
     }
 
-    /// The elements, if they can be merged. A copy: nothing promises that a file's data are aligned.
-    pub(crate) fn values(&self) -> Option<Buffer> {
+    /// The elements, if they can be merged.
+    pub(crate) fn values(&self) -> Option<Values<'a>> {
         Some(match self.float()? {
-            DType::F64 => Buffer::F64(decode(self.bytes, f64::from_le_bytes)),
-            DType::F32 => Buffer::F32(decode(self.bytes, f32::from_le_bytes)),
-            DType::F16 => Buffer::F16(decode(self.bytes, f16::from_le_bytes)),
-            DType::BF16 => Buffer::BF16(decode(self.bytes, bf16::from_le_bytes)),
+            DType::F64 => view(self.bytes, f64::from_le_bytes, Buffer::F64),
+            DType::F32 => view(self.bytes, f32::from_le_bytes, Buffer::F32),
+            DType::F16 => view(self.bytes, f16::from_le_bytes, Buffer::F16),
+            DType::BF16 => view(self.bytes, bf16::from_le_bytes, Buffer::BF16),
         })
     }
 }
 
-fn decode<T, const SIZE: usize>(bytes: &[u8], one: impl Fn([u8; SIZE]) -> T) -> Vec<T> {
+/// The elements of a tensor: where the file has them, or decoded if they lie at an odd address there.
+pub(crate) enum Values<'a> {
+    Mapped(Slice<'a>),
+    Decoded(Buffer),
+}
+
+impl Values<'_> {
+    pub(crate) fn slice(&self) -> Slice<'_> {
+        match self {
+            Self::Mapped(slice) => *slice,
+            Self::Decoded(buffer) => buffer.as_slice(),
+        }
+    }
+}
+
+fn view<'a, T: Element + bytemuck::Pod, const SIZE: usize>(
+    bytes: &'a [u8],
+    one: impl Fn([u8; SIZE]) -> T,
+    buffer: impl Fn(Vec<T>) -> Buffer,
+) -> Values<'a>
+where
+    Slice<'a>: From<&'a [T]>,
+{
+    if cfg!(target_endian = "little")
+        && let Ok(elements) = bytemuck::try_cast_slice::<u8, T>(bytes)
+    {
+        return Values::Mapped(elements.into());
+    }
     let (elements, _) = bytes.as_chunks::<SIZE>();
-    elements.iter().map(|bytes| one(*bytes)).collect()
+    Values::Decoded(buffer(elements.iter().map(|bytes| one(*bytes)).collect()))
 }
 
 fn in_folder(folder: &Path) -> PathBuf {
@@ -171,9 +198,9 @@ impl Shard {
     fn open(path: &Path) -> Result<Self> {
         let bad = |problem| Error::BadFile { path: path.to_owned(), problem };
         let file = File::open(path).map_err(Error::io(path))?;
-        // SAFETY: the map is only read. Its bytes are decoded into numbers and copied, never interpreted in a way that
-        // some bytes would make unsound. A file that another process changes or cuts off meanwhile gives other numbers
-        // or ends this process, as with every memory-mapped reader; that is documented where files are opened.
+        // SAFETY: the map is only read, as bytes and as numbers, for which every bit pattern is valid. A file that another
+        // process changes or cuts off meanwhile gives other numbers or ends this process, as with every memory-mapped
+        // reader: `merge_files` and `distances` say not to.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
         let prefix = map.first_chunk::<PREFIX>().ok_or_else(|| bad("it has no header".to_owned()))?;
         let header = usize::try_from(u64::from_le_bytes(*prefix))

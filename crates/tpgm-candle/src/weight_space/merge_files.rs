@@ -5,7 +5,7 @@ use std::path::Path;
 use tpgm_core::weight_space::{ModelStock, StockEntry, UniformSoup, WiseEntry, WiseFt};
 use tpgm_core::{Buffer, FixedRadius, Slice, TensorSpec};
 
-use super::file::{Entry, Weights};
+use super::file::{Entry, Values, Weights};
 use super::norms::row_norms;
 use super::plan::{MergeMethod, MergePlan, MergeReport, MergedTensor};
 use super::select::Patterns;
@@ -15,15 +15,15 @@ use crate::error::{Error, Result};
 /// Merges checkpoints into the safetensors file `out`.
 ///
 /// Inputs are a safetensors file, a `*.index.json` of shards, or a folder with `model.safetensors` in either form. They
-/// are memory-mapped and worked on tensor by tensor, so models larger than memory can be merged: what is held is the
-/// largest tensor once per input and once more. Do not change the inputs meanwhile.
+/// are memory-mapped and worked on tensor by tensor, so models larger than memory can be merged: what is held is the merge
+/// of one tensor (of a soup also its sum). Do not change the inputs meanwhile.
 ///
 /// The first model says what `out` holds: the names, their order, the element types, and the text metadata. Integer and
 /// boolean tensors (batch counters, position ids) are its own, bit for bit, and so is what [`MergePlan::copy`] names. All
 /// other tensors must be f64, f32, f16 or bf16 and have the same shape and type in every input.
 ///
-/// `out` is written beside its place and moved there at the end: after an error it is what it was. It may be one of the
-/// inputs.
+/// `out` is written beside its place, as `.writing-*`, and moved there at the end: after an error it is what it was. It may
+/// be one of the inputs.
 ///
 /// ```no_run
 /// use tpgm_candle::weight_space::{MergePlan, merge_files};
@@ -143,13 +143,11 @@ impl<'a> Merge<'a> {
 
     /// The merge of a tensor that [`Merge::check`] has seen, in the element type of the first model.
     fn tensor(&self, name: &str, first: &Entry<'_>) -> Result<(Buffer, Vec<f64>)> {
-        let read = |model: &Weights| {
-            values(name, model, &model.get(name).ok_or_else(|| missing(name, model, model))?)
-        };
-        let models = self.models.iter().map(read).collect::<Result<Vec<_>>>()?;
-        let anchor = self.anchor.as_ref().map(read).transpose()?;
+        let models = self.models.iter().map(|model| read(name, model)).collect::<Result<Vec<_>>>()?;
+        let anchor = self.anchor.as_ref().map(|model| read(name, model)).transpose()?;
+        let models: Vec<Slice<'_>> = models.iter().map(Values::slice).collect();
         let mut out = Buffer::zeros(models[0].dtype(), models[0].len());
-        let anchor = || anchor.as_ref().map(Buffer::as_slice).expect("inputs were counted");
+        let anchor = || anchor.as_ref().map(Values::slice).expect("inputs were counted");
         let mut coefficients = Vec::new();
         match self.method {
             MergeMethod::Wise { options, .. } => {
@@ -158,9 +156,9 @@ impl<'a> Merge<'a> {
                     fisher.get(name)?.values()
                 };
                 let (fisher0, fisher1) = (fisher(0), fisher(1));
-                let mut entry = WiseEntry::new(name, anchor(), models[0].as_slice(), out.as_mut());
+                let mut entry = WiseEntry::new(name, anchor(), models[0], out.as_mut());
                 if let Some((fisher0, fisher1)) = fisher0.as_ref().zip(fisher1.as_ref()) {
-                    entry = entry.fisher(fisher0.as_slice(), fisher1.as_slice());
+                    entry = entry.fisher(fisher0.slice(), fisher1.slice());
                 }
                 options.merge(&mut [entry])?;
             }
@@ -169,17 +167,17 @@ impl<'a> Merge<'a> {
                 coefficients = stocked(stock, name, first.shape, anchor(), &models, &mut out)?;
             }
             MergeMethod::Project(radius) => {
-                coefficients = project(radius, name, first.shape, anchor(), models[0].as_slice(), &mut out)?;
+                coefficients = project(radius, name, first.shape, anchor(), models[0], &mut out)?;
             }
         }
         Ok((out, coefficients))
     }
 }
 
-fn mean(name: &str, shape: &[usize], models: &[Buffer], out: &mut Buffer) -> Result<()> {
+fn mean(name: &str, shape: &[usize], models: &[Slice<'_>], out: &mut Buffer) -> Result<()> {
     let spec = TensorSpec { name: name.to_owned(), shape: shape.to_vec(), dtype: out.dtype() };
     let mut soup = UniformSoup::new(&[spec]);
-    models.iter().try_for_each(|model| soup.add(&[model.as_slice()]))?;
+    models.iter().try_for_each(|model| soup.add(&[*model]))?;
     Ok(soup.finish(&mut [out.as_mut()])?)
 }
 
@@ -188,11 +186,10 @@ fn stocked(
     name: &str,
     shape: &[usize],
     anchor: Slice<'_>,
-    models: &[Buffer],
+    models: &[Slice<'_>],
     out: &mut Buffer,
 ) -> Result<Vec<f64>> {
-    let models = models.iter().map(Buffer::as_slice);
-    let mut entries = [StockEntry::new(name, shape, anchor, models, out.as_mut())];
+    let mut entries = [StockEntry::new(name, shape, anchor, models.iter().copied(), out.as_mut())];
     Ok(stock.merge(&mut entries)?.swap_remove(0))
 }
 
@@ -222,7 +219,12 @@ fn project(
     Ok(ratios)
 }
 
-fn values(name: &str, model: &Weights, entry: &Entry<'_>) -> Result<Buffer> {
+/// A tensor that is known to be there.
+fn read<'a>(name: &str, model: &'a Weights) -> Result<Values<'a>> {
+    values(name, model, &model.get(name).ok_or_else(|| missing(name, model, model))?)
+}
+
+fn values<'a>(name: &str, model: &Weights, entry: &Entry<'a>) -> Result<Values<'a>> {
     entry.values().ok_or_else(|| Error::NotMergeable {
         tensor: name.to_owned(),
         dtype: entry.dtype.to_string(),
@@ -239,5 +241,6 @@ fn same(name: &str, (model, got): (&Weights, String), (other, expected): (&Weigh
         return Ok(());
     }
     let (model, other) = (model.place(), other.place());
+    let (got, expected) = (got.into(), expected.into());
     Err(Error::TensorMismatch { tensor: name.to_owned(), model, got, other, expected })
 }

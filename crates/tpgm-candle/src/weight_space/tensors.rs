@@ -207,9 +207,9 @@ fn check<'a, S: Into<String>>(
                 return Err(Error::TensorMismatch {
                     tensor: name.clone(),
                     model,
-                    got: describe(other),
+                    got: describe(other).into(),
                     other: place.to_owned(),
-                    expected: describe(value),
+                    expected: describe(value).into(),
                 });
             }
         }

@@ -14,9 +14,6 @@ use tpgm_core::{DType, Slice};
 use crate::dtype::core_dtype;
 use crate::error::{Error, Result};
 
-/// Elements converted to bytes at a time.
-const BLOCK: usize = 4096;
-
 /// Name, element type and shape of a tensor to be written.
 pub(crate) type Described<'a> = (&'a str, Dtype, &'a [usize]);
 
@@ -78,18 +75,15 @@ impl Writer {
         Ok(())
     }
 
-    fn encode<T: Copy, const SIZE: usize>(
+    fn encode<T: bytemuck::NoUninit, const SIZE: usize>(
         &mut self,
         values: &[T],
         one: impl Fn(T) -> [u8; SIZE],
     ) -> Result<()> {
-        let mut block = Vec::with_capacity(BLOCK * SIZE);
-        for values in values.chunks(BLOCK) {
-            block.clear();
-            values.iter().for_each(|x| block.extend_from_slice(&one(*x)));
-            self.bytes(&block)?;
+        if cfg!(target_endian = "little") {
+            return self.bytes(bytemuck::cast_slice(values));
         }
-        Ok(())
+        values.iter().try_for_each(|x| self.bytes(&one(*x)))
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
