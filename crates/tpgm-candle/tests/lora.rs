@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
 use candle_nn::{Conv2d, Conv2dConfig, Embedding, Linear};
 use tpgm_candle::lora::{LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear, load_adapter, save_adapter};
+use tpgm_candle::nn::DropoutRng;
 use tpgm_candle::{Anchor, Error, Params};
 
 fn noise(seed: u64, shape: &[usize]) -> Tensor {
@@ -294,6 +295,22 @@ fn dropout_acts_in_training_only() {
     let kept = first.iter().filter(|y| **y == 6.0).count();
     assert!(first.iter().all(|y| *y == 6.0 || *y == 0.0));
     assert!((4_800..5_200).contains(&kept), "{kept}");
+
+    // A shared source continues where a saved one stood.
+    let params = Params::default();
+    let options = LoraConfig { dropout: 0.5, ..config(1) };
+    let base = Linear::new(Tensor::zeros((1, 1), DType::F64, &Device::Cpu).unwrap(), None);
+    let rng = DropoutRng::new(5);
+    let layer = LoraLinear::new(base, "w", &options, &params).unwrap().dropout_rng(&rng).unwrap();
+    disturb(&params);
+    let xs = Tensor::ones((100, 1), DType::F64, &Device::Cpu).unwrap();
+    let pass = || numbers(&layer.forward_t(&xs, true).unwrap());
+    pass();
+    let saved = rng.state();
+    let expected = pass();
+    assert_ne!(pass(), expected);
+    rng.load_state(saved);
+    assert_eq!(pass(), expected);
 }
 
 #[test]

@@ -1,15 +1,13 @@
 //! A layer with a low-rank update.
 
-use std::sync::Arc;
-
 use candle_core::{Module, ModuleT, Tensor, Var};
 use candle_nn::{Conv2d, Embedding, Linear};
 
 use super::config::LoraConfig;
-use super::dropout::Dropout;
 use super::random::Random;
 use crate::dtype::{candle_dtype, core_dtype};
 use crate::error::{Error, Result};
+use crate::nn::{Dropout, DropoutRng};
 use crate::params::{Anchor, Param, Params};
 
 /// Layers that LoRA can adapt: [`Linear`], [`Conv2d`] and [`Embedding`] of candle-nn.
@@ -73,7 +71,7 @@ struct Factors {
     a: Var,
     b: Var,
     scaling: f64,
-    dropout: Arc<Dropout>,
+    dropout: Dropout,
     name: String,
 }
 
@@ -109,9 +107,23 @@ impl<L: Adaptable> Lora<L> {
         }
         let b = vars.pop().expect("two factors");
         let a = vars.pop().expect("two factors");
-        let dropout = Arc::new(Dropout::new(config.dropout, config.seed, name));
+        let masks = DropoutRng::new(Random::new(config.seed, &format!("{name}.dropout")).next());
+        let dropout = Dropout::new(config.dropout, &masks)?;
         let factors = Factors { a, b, scaling: config.scaling(), dropout, name: name.to_owned() };
         Ok(Self { base, factors: Some(factors), merged: None })
+    }
+
+    /// Draws the masks of dropout from `rng`, which a model's layers share and a checkpoint saves. Without this call the
+    /// masks depend on the seed and the module's name, and start over in a new process.
+    ///
+    /// # Errors
+    ///
+    /// None for a layer that exists: its probability was checked.
+    pub fn dropout_rng(mut self, rng: &DropoutRng) -> Result<Self> {
+        if let Some(factors) = &mut self.factors {
+            factors.dropout = Dropout::new(factors.dropout.probability(), rng)?;
+        }
+        Ok(self)
     }
 
     /// `base` as it is: what a module gets that is no target.
@@ -152,7 +164,7 @@ impl<L: Adaptable> Lora<L> {
         let dtype = factors.a.dtype();
         let update = if L::DROPS_INPUT {
             let xs = xs.to_dtype(dtype)?;
-            let xs = if train { factors.dropout.apply(&xs)? } else { xs };
+            let xs = factors.dropout.forward_t(&xs, train)?;
             self.base.adapt(&xs, &factors.a, &factors.b, factors.scaling)?
         } else {
             self.base.adapt(xs, &factors.a, &factors.b, factors.scaling)?

@@ -45,7 +45,6 @@
 
 mod adapter;
 mod config;
-mod dropout;
 mod kinds;
 mod layer;
 mod names;
