@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::{CheckpointProblem, Skipped};
+
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -241,6 +243,50 @@ pub enum Error {
         /// Where it is.
         model: String,
     },
+    /// A checkpoint is damaged, from another program, or does not fit what it is loaded into.
+    #[error("{path}: {problem}")]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: CheckpointProblem,
+    },
+    /// No checkpoint of a folder can be used.
+    #[error("{dir}: none of its {} checkpoints can be used:{}", skipped.len(), lines(skipped))]
+    NoIntactCheckpoint {
+        /// The folder.
+        dir: PathBuf,
+        /// Each checkpoint with the reason, newest first.
+        skipped: Vec<Skipped>,
+    },
+    /// A part of the state that is to be saved cannot be.
+    #[error("cannot save `{name}`: {problem}")]
+    Unsaveable {
+        /// Name of the tensor, section or value.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Training data differ from those of the checkpoint, so the order cannot go on where it stopped.
+    #[error("the saved data order has {what} {saved}, but this run has {now}")]
+    DataOrder {
+        /// What differs.
+        what: &'static str,
+        /// Its saved value.
+        saved: u64,
+        /// Its value in this run.
+        now: u64,
+    },
+    /// A line of a telemetry file is not one that this crate wrote.
+    #[error("{path}, line {line}: {problem}")]
+    TelemetryLine {
+        /// The file.
+        path: PathBuf,
+        /// Its number, from 1.
+        line: u64,
+        /// What is wrong with it.
+        problem: String,
+    },
 }
 
 /// Names for a message: not more than fit on a screen.
@@ -251,6 +297,10 @@ fn list(names: &[String]) -> String {
         text += &format!(" and {} more", names.len() - SHOWN);
     }
     text
+}
+
+fn lines(skipped: &[Skipped]) -> String {
+    skipped.iter().map(|skipped| format!("\n  {skipped}")).collect()
 }
 
 /// A result with this crate's [`Error`].
@@ -268,7 +318,6 @@ impl From<Error> for candle_core::Error {
 
 impl Error {
     /// Names the file that an I/O error is about.
-    #[allow(dead_code)] // Every module that reads or writes files takes it.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

@@ -1,20 +1,26 @@
 //! Robust fine-tuning of candle models.
 
+pub mod checkpoint;
+pub mod data;
 mod dtype;
 mod error;
 pub mod lora;
 pub mod nn;
 mod optim;
 mod params;
+pub mod telemetry;
 mod tpgm;
 pub mod weight_space;
 
+pub use checkpoint::{Checkpoint, Checkpointer, TrainState};
+pub use data::DataOrder;
 pub use error::{Error, Result};
 pub use optim::{
     Anneal, AuditPolicy, Averaged, Ema, OptimizerBuilder, OptimizerConfig, RobustOptimizer, Schedule,
     StepInfo,
 };
 pub use params::{Anchor, AnchorData, Param, Params};
+pub use telemetry::{JsonlWriter, Telemetry, TensorBoardWriter};
 pub use tpgm::{Every, PostHoc, Radii, Tpgm};
 pub use tpgm_core as core;
 pub use tpgm_core::{

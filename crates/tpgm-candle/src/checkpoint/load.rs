@@ -1,0 +1,157 @@
+//! What is loaded.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::de::DeserializeOwned;
+use tpgm_core::StateDict;
+
+use super::CheckpointProblem;
+use super::manifest::{MANIFEST, Manifest, STATE, SUMS, WEIGHTS, read_sums};
+use super::read::{TensorFile, check_sum};
+use crate::error::{Error, Result};
+use crate::params::Params;
+
+/// An intact checkpoint, open for reading. Tensors are read from the disk when they are asked for, one at a time.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    manifest: Manifest,
+    weights: TensorFile,
+    state: TensorFile,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in a folder and checks every byte of it against the checksums. Reads all files once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] or [`Error::Io`], both with the file: damaged, cut short, missing, from another program, or
+    /// from a newer version of this one.
+    pub fn load(path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let manifest = Manifest::read(&path.join(MANIFEST))?;
+        let sums_path = path.join(SUMS);
+        let sums = read_sums(&sums_path)?;
+        for file in [MANIFEST, STATE, WEIGHTS] {
+            let sum = sums.get(file).ok_or_else(|| Error::Checkpoint {
+                path: sums_path.clone(),
+                problem: CheckpointProblem::Malformed { reason: format!("it has no line for {file}") },
+            })?;
+            check_sum(&path.join(file), *sum)?;
+        }
+        let weights = TensorFile::open(&path.join(WEIGHTS))?;
+        let state = TensorFile::open(&path.join(STATE))?;
+        Ok(Self { path, manifest, weights, state })
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Steps taken when it was saved.
+    pub fn step(&self) -> u64 {
+        self.manifest.step
+    }
+
+    /// Names of the sections of state.
+    pub fn sections(&self) -> impl Iterator<Item = &str> {
+        self.manifest.sections.iter().map(String::as_str)
+    }
+
+    /// Names of the values.
+    pub fn values(&self) -> impl Iterator<Item = &str> {
+        self.manifest.value_names()
+    }
+
+    /// Reads all weights and buffers.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read any more, or the device fails.
+    pub fn weights(&self, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+        self.weights
+            .names()
+            .into_iter()
+            .map(|name| Ok((name.clone(), self.weights.tensor(&name, device)?)))
+            .collect()
+    }
+
+    /// Writes the saved weights into the variables of `params`, one after the other: no second copy of the model.
+    /// Weights that `params` does not have (buffers, frozen tensors) are left alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if a variable was not saved or has another shape or element type now; no variable has
+    /// changed then. If the disk or device fails half-way, some have.
+    pub fn restore(&self, params: &Params) -> Result<()> {
+        let params = params.all();
+        for param in &params {
+            self.weights.expect(param.name(), param.var().dims(), param.var().dtype())?;
+        }
+        for param in &params {
+            param.var().set(&self.weights.tensor(param.name(), param.var().device())?)?;
+        }
+        Ok(())
+    }
+
+    /// Reads a section that [`TrainState::state`](super::TrainState::state) saved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if there is no such section or it holds other than floating-point tensors.
+    pub fn state(&self, section: &str) -> Result<StateDict> {
+        self.keys(section)?.into_iter().map(|(key, name)| Ok((key, self.state.buffer(&name)?))).collect()
+    }
+
+    /// Reads a section that [`TrainState::tensors`](super::TrainState::tensors) saved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if there is no such section, or the device fails.
+    pub fn tensors(&self, section: &str, device: &Device) -> Result<BTreeMap<String, Tensor>> {
+        self.keys(section)?
+            .into_iter()
+            .map(|(key, name)| Ok((key, self.state.tensor(&name, device)?)))
+            .collect()
+    }
+
+    /// A value that [`TrainState::value`](super::TrainState::value) saved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if there is none of this name, or it is of another type.
+    pub fn value<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
+        let value = self.manifest.value(name).ok_or_else(|| self.missing(name, self.values()))?;
+        serde_json::from_value(value.clone()).map_err(|error| {
+            let (name, reason) = (name.to_owned(), error.to_string());
+            self.problem(CheckpointProblem::Value { name, reason })
+        })
+    }
+
+    /// Keys of a section and the names of their tensors in the file.
+    fn keys(&self, section: &str) -> Result<Vec<(String, String)>> {
+        if !self.sections().any(|name| name == section) {
+            return Err(self.missing(section, self.sections()));
+        }
+        let key = |name: String| match name.split_once('/') {
+            Some((head, key)) if head == section => Some((key.to_owned(), name)),
+            _ => None,
+        };
+        Ok(self.state.names().into_iter().filter_map(key).collect())
+    }
+
+    fn missing<'a>(&self, name: &str, present: impl Iterator<Item = &'a str>) -> Error {
+        let present = match present.collect::<Vec<_>>().join(", ") {
+            names if names.is_empty() => "nothing".to_owned(),
+            names => names,
+        };
+        self.problem(CheckpointProblem::Missing { name: name.to_owned(), present })
+    }
+
+    fn problem(&self, problem: CheckpointProblem) -> Error {
+        Error::Checkpoint { path: self.path.join(MANIFEST), problem }
+    }
+}

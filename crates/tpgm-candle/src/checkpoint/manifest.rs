@@ -1,0 +1,122 @@
+//! `state.json` and `checksums.txt`.
+//!
+//! Checksums have a file of their own because `state.json` needs one too: a changed digit in it still parses.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::CheckpointProblem;
+use super::exact::{Bits, inexact, restore};
+use super::write::Sum;
+use crate::error::{Error, Result};
+
+pub(super) const WEIGHTS: &str = "weights.safetensors";
+pub(super) const STATE: &str = "state.safetensors";
+pub(super) const MANIFEST: &str = "state.json";
+pub(super) const SUMS: &str = "checksums.txt";
+
+const FORMAT: &str = "tpgm-candle checkpoint";
+/// Raised when older programs could no longer read what newer ones write.
+const VERSION: u64 = 1;
+
+/// `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    format: String,
+    version: u64,
+    /// Version of the program, for the curious.
+    written_by: String,
+    pub(super) step: u64,
+    /// Names of the sections in `state.safetensors`: an empty one leaves no other trace.
+    pub(super) sections: Vec<String>,
+    /// Named values: an object.
+    values: Value,
+    /// Bits of numbers in `values` that JSON would not keep.
+    #[serde(default, skip_serializing_if = "Bits::is_empty")]
+    exact: Bits,
+}
+
+/// What every version of `state.json` has.
+#[derive(Deserialize)]
+struct Preamble {
+    format: String,
+    version: u64,
+}
+
+impl Manifest {
+    pub(super) fn new(step: u64, sections: Vec<String>, values: Map<String, Value>) -> Self {
+        let written_by = concat!("tpgm-candle ", env!("CARGO_PKG_VERSION")).to_owned();
+        let values = Value::Object(values);
+        let exact = inexact(&values);
+        Self { format: FORMAT.to_owned(), version: VERSION, written_by, step, sections, values, exact }
+    }
+
+    pub(super) fn value(&self, name: &str) -> Option<&Value> {
+        self.values.get(name)
+    }
+
+    pub(super) fn value_names(&self) -> impl Iterator<Item = &str> {
+        self.values.as_object().into_iter().flat_map(|values| values.keys().map(String::as_str))
+    }
+
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("it holds numbers, strings and JSON values");
+        json.push(b'\n');
+        json
+    }
+
+    /// Reads `state.json`. Says first whether this is a checkpoint that this version can read at all.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let problem = |problem| Error::Checkpoint { path: path.to_owned(), problem };
+        let malformed = |reason: String| problem(CheckpointProblem::Malformed { reason });
+        let no_json = |error: serde_json::Error| malformed(error.to_string());
+        let json = fs::read(path).map_err(Error::io(path))?;
+        let any: Value = serde_json::from_slice(&json).map_err(no_json)?;
+        match serde_json::from_value::<Preamble>(any) {
+            Ok(Preamble { format, version }) if format == FORMAT => {
+                if version > VERSION {
+                    return Err(problem(CheckpointProblem::Version { got: version, supported: VERSION }));
+                }
+            }
+            _ => return Err(problem(CheckpointProblem::Foreign)),
+        }
+        let mut manifest: Self = serde_json::from_slice(&json).map_err(no_json)?;
+        restore(&mut manifest.values, &manifest.exact)
+            .map_err(|path| malformed(format!("`exact` has no number for {path}")))?;
+        Ok(manifest)
+    }
+}
+
+/// The text of `checksums.txt`: CRC-32C in hexadecimal, bytes, name.
+pub(super) fn sums_to_text(sums: &[(&str, Sum)]) -> String {
+    let mut text = String::new();
+    for (name, sum) in sums {
+        writeln!(text, "{:08x} {} {name}", sum.crc, sum.bytes).expect("a string takes all that is written");
+    }
+    text
+}
+
+/// Reads `checksums.txt`.
+pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, Sum>> {
+    let malformed = |reason: String| Error::Checkpoint {
+        path: path.to_owned(),
+        problem: CheckpointProblem::Malformed { reason },
+    };
+    let text = fs::read(path).map_err(Error::io(path))?;
+    let text = String::from_utf8(text).map_err(|error| malformed(error.to_string()))?;
+    let parse = |line: &str| {
+        let mut parts = line.splitn(3, ' ');
+        let crc = u32::from_str_radix(parts.next()?, 16).ok()?;
+        let bytes = parts.next()?.parse().ok()?;
+        Some((parts.next()?.to_owned(), Sum { bytes, crc }))
+    };
+    text.lines()
+        .enumerate()
+        .map(|(i, line)| parse(line).ok_or_else(|| malformed(format!("line {}", i + 1))))
+        .collect()
+}

@@ -1,0 +1,150 @@
+//! What is saved.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::Tensor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use tpgm_core::{Buffer, StateDict};
+
+use super::manifest::{MANIFEST, Manifest, STATE, SUMS, WEIGHTS, sums_to_text};
+use super::write::{Source, sync_dir, write_file, write_tensors};
+use crate::error::{Error, Result};
+
+/// Everything a training run needs to go on: weights, named sections of tensors, named values.
+///
+/// Only the step has a meaning to this crate; what else there is, and what it is called, is the run's business. Tensors
+/// are held by reference count, not copied: save before the next step writes into them.
+#[derive(Debug, Default)]
+pub struct TrainState {
+    step: u64,
+    weights: BTreeMap<String, Tensor>,
+    sections: BTreeMap<String, BTreeMap<String, Item>>,
+    values: Map<String, Value>,
+}
+
+#[derive(Debug)]
+enum Item {
+    Tensor(Tensor),
+    Buffer(Buffer),
+}
+
+impl TrainState {
+    /// The state after `step` steps, empty so far.
+    pub fn new(step: u64) -> Self {
+        Self { step, ..Self::default() }
+    }
+
+    /// Steps taken.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Adds weights (trainable or not) and buffers of the model under their names: `params.tensors()`, running
+    /// statistics. May be called more than once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsaveable`] if a name was given before.
+    pub fn weights(mut self, tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
+        for (name, tensor) in tensors {
+            if self.weights.contains_key(&name) {
+                return Err(unsaveable(&name, "there are two weights of this name"));
+            }
+            self.weights.insert(name, tensor);
+        }
+        Ok(self)
+    }
+
+    /// Adds the state of an optimizer, a projector, or whatever else has a [`StateDict`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsaveable`] if the section was given before, or its name is empty or has a `/`.
+    pub fn state(self, section: &str, state: StateDict) -> Result<Self> {
+        let items = state.into_iter().map(|(key, buffer)| (key, Item::Buffer(buffer)));
+        self.section(section, items.collect())
+    }
+
+    /// Adds tensors of any kind.
+    ///
+    /// # Errors
+    ///
+    /// As [`TrainState::state`].
+    pub fn tensors(self, section: &str, tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Self> {
+        let items = tensors.into_iter().map(|(name, tensor)| (name, Item::Tensor(tensor)));
+        self.section(section, items.collect())
+    }
+
+    /// Adds a value that serde can write and read: epoch, schedule, data order, random generators, configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsaveable`] if the name was given before, or the value could not be read back. JSON has no infinity and
+    /// no NaN: keep a number that may be one as an `Option`, where it becomes `None`.
+    pub fn value<T: Serialize + DeserializeOwned>(mut self, name: &str, value: &T) -> Result<Self> {
+        if self.values.contains_key(name) {
+            return Err(unsaveable(name, "there are two values of this name"));
+        }
+        let json = serde_json::to_value(value).map_err(|error| unsaveable(name, &error.to_string()))?;
+        // An infinite number becomes `null`, which would be noticed only when the run is resumed.
+        serde_json::from_value::<T>(json.clone()).map_err(|error| {
+            unsaveable(
+                name,
+                &format!("it could not be read back ({error}); is a number in it infinite or NaN?"),
+            )
+        })?;
+        self.values.insert(name.to_owned(), json);
+        Ok(self)
+    }
+
+    fn section(mut self, section: &str, items: BTreeMap<String, Item>) -> Result<Self> {
+        if section.is_empty() || section.contains('/') {
+            return Err(unsaveable(section, "the name of a section is not empty and has no `/`"));
+        }
+        if self.sections.insert(section.to_owned(), items).is_some() {
+            return Err(unsaveable(section, "there are two sections of this name"));
+        }
+        Ok(self)
+    }
+
+    /// Writes all files into an empty folder and waits until they are on the disk.
+    pub(super) fn write(&self, dir: &Path) -> Result<()> {
+        let weights: Vec<_> =
+            self.weights.iter().map(|(name, t)| (name.clone(), Source::Tensor(t))).collect();
+        let mut state = Vec::new();
+        for (section, items) in &self.sections {
+            for (key, item) in items {
+                let source = match item {
+                    Item::Tensor(tensor) => Source::Tensor(tensor),
+                    Item::Buffer(buffer) => Source::Buffer(buffer),
+                };
+                state.push((format!("{section}/{key}"), source));
+            }
+        }
+        let manifest =
+            Manifest::new(self.step, self.sections.keys().cloned().collect(), self.values.clone()).to_json();
+
+        let tensors = |file: &str, tensors: &[(String, Source)]| {
+            let path = dir.join(file);
+            write_file(&path, |out| write_tensors(&path, out, tensors))
+        };
+        let bytes = |file: &str, bytes: &[u8]| {
+            let path = dir.join(file);
+            write_file(&path, |out| std::io::Write::write_all(out, bytes).map_err(Error::io(&path)))
+        };
+        let sums = [
+            (WEIGHTS, tensors(WEIGHTS, &weights)?),
+            (STATE, tensors(STATE, &state)?),
+            (MANIFEST, bytes(MANIFEST, &manifest)?),
+        ];
+        bytes(SUMS, sums_to_text(&sums).as_bytes())?;
+        sync_dir(dir)
+    }
+}
+
+fn unsaveable(name: &str, problem: &str) -> Error {
+    Error::Unsaveable { name: name.to_owned(), problem: problem.to_owned() }
+}

@@ -1,0 +1,286 @@
+//! The order in which a run sees its training data.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// What happens to the samples at the end of an epoch that do not fill a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LastBatch {
+    /// They make a shorter batch, perhaps of one sample.
+    #[default]
+    Keep,
+    /// They are left out of this epoch. Others will be in the next: every epoch is shuffled anew.
+    Drop,
+}
+
+/// Whether an epoch's samples come in random order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shuffle {
+    /// Another order every epoch.
+    #[default]
+    EachEpoch,
+    /// 0, 1, 2, ...
+    Off,
+}
+
+/// Hands out batches of sample indices, epoch after epoch, in an order that depends on nothing but its options.
+///
+/// The order of an epoch is a function of the seed and the epoch's number, so a saved `DataOrder` is a few numbers, and
+/// goes on in the middle of an epoch as if it had never been saved. The generator is part of this crate and will not
+/// change: another version of a library does not change the order of a run.
+///
+/// ```
+/// use tpgm_candle::DataOrder;
+/// let mut order = DataOrder::new(10, 4, 42)?;
+/// while order.epoch() < 2 {
+///     while let Some(batch) = order.next_batch() {
+///         assert!(batch.len() <= 4);
+///     }
+/// }
+/// # Ok::<(), tpgm_candle::Error>(())
+/// ```
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "Saved")]
+pub struct DataOrder {
+    len: u64,
+    batch_size: u64,
+    seed: u64,
+    last_batch: LastBatch,
+    shuffle: Shuffle,
+    epoch: u64,
+    /// Samples of this epoch that were handed out.
+    position: u64,
+    /// Samples of this epoch in order; empty until asked for.
+    #[serde(skip)]
+    samples: Vec<usize>,
+}
+
+/// A [`DataOrder`] as it was read, not yet checked.
+#[derive(Deserialize)]
+struct Saved {
+    len: usize,
+    batch_size: usize,
+    seed: u64,
+    last_batch: LastBatch,
+    shuffle: Shuffle,
+    epoch: u64,
+    position: u64,
+}
+
+impl TryFrom<Saved> for DataOrder {
+    type Error = String;
+
+    fn try_from(saved: Saved) -> Result<Self, String> {
+        let order = DataOrder::new(saved.len, saved.batch_size, saved.seed)
+            .and_then(|order| order.last_batch(saved.last_batch))
+            .map_err(|error| error.to_string())?
+            .shuffle(saved.shuffle);
+        let (position, usable) = (saved.position, order.usable());
+        if position > usable || (position < usable && !position.is_multiple_of(order.batch_size)) {
+            return Err(format!("no batch begins at sample {position} of {usable}"));
+        }
+        Ok(DataOrder { epoch: saved.epoch, position, ..order })
+    }
+}
+
+impl DataOrder {
+    /// Shuffled batches of `batch_size` out of `len` samples, the last batch of an epoch shorter if need be. A
+    /// `batch_size` above `len` gives one short batch per epoch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Core`] with `InvalidOption` if `len` or `batch_size` is 0.
+    pub fn new(len: usize, batch_size: usize, seed: u64) -> Result<Self> {
+        at_least_one("DataOrder::len (number of training samples)", len)?;
+        at_least_one("DataOrder::batch_size", batch_size)?;
+        Ok(Self {
+            len: len as u64,
+            batch_size: batch_size as u64,
+            seed,
+            last_batch: LastBatch::Keep,
+            shuffle: Shuffle::EachEpoch,
+            epoch: 0,
+            position: 0,
+            samples: Vec::new(),
+        })
+    }
+
+    /// Sets what happens to a short last batch.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Core`] with `InvalidOption` if no batch would be left.
+    pub fn last_batch(mut self, last_batch: LastBatch) -> Result<Self> {
+        if last_batch == LastBatch::Drop && self.batch_size > self.len {
+            return Err(Error::Core(tpgm_core::Error::InvalidOption {
+                option: "DataOrder::batch_size",
+                value: self.batch_size as f64,
+                requirement: "at most the number of samples when short batches are dropped",
+            }));
+        }
+        self.last_batch = last_batch;
+        Ok(self)
+    }
+
+    /// Sets whether epochs are shuffled.
+    #[must_use]
+    pub fn shuffle(mut self, shuffle: Shuffle) -> Self {
+        self.shuffle = shuffle;
+        self.samples.clear();
+        self
+    }
+
+    /// The current epoch, from 0: the number of epochs that [`next_batch`](Self::next_batch) has ended.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Batches of the current epoch that were handed out.
+    pub fn batch(&self) -> u64 {
+        self.position.div_ceil(self.batch_size)
+    }
+
+    /// Batches in every epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.usable().div_ceil(self.batch_size)
+    }
+
+    /// The indices of the next batch, or `None` at the end of an epoch; the call after that begins the next one.
+    pub fn next_batch(&mut self) -> Option<&[usize]> {
+        if self.position >= self.usable() {
+            self.epoch += 1;
+            self.position = 0;
+            self.samples.clear();
+            return None;
+        }
+        if self.samples.is_empty() {
+            self.samples = self.epoch_samples();
+        }
+        let start = self.position;
+        self.position = self.usable().min(start + self.batch_size);
+        Some(&self.samples[start as usize..self.position as usize])
+    }
+
+    /// Goes to where a saved order was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DataOrder`] if the number of samples, the batch size, the seed or another option is not what it was;
+    /// nothing has changed then.
+    pub fn load_state(&mut self, saved: &DataOrder) -> Result<()> {
+        for (what, saved, now) in [
+            ("a number of samples of", saved.len, self.len),
+            ("a batch size of", saved.batch_size, self.batch_size),
+            ("the seed", saved.seed, self.seed),
+            ("the `LastBatch` choice", saved.last_batch as u64, self.last_batch as u64),
+            ("the `Shuffle` choice", saved.shuffle as u64, self.shuffle as u64),
+        ] {
+            if saved != now {
+                return Err(Error::DataOrder { what, saved, now });
+            }
+        }
+        self.epoch = saved.epoch;
+        self.position = saved.position;
+        self.samples.clear();
+        Ok(())
+    }
+
+    /// Samples that an epoch hands out.
+    fn usable(&self) -> u64 {
+        match self.last_batch {
+            LastBatch::Keep => self.len,
+            LastBatch::Drop => self.len / self.batch_size * self.batch_size,
+        }
+    }
+
+    fn epoch_samples(&self) -> Vec<usize> {
+        let mut samples: Vec<_> = (0..self.len as usize).collect();
+        if self.shuffle == Shuffle::EachEpoch {
+            // The epoch is scrambled on its own first: seed 1, epoch 0 is not seed 0, epoch 1.
+            let mut random = SplitMix64(self.seed ^ SplitMix64(self.epoch).next());
+            // Fisher and Yates.
+            for i in (1..samples.len()).rev() {
+                samples.swap(i, random.below(i as u64 + 1) as usize);
+            }
+        }
+        samples
+    }
+}
+
+fn at_least_one(option: &'static str, value: usize) -> Result<()> {
+    match value {
+        0 => Err(Error::Core(tpgm_core::Error::InvalidOption {
+            option,
+            value: 0.0,
+            requirement: "at least 1",
+        })),
+        _ => Ok(()),
+    }
+}
+
+/// Steele, Lea and Flood: Fast splittable pseudorandom number generators (OOPSLA 2014).
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `bound`, all equally likely (Lemire: Fast random integer generation in an interval, 2019).
+    fn below(&mut self, bound: u64) -> u64 {
+        let threshold = bound.wrapping_neg() % bound;
+        loop {
+            let wide = u128::from(self.next()) * u128::from(bound);
+            if wide as u64 >= threshold {
+                return (wide >> 64) as u64;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_is_the_published_one() {
+        // The first outputs for seed 1234567 that implementations in other languages agree on.
+        let mut random = SplitMix64(1_234_567);
+        let first: Vec<_> = (0..5).map(|_| random.next()).collect();
+        assert_eq!(
+            first,
+            [
+                6_457_827_717_110_365_317,
+                3_203_168_211_198_807_973,
+                9_817_491_932_198_370_423,
+                4_593_380_528_125_082_431,
+                16_408_922_859_458_223_821,
+            ]
+        );
+    }
+
+    #[test]
+    fn every_permutation_is_equally_likely() {
+        let mut counts = std::collections::HashMap::<Vec<usize>, u32>::new();
+        for seed in 0..4 {
+            let mut order = DataOrder::new(4, 4, seed).unwrap();
+            while order.epoch() < 6000 {
+                if let Some(batch) = order.next_batch() {
+                    *counts.entry(batch.to_vec()).or_default() += 1;
+                }
+            }
+        }
+        assert_eq!(counts.len(), 24);
+        let expected = 24_000.0 / 24.0;
+        let chi2: f64 = counts.values().map(|&n| (f64::from(n) - expected).powi(2) / expected).sum();
+        // The 0.1 % point of chi-squared with 23 degrees of freedom.
+        assert!(chi2 < 49.73, "chi-squared {chi2}");
+    }
+}
