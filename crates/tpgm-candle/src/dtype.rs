@@ -1,6 +1,6 @@
 //! Element types of candle and of `tpgm-core`.
 
-use candle_core::{CpuStorage, Device, Shape, Tensor};
+use candle_core::{CpuStorage, Device, Shape, Tensor, Var};
 use tpgm_core::{Buffer, DType, Slice};
 
 use crate::error::{Error, Result};
@@ -45,6 +45,16 @@ pub(crate) fn to_tensor(data: Slice<'_>, shape: impl Into<Shape>, device: &Devic
         Slice::F32(data) => Tensor::from_slice(data, shape, device)?,
         Slice::F16(data) => Tensor::from_slice(data, shape, device)?,
         Slice::BF16(data) => Tensor::from_slice(data, shape, device)?,
+    })
+}
+
+/// Copies host data to a variable.
+pub(crate) fn to_var(data: Slice<'_>, shape: impl Into<Shape>, device: &Device) -> Result<Var> {
+    Ok(match data {
+        Slice::F64(data) => Var::from_slice(data, shape, device)?,
+        Slice::F32(data) => Var::from_slice(data, shape, device)?,
+        Slice::F16(data) => Var::from_slice(data, shape, device)?,
+        Slice::BF16(data) => Var::from_slice(data, shape, device)?,
     })
 }
 

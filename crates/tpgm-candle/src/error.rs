@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::audit::{MissingGradient, WrongGradient, missing_gradients_text, wrong_gradients_text};
 use crate::checkpoint::{CheckpointProblem, Skipped};
 
 /// What can go wrong.
@@ -72,23 +73,118 @@ pub enum Error {
         /// Where it is.
         device: candle_core::DeviceLocation,
     },
-    /// Trainable parameters got no gradient by the first step.
-    #[error(
-        "{} of {total} trainable tensors got no gradient: {}; the loss does not depend on them, or a layer on the way \
-         has no backward (candle's fused layer-norm, rms-norm, softmax and rotary embedding have none)",
-        tensors.len(), list(tensors)
-    )]
-    NoGradient {
-        /// Their names, sorted.
-        tensors: Vec<String>,
-        /// Number of trainable tensors.
-        total: usize,
-    },
     /// A loss is infinite or NaN; nothing was changed.
     #[error("the loss is {value}; nothing was changed")]
     NonFiniteLoss {
         /// Its value.
         value: f64,
+    },
+    /// A tensor of a file is damaged, or cannot be used.
+    #[error("{}: tensor `{tensor}`: {problem}", .path.display())]
+    BadTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name in the file.
+        tensor: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A model asks for a tensor that no file has and no head covers.
+    #[error("{}", missing_text(.tensor, .key, .files, .close))]
+    NotInCheckpoint {
+        /// Its name in the model.
+        tensor: String,
+        /// Its name in the checkpoint: another one if there is a renaming.
+        key: String,
+        /// The files that were searched.
+        files: Vec<PathBuf>,
+        /// Names in these files that may have been meant.
+        close: Vec<String>,
+    },
+    /// A tensor has one shape in the model and another in the checkpoint.
+    #[error(
+        "{}: tensor `{tensor}` has shape {file:?}, but the model needs {model:?}; \
+         if it is to start anew, name it with `Params::head`",
+        .path.display()
+    )]
+    ShapeInFile {
+        /// Its name in the checkpoint.
+        tensor: String,
+        /// The file.
+        path: PathBuf,
+        /// The shape that the model asks for.
+        model: Vec<usize>,
+        /// The shape in the file.
+        file: Vec<usize>,
+    },
+    /// A model asks for one name twice, with different shapes, types or devices.
+    #[error(
+        "tensor `{tensor}` was first asked for as {:?} of shape {:?}, now as {:?} of shape {:?}; \
+         a name is one variable on one device",
+        .first.1, .first.0, .now.1, .now.0
+    )]
+    AskedDifferently {
+        /// Its name in the model.
+        tensor: String,
+        /// Shape and element type when it was asked for first.
+        first: (Vec<usize>, candle_core::DType),
+        /// Shape and element type now.
+        now: (Vec<usize>, candle_core::DType),
+    },
+    /// A model asks for a new tensor without saying what shape it has.
+    #[error("tensor `{tensor}` is new, by `Params::head`, but the model does not say what shape it has")]
+    HeadWithoutShape {
+        /// Its name in the model.
+        tensor: String,
+    },
+    /// Variables of a `VarMap` are neither in the checkpoint nor under a head.
+    #[error(
+        "{} variables are not in the checkpoint: {}; name new ones with `Params::head`, map names with `Params::rename`",
+        .tensors.len(), listed(.tensors)
+    )]
+    UndeclaredVariables {
+        /// Their names, sorted.
+        tensors: Vec<String>,
+    },
+    /// Tensors of the checkpoint were not asked for by the model.
+    #[error("{} tensors of the checkpoint are not used: {}", .tensors.len(), listed(.tensors))]
+    UnusedTensors {
+        /// Their names in the checkpoint, sorted.
+        tensors: Vec<String>,
+    },
+    /// Values to be loaded do not cover the model, or are not of this model. Nothing was changed.
+    #[error("{}", values_text(.missing, .unknown))]
+    ValueNames {
+        /// Parameters and buffers without a value, sorted.
+        missing: Vec<String>,
+        /// Values without a parameter or buffer, sorted.
+        unknown: Vec<String>,
+    },
+    /// A pattern given to an option meets no name.
+    #[error("`{pattern}`, given to `{option}`, matches none of {tensors} tensors; the first is `{first}`")]
+    UnmatchedPattern {
+        /// The option.
+        option: &'static str,
+        /// The pattern.
+        pattern: String,
+        /// How many names there are.
+        tensors: usize,
+        /// The first of them, to show what names look like.
+        first: String,
+    },
+    /// Trainable tensors get no gradient: found by an audit, or at an optimizer's first step.
+    #[error("{}", missing_gradients_text(.missing, *.trainable))]
+    NoGradient {
+        /// Which, sorted by name.
+        missing: Vec<MissingGradient>,
+        /// How many tensors are to be trained.
+        trainable: usize,
+    },
+    /// Gradients differ from finite differences of the loss.
+    #[error("{}", wrong_gradients_text(.wrong))]
+    WrongGradients {
+        /// Which, sorted by name.
+        wrong: Vec<WrongGradient>,
     },
     /// A loss is not one number.
     #[error("the loss must be one number, but has shape {shape:?}; take its mean")]
@@ -287,16 +383,56 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Two calls with the same weights gave different losses, so that differences of losses say nothing.
+    #[error(
+        "the loss is {first} and then {second} with the same weights; \
+         use one fixed batch and turn dropout off for finite differences"
+    )]
+    RandomLoss {
+        /// The first loss.
+        first: f64,
+        /// The second one.
+        second: f64,
+    },
 }
 
-/// Names for a message: not more than fit on a screen.
-fn list(names: &[String]) -> String {
-    const SHOWN: usize = 20;
-    let mut text = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > SHOWN {
-        text += &format!(" and {} more", names.len() - SHOWN);
+/// At most this many names are listed in a message.
+pub(crate) const SHOWN: usize = 10;
+
+/// The first names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
-    text
+}
+
+fn values_text(missing: &[String], unknown: &[String]) -> String {
+    let mut parts = vec![];
+    if !missing.is_empty() {
+        parts.push(format!("no value is given for {}", listed(missing)));
+    }
+    if !unknown.is_empty() {
+        parts.push(format!("the model has no {}", listed(unknown)));
+    }
+    parts.join("; ") + "; nothing was changed"
+}
+
+fn missing_text(tensor: &str, key: &str, files: &[PathBuf], close: &[String]) -> String {
+    let mut text = format!("the model asks for tensor `{tensor}`");
+    if key != tensor {
+        text += &format!(" (`{key}` in the checkpoint)");
+    }
+    text += match files {
+        [] => ", but there is no checkpoint",
+        _ => ", which is not in ",
+    };
+    text += &files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+    if !close.is_empty() {
+        text += &format!("; it has `{}`: map names with `Params::rename`", close.join("`, `"));
+    }
+    text + "; declare a new tensor with `Params::head`"
 }
 
 fn lines(skipped: &[Skipped]) -> String {
@@ -321,5 +457,17 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn file(path: impl Into<PathBuf>, format: &str, problem: impl std::fmt::Display) -> Self {
+        Self::BadFile { path: path.into(), problem: format!("not {format}: {problem}") }
+    }
+
+    pub(crate) fn tensor_file(
+        path: impl Into<PathBuf>,
+        tensor: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self::BadTensor { path: path.into(), tensor: tensor.into(), problem: problem.into() }
     }
 }

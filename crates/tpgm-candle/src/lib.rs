@@ -1,5 +1,6 @@
 //! Robust fine-tuning of candle models.
 
+mod audit;
 pub mod checkpoint;
 pub mod data;
 mod dtype;
@@ -12,6 +13,7 @@ pub mod telemetry;
 mod tpgm;
 pub mod weight_space;
 
+pub use audit::{Audit, AuditReport, Cause, MissingGradient, WrongGradient};
 pub use checkpoint::{Checkpoint, Checkpointer, TrainState};
 pub use data::DataOrder;
 pub use error::{Error, Result};
@@ -19,7 +21,7 @@ pub use optim::{
     Anneal, AuditPolicy, Averaged, Ema, OptimizerBuilder, OptimizerConfig, RobustOptimizer, Schedule,
     StepInfo,
 };
-pub use params::{Anchor, AnchorData, Param, Params};
+pub use params::{Anchor, AnchorData, Param, Params, Report};
 pub use telemetry::{JsonlWriter, Telemetry, TensorBoardWriter};
 pub use tpgm::{Every, PostHoc, Radii, Tpgm};
 pub use tpgm_core as core;

@@ -3,7 +3,8 @@
 use tpgm_core::ParamSet;
 
 use super::operands::Operands;
-use crate::error::{Error, Result};
+use crate::audit::require_none_missing;
+use crate::error::Result;
 
 /// Whether the first step makes sure that every trainable tensor has a gradient.
 ///
@@ -44,7 +45,6 @@ impl GradientAudit {
     pub(super) fn check(&self, operands: &Operands, got: impl Iterator<Item = bool>) -> Result<()> {
         let required = self.required.iter().zip(operands.vars()).zip(got);
         let missing = required.filter(|((required, _), got)| **required && !got);
-        let tensors: Vec<String> = missing.map(|((_, (name, _)), _)| name.to_owned()).collect();
-        if tensors.is_empty() { Ok(()) } else { Err(Error::NoGradient { tensors, total: operands.len() }) }
+        require_none_missing(missing.map(|((_, (name, _)), _)| name), operands.len())
     }
 }

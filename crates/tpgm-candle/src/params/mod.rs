@@ -1,14 +1,32 @@
 //! The parameters of a model: variables by name, each with its anchor.
+//!
+//! [`Params::open`] reads a checkpoint, [`Params::var_builder`] hands its tensors to a candle model, and what the model
+//! has asked for can then be trained, saved and reported. Loading is lazy: a tensor is read when it is asked for.
 
 mod anchor;
+mod backend;
+mod init;
+mod options;
+mod registry;
+mod report;
+mod source;
+mod suggest;
+mod values;
+mod var_map;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use tpgm_core::{Group, ParamSet, TensorSpec};
 
 pub use self::anchor::{Anchor, AnchorData};
+pub(crate) use self::options::Patterns;
+use self::options::Role;
+use self::registry::{Origin, Registry};
+pub use self::report::Report;
+use self::source::Source;
 use crate::dtype::{core_dtype, to_buffer};
 use crate::error::{Error, Result};
 
@@ -37,7 +55,7 @@ impl Param {
         Ok(Self { name, var, anchor })
     }
 
-    /// Its unique name, as in the checkpoint.
+    /// Its unique name, as the model has it.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -59,26 +77,75 @@ impl Param {
 }
 
 /// The parameters of a model and the groups with settings of their own. Clones share both.
-#[derive(Debug, Clone, Default)]
+///
+/// ```no_run
+/// use candle_core::{Device, Tensor};
+/// use candle_nn::{Module, linear};
+/// use tpgm_candle::Params;
+///
+/// let device = Device::Cpu;
+/// let params = Params::open("pretrained.safetensors", &device)?.head("classifier.*").freeze("embeddings.*");
+/// let vb = params.var_builder();
+/// let layers = (linear(384, 384, vb.pp("pooler.dense"))?, linear(384, 10, vb.pp("classifier"))?);
+/// println!("{}", params.report()?);
+/// # Ok::<(), tpgm_candle::Error>(())
+/// ```
+#[derive(Debug, Clone)]
 pub struct Params {
     registry: Arc<Mutex<Registry>>,
+    source: Arc<Source>,
+    device: Device,
 }
 
-#[derive(Debug, Default)]
-struct Registry {
-    params: BTreeMap<String, Param>,
-    groups: Vec<Group>,
+impl Default for Params {
+    /// No checkpoint, on the CPU.
+    fn default() -> Self {
+        Self::new(&Device::Cpu)
+    }
 }
 
 impl Params {
+    /// No checkpoint: every tensor that a model asks for must be under a head. For pre-training,
+    /// `Params::new(&device).head("*")`.
+    pub fn new(device: &Device) -> Self {
+        Self { registry: Arc::default(), source: Arc::default(), device: device.clone() }
+    }
+
+    /// A checkpoint: a safetensors file, a PyTorch file (`.pt`, `.pth`, `.bin`, of PyTorch 1.6 or later; also one that
+    /// keeps the weights under `state_dict`, `model`, `model_state_dict` or `module`), the `*.index.json` of a sharded
+    /// checkpoint, or a folder with one of these.
+    ///
+    /// Safetensors files are memory-mapped, and on the CPU anchors are read from the map: they take no memory of their
+    /// own. So **the file must not be changed in place while the parameters live** (replacing it by renaming is fine).
+    /// Otherwise anchors change, or the process is stopped by the system if the file becomes shorter.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::BadFile`] or [`Error::BadTensor`].
+    pub fn open(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        Self::open_all([path], device)
+    }
+
+    /// Several checkpoints as one, for example an encoder and a decoder: see [`Params::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Params::open`], or a name is in two files.
+    pub fn open_all<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>, device: &Device) -> Result<Self> {
+        let source = Arc::new(Source::open(paths)?);
+        Ok(Self { source, ..Self::new(device) })
+    }
+
     /// Parameters that exist already.
     ///
     /// # Errors
     ///
     /// [`Error::DuplicateParam`].
     pub fn from_params(params: impl IntoIterator<Item = Param>) -> Result<Self> {
-        let this = Self::default();
-        params.into_iter().try_for_each(|param| this.insert(param))?;
+        let mut params = params.into_iter().peekable();
+        let device = params.peek().map_or(Device::Cpu, |param| param.var.device().clone());
+        let this = Self::new(&device);
+        params.try_for_each(|param| this.insert(param))?;
         Ok(this)
     }
 
@@ -88,12 +155,7 @@ impl Params {
     ///
     /// [`Error::DuplicateParam`].
     pub fn insert(&self, param: Param) -> Result<()> {
-        let mut registry = self.registry();
-        if registry.params.contains_key(param.name()) {
-            return Err(Error::DuplicateParam { name: param.name });
-        }
-        registry.params.insert(param.name.clone(), param);
-        Ok(())
+        self.registry().insert(param, Origin::Given)
     }
 
     /// Gives the parameters that a group's patterns select settings of their own. Later groups win. Patterns are
@@ -109,7 +171,7 @@ impl Params {
         self.registry().params.values().cloned().collect()
     }
 
-    /// The variable of this name.
+    /// The trainable parameter of this name.
     ///
     /// # Errors
     ///
@@ -125,6 +187,7 @@ impl Params {
     /// A pattern that matches nothing, or an element type that cannot be trained.
     pub fn set(&self) -> Result<ParamSet> {
         let registry = self.registry();
+        registry.check()?;
         let mut set = ParamSet::builder();
         for param in registry.params.values() {
             set = set.tensors([param.spec()?]);
@@ -135,9 +198,26 @@ impl Params {
         Ok(set.groups(registry.groups.iter().cloned()).build()?)
     }
 
-    /// The values of all parameters by name; they share storage with the variables.
+    /// The values of all trainable parameters by name; they share storage with the variables.
     pub fn tensors(&self) -> BTreeMap<String, Tensor> {
-        self.all().into_iter().map(|param| (param.name, param.var.as_tensor().clone())).collect()
+        self.all().into_iter().map(|param| (param.name, param.var.into_inner())).collect()
+    }
+
+    /// State of the model that is not trained, such as running statistics of batch norm, by name. The tensors are
+    /// variables, which layers update in place.
+    pub fn buffers(&self) -> BTreeMap<String, Tensor> {
+        self.constants(Role::Buffer)
+    }
+
+    /// Tensors that a pattern froze, by name.
+    pub fn frozen(&self) -> BTreeMap<String, Tensor> {
+        self.constants(Role::Frozen)
+    }
+
+    fn constants(&self, wanted: Role) -> BTreeMap<String, Tensor> {
+        let registry = self.registry();
+        let constants = registry.constants.iter().filter(|(_, (role, _))| *role == wanted);
+        constants.map(|(name, (_, tensor))| (name.clone(), tensor.clone())).collect()
     }
 
     fn registry(&self) -> MutexGuard<'_, Registry> {

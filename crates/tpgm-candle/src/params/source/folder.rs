@@ -1,0 +1,85 @@
+//! From what a user names to files: one file, an index of shards, or a folder with either.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// A file to open.
+pub(super) struct Part {
+    pub(super) path: PathBuf,
+    /// An index and the tensors that it says are in this file; others are left alone.
+    pub(super) wanted: Option<(PathBuf, BTreeSet<String>)>,
+}
+
+/// The layout of `model.safetensors.index.json` and `pytorch_model.bin.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, PathBuf>,
+}
+
+/// The files that `path` stands for.
+pub(super) fn parts(path: &Path) -> Result<Vec<Part>> {
+    if path.is_dir() {
+        let inside = checkpoint_of(path)?;
+        return parts(&inside);
+    }
+    if path.extension().is_some_and(|extension| extension == "json") {
+        return shards(path);
+    }
+    Ok(vec![Part { path: path.to_owned(), wanted: None }])
+}
+
+fn shards(index: &Path) -> Result<Vec<Part>> {
+    let text = std::fs::read(index).map_err(Error::io(index))?;
+    let Index { weight_map } = serde_json::from_slice(&text)
+        .map_err(|error| Error::file(index, "an index of shards", error.to_string()))?;
+    let folder = index.parent().unwrap_or(Path::new(""));
+    let mut shards: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+    for (tensor, shard) in weight_map {
+        let path = folder.join(&shard);
+        if !path.is_file() {
+            let problem = format!("its shard `{}` does not exist", path.display());
+            return Err(Error::tensor_file(index, &tensor, problem));
+        }
+        shards.entry(path).or_default().insert(tensor);
+    }
+    let part = |(path, tensors)| Part { path, wanted: Some((index.to_owned(), tensors)) };
+    Ok(shards.into_iter().map(part).collect())
+}
+
+/// What a folder holds, by the names that the Hugging Face hub uses; safetensors before PyTorch files.
+fn checkpoint_of(folder: &Path) -> Result<PathBuf> {
+    let mut names = vec![];
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        if entry.path().is_file() {
+            names.extend(entry.file_name().into_string());
+        }
+    }
+    names.sort_unstable();
+    const ENDINGS: [(&str, &str); 4] = [
+        ("model.safetensors.index.json", ".safetensors.index.json"),
+        ("model.safetensors", ".safetensors"),
+        ("pytorch_model.bin.index.json", ".bin.index.json"),
+        ("pytorch_model.bin", ".bin"),
+    ];
+    for (usual, ending) in ENDINGS {
+        if names.iter().any(|name| name == usual) {
+            return Ok(folder.join(usual));
+        }
+        let found: Vec<&String> = names.iter().filter(|name| name.ends_with(ending)).collect();
+        match found[..] {
+            [] => {}
+            [name] => return Ok(folder.join(name)),
+            [first, second, ..] => {
+                let problem =
+                    format!("it has `{first}` and `{second}`, and no index; name the files with `open_all`");
+                return Err(Error::file(folder, "a folder with one checkpoint", problem));
+            }
+        }
+    }
+    Err(Error::file(folder, "a folder with a checkpoint", "no `*.safetensors` or `*.bin` file in it"))
+}

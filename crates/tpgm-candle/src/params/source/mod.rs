@@ -1,0 +1,182 @@
+//! Checkpoint files: names, shapes, and values on demand.
+
+mod folder;
+mod pytorch;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+
+use super::anchor::AnchorData;
+use super::suggest::close_names;
+use crate::error::{Error, Result};
+
+/// The tensors of one or several checkpoint files.
+#[derive(Debug, Default)]
+pub(crate) struct Source {
+    files: Vec<File>,
+    entries: BTreeMap<String, Entry>,
+}
+
+/// A tensor's value.
+pub(crate) enum Value {
+    /// Of a type that can be trained.
+    Float(AnchorData),
+    /// Of another type, on the CPU.
+    Other(Tensor),
+}
+
+#[derive(Debug)]
+struct File {
+    path: PathBuf,
+    reader: Reader,
+}
+
+#[derive(Debug)]
+enum Reader {
+    Safetensors(safetensors::Reader),
+    PyTorch(pytorch::Reader),
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    shape: Vec<usize>,
+    /// The name under which the same storage was listed first.
+    storage: String,
+}
+
+/// What a reader says about a tensor when a file is opened.
+struct Listed {
+    name: String,
+    shape: Vec<usize>,
+    /// Set if another tensor of this file shares its storage: the first name of that storage.
+    storage: Option<String>,
+}
+
+impl Source {
+    /// Opens files, sharded indices, or folders that hold a checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// The file, or a tensor in it, is missing, damaged or of an unknown format, or a name is in two files.
+    pub(crate) fn open<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self> {
+        let mut source = Self::default();
+        for path in paths {
+            for part in folder::parts(path.as_ref())? {
+                source.add(&part)?;
+            }
+        }
+        Ok(source)
+    }
+
+    fn add(&mut self, part: &folder::Part) -> Result<()> {
+        let (reader, listed) = open_file(&part.path)?;
+        let file = self.files.len();
+        self.files.push(File { path: part.path.clone(), reader });
+        if let Some((index, wanted)) = &part.wanted
+            && let Some(tensor) = wanted.iter().find(|name| !listed.iter().any(|l| l.name == **name))
+        {
+            let problem = format!("`{}` says that this file has it, but it does not", index.display());
+            return Err(Error::tensor_file(&part.path, tensor, problem));
+        }
+        for Listed { name, shape, storage } in listed {
+            if part.wanted.as_ref().is_some_and(|(_, wanted)| !wanted.contains(&name)) {
+                continue;
+            }
+            match self.entries.entry(name) {
+                Slot::Occupied(slot) => {
+                    let other = &self.files[slot.get().file].path;
+                    let problem = format!("`{}` has a tensor of this name too", other.display());
+                    return Err(Error::tensor_file(&part.path, slot.key(), problem));
+                }
+                Slot::Vacant(slot) => {
+                    let storage = storage.unwrap_or_else(|| slot.key().clone());
+                    slot.insert(Entry { file, shape, storage });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All names, sorted.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// The files, in the order given.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// Dimensions of a tensor.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// The file of a tensor.
+    pub(crate) fn path(&self, name: &str) -> Option<&Path> {
+        self.entries.get(name).map(|entry| self.files[entry.file].path.as_path())
+    }
+
+    /// The one name that stands for all tensors with this tensor's storage and shape.
+    pub(crate) fn storage(&self, name: &str) -> Option<&str> {
+        self.entries.get(name).map(|entry| entry.storage.as_str())
+    }
+
+    /// Names that somebody may have meant.
+    pub(crate) fn close(&self, name: &str) -> Vec<String> {
+        close_names(name, self.names())
+    }
+
+    /// Reads a tensor; `None` if no file has it.
+    ///
+    /// # Errors
+    ///
+    /// The data is damaged or has a type that candle lacks.
+    pub(crate) fn read(&self, name: &str) -> Result<Option<Value>> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        let File { path, reader } = &self.files[entry.file];
+        match reader {
+            Reader::Safetensors(reader) => reader.read(path, name),
+            Reader::PyTorch(reader) => reader.read(path, name),
+        }
+        .map(Some)
+    }
+}
+
+fn open_file(path: &Path) -> Result<(Reader, Vec<Listed>)> {
+    let mut start = [0; 4];
+    let file = std::fs::File::open(path).map_err(Error::io(path))?;
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    let got = read_up_to(&file, &mut start).map_err(Error::io(path))?;
+    // The content decides: `.bin` and `.pt` say little.
+    if start[..got].starts_with(b"PK") {
+        let (reader, listed) = pytorch::open(path, length)?;
+        return Ok((Reader::PyTorch(reader), listed));
+    }
+    let named_by_pytorch =
+        path.extension().is_some_and(|e| ["pt", "pth", "bin", "ckpt"].iter().any(|p| e == *p));
+    if named_by_pytorch && length > 0 {
+        let problem =
+            "not a zip archive, as PyTorch writes since version 1.6; load it there and save it again";
+        return Err(Error::file(path, "a PyTorch checkpoint", problem));
+    }
+    let (reader, listed) = safetensors::open(path, &file)?;
+    Ok((Reader::Safetensors(reader), listed))
+}
+
+fn read_up_to(mut file: &std::fs::File, buffer: &mut [u8]) -> std::io::Result<usize> {
+    use std::io::Read;
+    let mut got = 0;
+    while got < buffer.len() {
+        match file.read(&mut buffer[got..])? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    Ok(got)
+}

@@ -1,0 +1,119 @@
+//! Memory-mapped safetensors files.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use serde::Deserialize;
+use serde_json::{Map, Value as Json};
+use tpgm_core::DType;
+
+use super::{AnchorData, Listed, Value};
+use crate::error::{Error, Result};
+
+const FORMAT: &str = "a safetensors file";
+/// Bytes before the header: its length.
+const PREFIX: usize = size_of::<u64>();
+
+#[derive(Debug)]
+pub(super) struct Reader {
+    map: Arc<Mmap>,
+    tensors: HashMap<String, Stored>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Listed>)> {
+    // SAFETY: the map is private and read-only. Rust's rules are broken if the file is changed in place while it is
+    // mapped; nothing in this crate does that (files are replaced by renaming), and `Params::open` tells its callers.
+    let map = unsafe { Mmap::map(file) }.map_err(Error::io(path))?;
+    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damage(path, &map, &error))?;
+    // `read_metadata` checked that the header and all offsets lie inside the file.
+    let data = PREFIX + header;
+    let mut listed = vec![];
+    let mut tensors = HashMap::new();
+    for (name, info) in metadata.tensors() {
+        let range = data + info.data_offsets.0..data + info.data_offsets.1;
+        listed.push(Listed { name: name.clone(), shape: info.shape.clone(), storage: None });
+        tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
+    }
+    Ok((Reader { map: Arc::new(map), tensors }, listed))
+}
+
+impl Reader {
+    pub(super) fn read(&self, path: &Path, name: &str) -> Result<Value> {
+        let Stored { dtype, shape, range } = &self.tensors[name];
+        let float = |dtype| Ok(Value::Float(AnchorData::mapped(&self.map, range.clone(), dtype)));
+        match dtype {
+            Dtype::F64 => float(DType::F64),
+            Dtype::F32 => float(DType::F32),
+            Dtype::F16 => float(DType::F16),
+            Dtype::BF16 => float(DType::BF16),
+            other => candle_core::DType::try_from(*other)
+                .and_then(|dtype| {
+                    Tensor::from_raw_buffer(&self.map[range.clone()], dtype, shape, &Device::Cpu)
+                })
+                .map(Value::Other)
+                .map_err(|error| Error::tensor_file(path, name, error.to_string())),
+        }
+    }
+}
+
+/// Says what is wrong with a file, and with which of its tensors: the safetensors crate does not always name it.
+fn damage(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
+    match suspect(bytes) {
+        Some((tensor, problem)) => Error::tensor_file(path, &tensor, problem),
+        None if bytes.is_empty() => Error::file(path, FORMAT, "it is empty"),
+        None => Error::file(path, FORMAT, error.to_string()),
+    }
+}
+
+/// The first tensor, by name, whose header entry cannot be true.
+fn suspect(bytes: &[u8]) -> Option<(String, String)> {
+    #[derive(Deserialize)]
+    struct Info {
+        dtype: Dtype,
+        shape: Vec<usize>,
+        data_offsets: (usize, usize),
+    }
+    let length = u64::from_le_bytes(*bytes.first_chunk::<PREFIX>()?);
+    let end = usize::try_from(length).ok()?.checked_add(PREFIX)?;
+    let header: Map<String, Json> = serde_json::from_slice(bytes.get(PREFIX..end)?).ok()?;
+    let available = bytes.len() - end;
+    let mut ranges: Vec<(usize, usize, String)> = vec![];
+    for (name, info) in header {
+        if name == "__metadata__" {
+            continue;
+        }
+        let Info { dtype, shape, data_offsets: (start, stop) } = match serde_json::from_value(info) {
+            Ok(info) => info,
+            Err(error) => return Some((name, error.to_string())),
+        };
+        let bits = shape.iter().copied().chain([dtype.bitsize()]).try_fold(1, usize::checked_mul);
+        let problem = if stop < start {
+            format!("its data ends at byte {stop}, before its start at {start}")
+        } else if bits.is_none_or(|bits| bits.div_ceil(8) != stop - start) {
+            format!("{dtype} of shape {shape:?} does not fit {} bytes", stop - start)
+        } else if stop > available {
+            format!(
+                "its data ends at byte {stop}, but the file has {available} bytes of data; is it cut off?"
+            )
+        } else {
+            ranges.push((start, stop, name));
+            continue;
+        };
+        return Some((name, problem));
+    }
+    ranges.sort_unstable();
+    let overlap = ranges.windows(2).find(|pair| pair[1].0 < pair[0].1)?;
+    Some((overlap[1].2.clone(), format!("its data overlaps that of `{}`", overlap[0].2)))
+}
