@@ -1,4 +1,43 @@
 //! Robust fine-tuning of candle models.
+//!
+//! You need this crate when you fine-tune a pre-trained candle model and want it to keep what it knew. It loads the
+//! checkpoint with its values kept as *anchors*, finds out which parameters candle gives no gradient, takes the optimizer
+//! steps of `tpgm-core` on candle's variables in place, and saves a run so that it goes on with the same bits.
+//!
+//! ```no_run
+//! use candle_core::{Device, Module, Tensor};
+//! use tpgm_candle::{AdamW, Ftp, Group, Params, RobustOptimizer, nn};
+//! # fn batch() -> candle_core::Result<(Tensor, Tensor)> { unimplemented!() }
+//! let params = Params::open("pretrained.safetensors", &Device::Cpu)?
+//!     .head("head.*") // not in the checkpoint: made anew, no anchor
+//!     .group(Group::new("head.*").lr(1e-2));
+//! let vb = params.var_builder();
+//! let (encoder, head) = (nn::linear(784, 128, vb.pp("encoder"))?, nn::linear(128, 10, vb.pp("head"))?);
+//! let loss = || {
+//!     let (images, labels) = batch()?;
+//!     nn::cross_entropy(&head.forward(&nn::gelu(&encoder.forward(&images)?)?)?, &labels)
+//! };
+//! params.audit(loss)?; // does every parameter get a gradient?
+//! let mut optimizer = RobustOptimizer::new(&params, AdamW::default().lr(1e-3), Ftp::default())?;
+//! for _ in 0..1000 {
+//!     optimizer.backward_step(&loss()?)?;
+//! }
+//! # Ok::<(), tpgm_candle::Error>(())
+//! ```
+//!
+//! # Map
+//!
+//! | you want | look at |
+//! |---|---|
+//! | to load a checkpoint into a model | [`Params`] |
+//! | to know which parameters get no gradient, or a wrong one | [`Audit`] |
+//! | layers that have a gradient | [`nn`] |
+//! | to train | [`RobustOptimizer`], [`Schedule`], [`Ema`] |
+//! | to learn TPGM's radii on held-out data | [`Tpgm`] |
+//! | to train low-rank factors | [`lora`] |
+//! | to merge, measure or project checkpoints | [`weight_space`] |
+//! | to save and resume | [`checkpoint`], [`DataOrder`] |
+//! | to watch radii and ratios | [`telemetry`] |
 
 mod audit;
 pub mod checkpoint;
@@ -29,3 +68,8 @@ pub use tpgm_core::{
     AdamW, Constraint, Digrap, FixedRadius, FixedScale, Ftp, Gradients, Group, L2Sp, Masters, Norm,
     Projection, Rule, Sgd, Spd, StateDict, TensorScalars, Tpgm as TpgmConfig,
 };
+
+/// Runs the examples of the README as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct ReadmeDoctests;

@@ -92,8 +92,3 @@ pub use projector::Projector;
 pub use rule::{AdamW, Decay, Rule, Sgd};
 pub use scalars::TensorScalars;
 pub use state::{Masters, Slot, Slots, StateDict};
-
-/// Runs the examples of the README as documentation tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
-struct ReadmeDoctests;
