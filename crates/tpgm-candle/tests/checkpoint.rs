@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, ModuleT, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use tpgm_candle::checkpoint::CheckpointProblem;
 use tpgm_candle::core::{Buffer, StateDict};
@@ -119,6 +119,28 @@ fn what_is_saved_is_loaded() {
     )
     .unwrap();
     assert_eq!(weights["body.weight"].to_vec2::<f32>().unwrap()[0], [5.0, 1.0]);
+}
+
+/// Running statistics are part of a model: a run that goes on without them does not have the same bits.
+#[test]
+fn running_statistics_are_restored_with_the_weights() {
+    let build = || {
+        let params = Params::new(&Device::Cpu).head("norm.weight").head("norm.bias").head("norm.running_*");
+        let norm = candle_nn::batch_norm(3, 1e-5, params.var_builder().pp("norm")).unwrap();
+        (params, norm)
+    };
+    let (params, norm) = build();
+    let batch = tensor(&[1.0, 2.0, 3.0, 5.0, -8.0, 13.0], &[2, 3]);
+    norm.forward_t(&batch, true).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let state = TrainState::new(1).weights(params.values()).unwrap();
+    let path = Checkpointer::new(dir.path()).save(&state).unwrap();
+
+    let (fresh, other) = build();
+    let evaluate = |norm: &candle_nn::BatchNorm| bits(&norm.forward_t(&batch, false).unwrap());
+    assert_ne!(evaluate(&other), evaluate(&norm));
+    Checkpoint::load(path).unwrap().restore(&fresh).unwrap();
+    assert_eq!(evaluate(&other), evaluate(&norm));
 }
 
 #[test]

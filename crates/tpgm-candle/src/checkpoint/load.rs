@@ -79,20 +79,20 @@ impl Checkpoint {
             .collect()
     }
 
-    /// Writes the saved weights into the variables of `params`, one after the other: no second copy of the model.
-    /// Weights that `params` does not have (buffers, frozen tensors) are left alone.
+    /// Writes the saved values into the trainable parameters and buffers of `params`, one after the other: no second copy
+    /// of the model. What was saved beside them (frozen tensors) is left alone.
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] if a variable was not saved or has another shape or element type now; no variable has
+    /// [`Error::Checkpoint`] if a parameter or buffer was not saved or has another shape or element type now; nothing has
     /// changed then. If the disk or device fails half-way, some have.
     pub fn restore(&self, params: &Params) -> Result<()> {
-        let params = params.all();
-        for param in &params {
-            self.weights.expect(param.name(), param.var().dims(), param.var().dtype())?;
+        let variables = params.variables()?;
+        for (name, var) in &variables {
+            self.weights.expect(name, var.dims(), var.dtype())?;
         }
-        for param in &params {
-            param.var().set(&self.weights.tensor(param.name(), param.var().device())?)?;
+        for (name, var) in &variables {
+            var.set(&self.weights.tensor(name, var.device())?)?;
         }
         Ok(())
     }

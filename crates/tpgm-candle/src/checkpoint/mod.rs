@@ -23,7 +23,7 @@
 //!
 //! // ... train; every 500 steps, and when the user interrupts:
 //! let state = TrainState::new(step)
-//!     .weights(params.tensors())?
+//!     .weights(params.values())? // buffers too: running statistics are part of the model
 //!     .state("optimizer", optimizer.state()?)?
 //!     .value("config", optimizer.config())?
 //!     .value("data", &order)?

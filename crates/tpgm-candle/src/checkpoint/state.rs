@@ -42,8 +42,8 @@ impl TrainState {
         self.step
     }
 
-    /// Adds weights (trainable or not) and buffers of the model under their names: `params.tensors()`, running
-    /// statistics. May be called more than once.
+    /// Adds weights and buffers of the model under their names: [`Params::values`](crate::Params::values), and frozen
+    /// tensors if the file should stand alone. May be called more than once.
     ///
     /// # Errors
     ///

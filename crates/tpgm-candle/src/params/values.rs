@@ -70,7 +70,8 @@ impl Params {
         Ok(())
     }
 
-    fn variables(&self) -> Result<BTreeMap<String, Var>> {
+    /// The variables behind [`Params::values`].
+    pub(crate) fn variables(&self) -> Result<BTreeMap<String, Var>> {
         let registry = self.registry();
         let params = registry.params.iter().map(|(name, param)| Ok((name.clone(), param.var().clone())));
         let buffers = registry.constants.iter().filter(|(_, (role, _))| *role == Role::Buffer);
