@@ -1,1 +1,9 @@
 //! What the fine-tuning examples share.
+
+pub mod files;
+pub mod mosaic;
+pub mod plot;
+pub mod progress;
+pub mod stop;
+pub mod table;
+pub mod workers;

@@ -1,0 +1,29 @@
+//! DomainNet in miniature: fine-tunes a small backbone on real images with eleven methods, and looks at five other
+//! domains. The README beside this file has the results.
+
+mod backbone;
+mod cli;
+mod data;
+mod evaluate;
+mod experiment;
+mod lab;
+mod method;
+mod neighbors;
+mod pretrain;
+mod report;
+#[cfg(test)]
+mod tests;
+mod train;
+mod world;
+
+use anyhow::Result;
+use clap::Parser;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+
+fn main() -> Result<()> {
+    let args = cli::Args::parse();
+    let stop = Stop::never();
+    stop.on_ctrl_c()?;
+    cli::run(&args, &Progress::terminal(), &stop)
+}

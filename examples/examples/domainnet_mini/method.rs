@@ -1,0 +1,125 @@
+//! The methods that are compared, and the settings they are tried with.
+
+use serde::{Deserialize, Serialize};
+use tpgm_candle::core::{Constraint, Digrap, FixedRadius, Ftp, L2Sp, Norm, RadiusAdam, Spd, Tpgm};
+
+/// A way to fine-tune.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Method {
+    /// AdamW from the pre-trained weights, with a new head.
+    FineTuning,
+    /// Only the head is trained.
+    LinearProbe,
+    /// Fine-tuning from the linear probe (arXiv 2202.10054).
+    LpFt,
+    /// Fine-tuning with a pull towards the anchor.
+    L2Sp,
+    /// Projection on a ball of given radius after every step.
+    FixedRadius,
+    /// Between the linear probe and LP-FT; the strength is the share of LP-FT.
+    WiseFt,
+    /// Radii learned on held-out data during training.
+    Tpgm,
+    /// Radii learned on held-out data between the linear probe and LP-FT; the strength is the number of updates.
+    TpgmPostHoc,
+    /// Radii learned from the training gradient.
+    Ftp,
+    /// Selective decay.
+    Spd,
+    /// Directional projection of the gradient.
+    Digrap,
+}
+
+impl Method {
+    /// All, in the order of the table.
+    pub(crate) const ALL: [Method; 11] = [
+        Method::LinearProbe,
+        Method::FineTuning,
+        Method::LpFt,
+        Method::L2Sp,
+        Method::FixedRadius,
+        Method::WiseFt,
+        Method::TpgmPostHoc,
+        Method::Tpgm,
+        Method::Ftp,
+        Method::Spd,
+        Method::Digrap,
+    ];
+
+    /// Name as in tables.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Method::FineTuning => "fine-tuning",
+            Method::LinearProbe => "linear probe",
+            Method::LpFt => "LP-FT",
+            Method::L2Sp => "L2-SP",
+            Method::FixedRadius => "fixed radius",
+            Method::WiseFt => "WiSE-FT",
+            Method::Tpgm => "TPGM",
+            Method::TpgmPostHoc => "TPGM post hoc",
+            Method::Ftp => "FTP",
+            Method::Spd => "SPD",
+            Method::Digrap => "DiGraP",
+        }
+    }
+
+    /// What its one strength is called; `None` if it has none.
+    pub(crate) const fn strength_name(self) -> Option<&'static str> {
+        match self {
+            Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
+            Method::L2Sp => Some("alpha"),
+            Method::FixedRadius => Some("radius"),
+            Method::WiseFt => Some("share"),
+            Method::Tpgm => Some("radius lr"),
+            Method::TpgmPostHoc => Some("updates"),
+            Method::Ftp => Some("k"),
+            Method::Spd => Some("strength"),
+            Method::Digrap => Some("omega lr"),
+        }
+    }
+
+    /// The strengths of the sweep; none if it has none.
+    pub(crate) const fn strengths(self) -> &'static [f64] {
+        match self {
+            Method::FineTuning | Method::LinearProbe | Method::LpFt => &[],
+            Method::L2Sp => &[0.01, 0.1, 1.0],
+            Method::FixedRadius => &[0.5, 2.0, 8.0],
+            Method::WiseFt => &[0.2, 0.4, 0.6, 0.8],
+            Method::Tpgm => &[1e-3, 1e-2, 1e-1],
+            Method::TpgmPostHoc => &[50.0, 200.0],
+            Method::Ftp => &[1.0, 0.5, 0.0],
+            Method::Spd => &[0.3, 1.0, 3.0],
+            Method::Digrap => &[1e-3, 1e-2, 1e-1],
+        }
+    }
+
+    /// The strength without a sweep: what the papers or their code use where they say so.
+    pub(crate) const fn strength(self) -> Option<f64> {
+        match self {
+            Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
+            Method::L2Sp => Some(0.1),
+            Method::FixedRadius => Some(2.0),
+            Method::WiseFt => Some(0.5),
+            Method::Tpgm | Method::Digrap => Some(1e-2),
+            Method::TpgmPostHoc => Some(200.0),
+            Method::Ftp | Method::Spd => Some(1.0),
+        }
+    }
+
+    /// The constraint of a training run; none for methods that act before or after training.
+    pub(crate) fn constraint(self, strength: f64) -> Constraint {
+        let adam = RadiusAdam { lr: strength, ..RadiusAdam::default() };
+        match self {
+            Method::FineTuning | Method::LinearProbe | Method::LpFt | Method::WiseFt | Method::TpgmPostHoc => {
+                Constraint::None
+            }
+            Method::L2Sp => L2Sp { alpha: strength, ..L2Sp::default() }.into(),
+            Method::FixedRadius => FixedRadius { radius: strength, norm: Norm::Mars }.into(),
+            Method::Tpgm => Tpgm { norm: Norm::Mars, adam }.into(),
+            Method::Ftp => Ftp { k: strength, ..Ftp::default() }.into(),
+            Method::Spd => Spd { strength }.into(),
+            Method::Digrap => Digrap { adam, ..Digrap::default() }.into(),
+        }
+    }
+}
