@@ -1,5 +1,6 @@
 //! What the fine-tuning examples share.
 
+pub mod environment;
 pub mod files;
 pub mod mosaic;
 pub mod plot;

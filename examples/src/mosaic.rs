@@ -61,7 +61,11 @@ impl Mosaic<'_> {
         );
         for (row, (label, _)) in self.rows.iter().enumerate() {
             let y = TOP + SCALE * (row * cell + self.side / 2) + 5;
-            writeln!(svg, "<text x=\"{}\" y=\"{y}\" font-size=\"14\" text-anchor=\"end\">{label}</text>", LEFT - 8)?;
+            writeln!(
+                svg,
+                "<text x=\"{}\" y=\"{y}\" font-size=\"14\" text-anchor=\"end\">{label}</text>",
+                LEFT - 8
+            )?;
         }
         svg.push_str("</svg>\n");
         Ok(svg)
@@ -86,7 +90,11 @@ mod tests {
     #[test]
     fn a_mosaic_embeds_its_images_and_names_its_rows() {
         let image = [7; 12];
-        let mosaic = Mosaic { title: "samples", side: 2, rows: vec![("real", vec![&image]), ("sketch", vec![&image])] };
+        let mosaic = Mosaic {
+            title: "samples",
+            side: 2,
+            rows: vec![("real", vec![&image]), ("sketch", vec![&image])],
+        };
         let svg = mosaic.svg().unwrap();
         for word in ["samples", "real", "sketch", "base64,iVBORw0KGgo"] {
             assert!(svg.contains(word), "{word}");

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_plot_names_its_curves_and_axes() {
-        let curve = Curve { name: "FTP".to_owned(), points: vec![(0.0, 1.0), (1.0, 2.0)], chosen: Some((1.0, 2.0)) };
+        let curve =
+            Curve { name: "FTP".to_owned(), points: vec![(0.0, 1.0), (1.0, 2.0)], chosen: Some((1.0, 2.0)) };
         let labels = Labels { title: "frontier", x: "ID", y: "OOD" };
         let svg = curves(labels, Style::Marks, &[curve]).unwrap();
         for word in ["<svg", "FTP", "frontier", "ID", "OOD", "</svg>"] {

@@ -13,13 +13,18 @@ use anyhow::{Context, Result};
 /// # Errors
 ///
 /// The first error of a task; tasks that have not begun then never do.
-pub fn run<T: Send, R: Send>(workers: usize, tasks: Vec<T>, work: impl Fn(T) -> Result<R> + Sync) -> Result<Vec<R>> {
+pub fn run<T: Send, R: Send>(
+    workers: usize,
+    tasks: Vec<T>,
+    work: impl Fn(T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
     let count = tasks.len();
     let queue = Mutex::new(tasks.into_iter().enumerate().collect::<VecDeque<_>>());
     let results = Mutex::new(Vec::with_capacity(count));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let worker = || -> Result<()> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().context("no thread for a worker")?;
+        let pool =
+            rayon::ThreadPoolBuilder::new().num_threads(1).build().context("no thread for a worker")?;
         pool.install(|| {
             while let Some((number, task)) = next() {
                 let result = work(task).inspect_err(|_| {
@@ -32,9 +37,9 @@ pub fn run<T: Send, R: Send>(workers: usize, tasks: Vec<T>, work: impl Fn(T) -> 
     };
     std::thread::scope(|scope| {
         let handles: Vec<_> = (0..workers.clamp(1, count.max(1))).map(|_| scope.spawn(worker)).collect();
-        handles.into_iter().try_for_each(|handle| {
-            handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        handles
+            .into_iter()
+            .try_for_each(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     results.sort_by_key(|(number, _)| *number);

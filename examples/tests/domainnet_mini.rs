@@ -17,7 +17,8 @@ fn start(out: &Path, options: &[&str]) -> Command {
 }
 
 fn text(output: &Output) -> String {
-    let text = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+    let text =
+        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
     assert!(output.status.success(), "{text}");
     text
 }
@@ -28,14 +29,18 @@ fn the_quick_run_leaves_tables_plots_logs_and_checkpoints() {
     let text = text(&start(folder.path(), &[]).output().unwrap());
     assert!(text.contains("get a gradient"), "{text}");
     let table = std::fs::read_to_string(folder.path().join("table.md")).unwrap();
-    for word in ["linear probe", "fine-tuning", "LP-FT", "L2-SP", "fixed radius", "WiSE-FT", "TPGM post hoc", "TPGM"] {
+    for word in
+        ["linear probe", "fine-tuning", "LP-FT", "L2-SP", "fixed radius", "WiSE-FT", "TPGM post hoc", "TPGM"]
+    {
         assert!(table.contains(word), "{word}: {table}");
     }
     for word in ["FTP", "SPD", "DiGraP", "real (ID)", "sketch", "quickdraw", "OOD mean", "seconds"] {
         assert!(table.contains(word), "{word}: {table}");
     }
     assert_eq!(table.lines().count(), 2 + 11);
-    for file in ["table.csv", "samples.svg", "frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"] {
+    for file in
+        ["table.csv", "samples.svg", "frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"]
+    {
         assert!(folder.path().join(file).exists(), "{file}");
     }
     let run = folder.path().join("runs/FTP_lr0.001_1_seed0");

@@ -135,7 +135,9 @@ pub(crate) fn windows(images: &Images, positions: &[usize]) -> Result<Tensor> {
             let inside = |at: usize| (MARGIN..SIDE + MARGIN).contains(&at);
             if inside(row) && inside(column) {
                 let at = ((row - MARGIN) * SIDE + column - MARGIN) * 3;
-                out.iter_mut().zip(&image[at..at + 3]).for_each(|(out, byte)| *out = f32::from(*byte) / 64.0 - 2.0);
+                out.iter_mut()
+                    .zip(&image[at..at + 3])
+                    .for_each(|(out, byte)| *out = f32::from(*byte) / 64.0 - 2.0);
             }
         }
     }

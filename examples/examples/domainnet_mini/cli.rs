@@ -96,8 +96,10 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     }
     let begun = Instant::now();
     let config = args.config();
-    let runs = prepare(&args.out, args.resume, &config)?;
     let scale = config.scale;
+    ensure!(scale.batch > 0, "--batch is 0: a step needs at least one image");
+    ensure!(scale.steps > 0, "--steps is 0: there is nothing to compare without training");
+    let runs = prepare(&args.out, args.resume, &config)?;
 
     progress.line("drawing the images");
     let world = World::draw(WORLD, &scale)?;
@@ -108,16 +110,17 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     net.params.audit(|| net.loss(&world.train, &batch))?;
     let tensors = net.params.all();
     let numbers: usize = tensors.iter().map(|param| param.var().elem_count()).sum();
-    progress.line(format!("audit: all {} trainable tensors ({numbers} parameters) get a gradient", tensors.len()));
+    progress.line(format!(
+        "audit: all {} trainable tensors ({numbers} parameters) get a gradient",
+        tensors.len()
+    ));
 
     let save_every = if args.full { 0 } else { (scale.steps / 4).max(1) };
-    let lab = Lab { world: &world, scale, checkpoint: config.checkpoint.clone(), runs, save_every, progress, stop };
+    let lab =
+        Lab { world: &world, scale, checkpoint: config.checkpoint.clone(), runs, save_every, progress, stop };
     let threads = args.jobs.map_or_else(default_jobs, NonZero::get);
-    let outcomes = if args.full {
-        sweep(&lab, threads, args.seed, SEEDS)?
-    } else {
-        once(&lab, threads, args.seed)?
-    };
+    let outcomes =
+        if args.full { sweep(&lab, threads, args.seed, SEEDS)? } else { once(&lab, threads, args.seed)? };
     let Some(outcomes) = outcomes else {
         let again: Vec<_> = std::env::args().skip(1).filter(|arg| arg != "--resume").collect();
         let again = again.iter().map(|arg| format!("{arg} ")).collect::<String>();
@@ -136,7 +139,8 @@ impl Args {
         scale.train = self.images.unwrap_or(scale.train);
         scale.batch = self.batch.unwrap_or(scale.batch);
         scale.steps = self.steps.unwrap_or(scale.steps);
-        let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/domainnet_mini/pretrained.safetensors");
+        let own =
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/domainnet_mini/pretrained.safetensors");
         let checkpoint = self.checkpoint.clone().unwrap_or_else(own);
         Config { full: self.full, seed: self.seed, scale, checkpoint }
     }

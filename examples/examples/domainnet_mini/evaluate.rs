@@ -14,13 +14,17 @@ const BATCH: usize = 200;
 /// # Errors
 ///
 /// No images, or the model fails.
-pub(crate) fn accuracy(images: &Images, scores: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<f64> {
+pub(crate) fn accuracy(
+    images: &Images,
+    scores: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+) -> Result<f64> {
     ensure!(images.len() > 0, "accuracy of no images: ask for at least one test image per class");
     let positions: Vec<_> = (0..images.len()).collect();
     let mut right = 0;
     for batch in positions.chunks(BATCH) {
         let best = scores(&windows(images, batch)?)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
-        right += batch.iter().zip(best).filter(|(position, best)| images.labels()[**position] == *best).count();
+        right +=
+            batch.iter().zip(best).filter(|(position, best)| images.labels()[**position] == *best).count();
     }
     Ok(right as f64 / images.len() as f64)
 }

@@ -7,7 +7,7 @@ use crate::lab::{Lab, Outcome, Setting};
 use crate::method::Method;
 
 /// Learning rates of the backbone that are tried.
-const RATES: [f64; 3] = [3e-4, 1e-3, 3e-3];
+const RATES: [f64; 2] = [3e-4, 1e-3];
 
 /// Its learning rate without a sweep.
 const RATE: f64 = 1e-3;
@@ -33,7 +33,9 @@ enum Task {
 /// The first error of a run.
 pub(crate) fn once(lab: &Lab<'_>, threads: usize, seed: u64) -> Result<Option<Outcomes>> {
     let shares = Method::WiseFt.strengths().to_vec();
-    let updates: Vec<_> = Method::TpgmPostHoc.strength().into_iter().collect();
+    // No more updates of radii than steps of training: a quick run stays quick.
+    let most = lab.scale.steps as f64;
+    let updates: Vec<_> = Method::TpgmPostHoc.strength().iter().map(|updates| updates.min(most)).collect();
     let mut tasks = vec![Task::ProbeAndAfter { seed, lrs: vec![RATE], shares, updates }];
     for method in trained() {
         tasks.push(Task::Train(Setting { method, lr: RATE, strength: method.strength(), seed }));
@@ -148,7 +150,9 @@ fn merged(tasks: Vec<Task>) -> Vec<Task> {
 fn run(lab: &Lab<'_>, threads: usize, tasks: Vec<Task>) -> Result<Option<Vec<Outcome>>> {
     let outcomes = workers::run(threads, tasks, |task| match task {
         Task::Train(setting) => Ok(lab.train(setting)?.map(|outcome| vec![outcome])),
-        Task::ProbeAndAfter { seed, lrs, shares, updates } => lab.probe_and_after(seed, &lrs, &shares, &updates),
+        Task::ProbeAndAfter { seed, lrs, shares, updates } => {
+            lab.probe_and_after(seed, &lrs, &shares, &updates)
+        }
     })?;
     let outcomes: Option<Vec<_>> = outcomes.into_iter().collect();
     Ok(outcomes.map(|outcomes| outcomes.concat()))
@@ -172,7 +176,8 @@ mod tests {
             outcome(Method::Spd, 1.0, 0.5, 0.5),
         ];
         let best = best(&outcomes);
-        let chosen: Vec<_> = best.iter().map(|outcome| (outcome.setting.method, outcome.setting.strength)).collect();
+        let chosen: Vec<_> =
+            best.iter().map(|outcome| (outcome.setting.method, outcome.setting.strength)).collect();
         assert_eq!(chosen, [(Method::Ftp, Some(0.5)), (Method::Spd, Some(1.0))]);
     }
 

@@ -85,7 +85,8 @@ impl Lab<'_> {
     ///
     /// See [`Run::train`].
     pub(crate) fn train(&self, setting: Setting) -> Result<Option<Outcome>> {
-        let constraint = setting.strength.map_or(Constraint::None, |strength| setting.method.constraint(strength));
+        let constraint =
+            setting.strength.map_or(Constraint::None, |strength| setting.method.constraint(strength));
         let start = if setting.method == Method::LinearProbe { Start::Probe } else { Start::NewHead };
         self.trained(setting, start, &self.checkpoint, constraint, 0.0)
     }
@@ -106,19 +107,19 @@ impl Lab<'_> {
         let probe = Setting { method: Method::LinearProbe, lr: 0.0, strength: None, seed };
         let Some(outcome) = self.train(probe)? else { return Ok(None) };
         let probe = self.model(&probe);
-        let mut seconds = outcome.seconds;
         let mut outcomes = vec![outcome];
         for lr in lrs {
             let tuned = Setting { method: Method::LpFt, lr: *lr, strength: None, seed };
             let trained = self.trained(tuned, Start::Whole, &probe, Constraint::None, outcomes[0].seconds)?;
             let Some(outcome) = trained else { return Ok(None) };
-            seconds = outcome.seconds;
+            let seconds = outcome.seconds;
             outcomes.push(outcome);
             let settings = |method, strengths: &[f64]| {
                 let setting = |strength: &f64| Setting { method, lr: *lr, strength: Some(*strength), seed };
                 strengths.iter().map(setting).collect::<Vec<_>>()
             };
-            for setting in [settings(Method::WiseFt, shares), settings(Method::TpgmPostHoc, updates)].concat() {
+            for setting in [settings(Method::WiseFt, shares), settings(Method::TpgmPostHoc, updates)].concat()
+            {
                 if self.stop.requested() {
                     return Ok(None);
                 }
@@ -162,7 +163,13 @@ impl Lab<'_> {
     }
 
     /// WiSE-FT and TPGM post hoc: a model between two checkpoints.
-    fn between(&self, setting: Setting, from: &PathBuf, to: &PathBuf, seconds_before: f64) -> Result<Outcome> {
+    fn between(
+        &self,
+        setting: Setting,
+        from: &PathBuf,
+        to: &PathBuf,
+        seconds_before: f64,
+    ) -> Result<Outcome> {
         if let Some(outcome) = self.known(&setting)? {
             return Ok(outcome);
         }
@@ -170,7 +177,9 @@ impl Lab<'_> {
         let net = Net::open(from, Start::Whole, self.world.train.classes(), setting.seed)?;
         let tuned = candle_core::safetensors::load(to, &Device::Cpu)?;
         for param in net.params.all() {
-            let value = tuned.get(param.name()).with_context(|| format!("{} lacks {}", to.display(), param.name()))?;
+            let value = tuned
+                .get(param.name())
+                .with_context(|| format!("{} lacks {}", to.display(), param.name()))?;
             param.var().set(value)?;
         }
         let strength = setting.strength.context("a method between two models has a strength")?;

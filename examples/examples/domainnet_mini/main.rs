@@ -18,10 +18,12 @@ mod world;
 
 use anyhow::Result;
 use clap::Parser;
+use tpgm_examples::environment;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
 fn main() -> Result<()> {
+    environment::for_small_models();
     let args = cli::Args::parse();
     let stop = Stop::never();
     stop.on_ctrl_c()?;

@@ -83,14 +83,13 @@ impl Method {
     pub(crate) const fn strengths(self) -> &'static [f64] {
         match self {
             Method::FineTuning | Method::LinearProbe | Method::LpFt => &[],
-            Method::L2Sp => &[0.01, 0.1, 1.0],
-            Method::FixedRadius => &[0.5, 2.0, 8.0],
-            Method::WiseFt => &[0.2, 0.4, 0.6, 0.8],
-            Method::Tpgm => &[1e-3, 1e-2, 1e-1],
-            Method::TpgmPostHoc => &[50.0, 200.0],
-            Method::Ftp => &[1.0, 0.5, 0.0],
-            Method::Spd => &[0.3, 1.0, 3.0],
-            Method::Digrap => &[1e-3, 1e-2, 1e-1],
+            Method::L2Sp => &[0.03, 0.3],
+            Method::FixedRadius => &[1.0, 4.0],
+            Method::WiseFt => &[0.3, 0.5, 0.7],
+            Method::Tpgm | Method::Digrap => &[1e-2, 1e-1],
+            Method::TpgmPostHoc => &[200.0],
+            Method::Ftp => &[1.0, 0.0],
+            Method::Spd => &[0.5, 2.0],
         }
     }
 
@@ -111,9 +110,11 @@ impl Method {
     pub(crate) fn constraint(self, strength: f64) -> Constraint {
         let adam = RadiusAdam { lr: strength, ..RadiusAdam::default() };
         match self {
-            Method::FineTuning | Method::LinearProbe | Method::LpFt | Method::WiseFt | Method::TpgmPostHoc => {
-                Constraint::None
-            }
+            Method::FineTuning
+            | Method::LinearProbe
+            | Method::LpFt
+            | Method::WiseFt
+            | Method::TpgmPostHoc => Constraint::None,
             Method::L2Sp => L2Sp { alpha: strength, ..L2Sp::default() }.into(),
             Method::FixedRadius => FixedRadius { radius: strength, norm: Norm::Mars }.into(),
             Method::Tpgm => Tpgm { norm: Norm::Mars, adam }.into(),

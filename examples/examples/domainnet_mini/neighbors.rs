@@ -53,12 +53,14 @@ impl CustomOp1 for Gather {
         let size = height * width * channels;
         let mut windows = vec![0f32; 9 * source.len()];
         if !source.is_empty() {
-            windows.par_chunks_exact_mut(9 * size).zip(source.par_chunks_exact(size)).for_each(|(to, from)| {
-                for_each_pair(height, width, |slot, token, source| {
-                    to[(9 * token + slot) * channels..][..channels]
-                        .copy_from_slice(&from[source * channels..][..channels]);
-                });
-            });
+            windows.par_chunks_exact_mut(9 * size).zip(source.par_chunks_exact(size)).for_each(
+                |(to, from)| {
+                    for_each_pair(height, width, |slot, token, source| {
+                        to[(9 * token + slot) * channels..][..channels]
+                            .copy_from_slice(&from[source * channels..][..channels]);
+                    });
+                },
+            );
         }
         Ok((CpuStorage::F32(windows), Shape::from((images, height, width, 9 * channels))))
     }
@@ -82,7 +84,10 @@ impl CustomOp1 for Scatter {
             tokens.par_chunks_exact_mut(size).zip(grad.par_chunks_exact(9 * size)).for_each(|(to, from)| {
                 for_each_pair(height, width, |slot, token, source| {
                     let from = &from[(9 * token + slot) * channels..][..channels];
-                    to[source * channels..][..channels].iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                    to[source * channels..][..channels]
+                        .iter_mut()
+                        .zip(from)
+                        .for_each(|(to, from)| *to += from);
                 });
             });
         }

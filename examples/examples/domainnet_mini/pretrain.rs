@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
-use tpgm_candle::nn::cross_entropy;
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use tpgm_candle::nn::cross_entropy;
 use tpgm_examples::progress::Progress;
 
 use crate::backbone::{Backbone, HEAD, labels, windows};
@@ -26,10 +26,10 @@ pub(crate) struct Pretrain {
     #[arg(long, default_value_t = 60)]
     pub(crate) classes: usize,
     /// Optimizer steps
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = 3000)]
     pub(crate) steps: usize,
     /// Images per step, all freshly drawn
-    #[arg(long, default_value_t = 96)]
+    #[arg(long, default_value_t = 64)]
     pub(crate) batch: usize,
     /// Peak learning rate: AdamW, linear warm-up over a tenth of the steps, then cosine to zero
     #[arg(long, default_value_t = 2e-3)]

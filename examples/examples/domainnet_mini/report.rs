@@ -64,7 +64,11 @@ pub(crate) fn frontier(all: &[Outcome], chosen: &[Vec<Outcome>], title: &str) ->
             plotted.push(Curve { name: method.name().to_owned(), points, chosen });
         }
     }
-    let labels = Labels { title, x: "accuracy on real images (ID), %", y: "mean accuracy in five other domains (OOD), %" };
+    let labels = Labels {
+        title,
+        x: "accuracy on real images (ID), %",
+        y: "mean accuracy in five other domains (OOD), %",
+    };
     curves(labels, Style::Marks, &plotted)
 }
 
@@ -104,10 +108,16 @@ pub(crate) fn over_steps(log: &Path, method: Method, quantity: Quantity) -> Resu
     }
     let plotted: Vec<_> = tensors
         .into_iter()
-        .map(|(name, points)| Curve { name: name.trim_end_matches(".weight").to_owned(), points, chosen: None })
+        .map(|(name, points)| Curve {
+            name: name.trim_end_matches(".weight").to_owned(),
+            points,
+            chosen: None,
+        })
         .collect();
     let (title, y) = match quantity {
-        Quantity::Radius => (format!("{}: radius of each matrix", method.name()), "radius (MARS: L1 norm of a row)"),
+        Quantity::Radius => {
+            (format!("{}: radius of each matrix", method.name()), "radius (MARS: L1 norm of a row)")
+        }
         Quantity::Ratio => (format!("{}: ratio of each matrix", method.name()), "mean ratio over the rows"),
     };
     curves(Labels { title: &title, x: "step", y }, Style::Lines, &plotted)

@@ -87,7 +87,9 @@ fn neighbors_are_those_of_the_picture_and_their_gradient_is_right() {
         if inside { values[position(row as usize, column as usize)] } else { 0.0 }
     };
     let mut expected = Vec::new();
-    for (image, row, column) in (0..24).map(|token| (token / 12, (token / 4 % 3) as isize, (token % 4) as isize)) {
+    for (image, row, column) in
+        (0..24).map(|token| (token / 12, (token / 4 % 3) as isize, (token % 4) as isize))
+    {
         for (slot, channel) in (0..18).map(|entry| ((entry / 2) as isize, entry % 2)) {
             expected.push(at(image, row + slot / 3 - 1, column + slot % 3 - 1, channel));
         }
@@ -111,11 +113,12 @@ fn neighbors_are_those_of_the_picture_and_their_gradient_is_right() {
 #[test]
 fn no_images_and_images_of_one_class_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let error = |options: &[&str]| format!("{:#}", command(folder.path(), options, &Stop::never()).unwrap_err());
+    let error =
+        |options: &[&str]| format!("{:#}", command(folder.path(), options, &Stop::never()).unwrap_err());
     assert!(error(&["--images", "0"]).contains("there are no training images"));
     assert!(error(&["--classes", "0"]).contains("there are no training images"));
     assert!(error(&["--classes", "1"]).contains("all training images are of one class"));
-    assert!(error(&["--batch", "0"]).contains("batch"));
+    assert!(error(&["--batch", "0"]).contains("--batch"));
 }
 
 #[test]
@@ -140,7 +143,7 @@ fn a_loss_that_is_not_finite_is_reported_with_step_and_learning_rate() {
     };
     let setting = Setting { method: Method::FineTuning, lr: 1e25, strength: None, seed: 0 };
     let error = format!("{:#}", lab.train(setting).unwrap_err());
-    assert!(error.contains("fine-tuning: step ") && error.contains("at learning rate 1.00e25"), "{error}");
+    assert!(error.contains("fine-tuning: step 1 at learning rate 9.33e24: the loss is NaN"), "{error}");
 }
 
 #[test]
@@ -192,7 +195,7 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     command(&cut, &["--resume"], &Stop::never()).unwrap();
     let ((outcomes, models), (expected, expected_models)) = (results(&cut), results(&whole));
     assert_eq!(format!("{outcomes:?}"), format!("{expected:?}"));
-    assert_eq!(models.len(), 8);
+    assert_eq!(models.len(), 9);
     for ((name, bytes), (expected_name, expected_bytes)) in models.iter().zip(&expected_models) {
         assert_eq!(name, expected_name);
         assert!(bytes == expected_bytes, "{name}");
@@ -202,7 +205,8 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
 #[test]
 fn resuming_needs_a_run_of_the_same_options() {
     let folder = tempfile::tempdir().unwrap();
-    let error = |options: &[&str]| format!("{:#}", command(folder.path(), options, &Stop::never()).unwrap_err());
+    let error =
+        |options: &[&str]| format!("{:#}", command(folder.path(), options, &Stop::never()).unwrap_err());
     assert!(error(&["--resume"]).contains("leave out --resume"));
     command(folder.path(), &["--steps", "2"], &Stop::after(1)).unwrap();
     assert!(error(&["--resume"]).contains("was begun with other options"));

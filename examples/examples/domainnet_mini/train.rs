@@ -6,10 +6,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
-use tpgm_candle::nn::cross_entropy;
 use tpgm_candle::core::{AdamW, Constraint, Group, Projection};
+use tpgm_candle::nn::cross_entropy;
 use tpgm_candle::{
-    Checkpointer, DataOrder, JsonlWriter, Params, RobustOptimizer, Schedule, Telemetry, TensorBoardWriter, TrainState,
+    Checkpointer, DataOrder, JsonlWriter, Params, RobustOptimizer, Schedule, Telemetry, TensorBoardWriter,
+    TrainState,
 };
 
 use crate::backbone::{Backbone, HEAD, labels, windows};
@@ -175,7 +176,8 @@ impl Run<'_> {
             let lr = schedule.lr(step);
             optimizer.set_learning_rate(lr);
             let taken = self.step(&net, &mut optimizer, &mut position, world, learns_radii);
-            let loss = taken.with_context(|| format!("{}: step {step} at learning rate {lr:.2e}", self.title))?;
+            let loss =
+                taken.with_context(|| format!("{}: step {step} at learning rate {lr:.2e}", self.title))?;
             let done = step + 1;
             if done % LOG_EVERY == 0 || done == self.steps {
                 log.scalar("loss", done, loss)?;

@@ -24,7 +24,8 @@ pub(crate) struct Scale {
 
 impl Scale {
     /// Five minutes for all methods.
-    pub(crate) const NORMAL: Self = Self { classes: 40, train: 40, held_out: 10, test: 20, steps: 600, batch: 32 };
+    pub(crate) const NORMAL: Self =
+        Self { classes: 40, train: 40, held_out: 10, test: 20, steps: 600, batch: 32 };
 
     /// Seconds: shows that everything works, not that anything is learned.
     pub(crate) const QUICK: Self = Self { classes: 4, train: 4, held_out: 2, test: 2, steps: 6, batch: 8 };

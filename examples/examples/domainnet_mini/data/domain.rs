@@ -117,9 +117,9 @@ impl Canvas {
             look = *usual;
             // The same look in another light.
             let light = dice.range(0.85, 1.15);
-            look.colors = look.colors.map(|color| {
-                color.map(|channel| (channel * light + 0.05 * dice.bell()).clamp(0.0, 1.0))
-            });
+            look.colors = look
+                .colors
+                .map(|color| color.map(|channel| (channel * light + 0.05 * dice.bell()).clamp(0.0, 1.0)));
         }
         let pale = |dice: &mut Dice| from_hsv(dice.unit(), dice.range(0.0, 0.25), dice.range(0.85, 1.0));
         let any = |dice: &mut Dice| from_hsv(dice.unit(), dice.range(0.1, 0.6), dice.range(0.3, 0.9));
@@ -161,8 +161,9 @@ impl Canvas {
                 let toward = place.u * (self.angle * PI).cos() + place.v * (self.angle * PI).sin();
                 surface(&self.look, place).map(|channel| channel * (0.9 + 0.25 * toward + 0.08 * third))
             }
-            Domain::Real => mix(self.paper[0], self.paper[1], 0.5 + 0.5 * cloud)
-                .map(|channel| channel + 0.15 * second),
+            Domain::Real => {
+                mix(self.paper[0], self.paper[1], 0.5 + 0.5 * cloud).map(|channel| channel + 0.15 * second)
+            }
             Domain::Sketch => {
                 let dark = if on_line {
                     0.65 + 0.15 * cloud

@@ -72,9 +72,8 @@ impl Request {
     /// Draws them, in parallel; the pixels do not depend on the number of threads. The images of each class follow each
     /// other, in the order of `domains`.
     pub(crate) fn draw(&self, domains: &[Domain]) -> Images {
-        let classes: Vec<_> = (0..self.classes)
-            .map(|class| Class::new(self.seed, (self.first_class + class) as u64))
-            .collect();
+        let classes: Vec<_> =
+            (0..self.classes).map(|class| Class::new(self.seed, (self.first_class + class) as u64)).collect();
         let per_class = domains.len() * self.images;
         let mut pixels = vec![0; self.classes * per_class * BYTES];
         pixels.par_chunks_exact_mut(BYTES).enumerate().for_each(|(position, image)| {
