@@ -77,12 +77,19 @@ fn draw(
     // The legend has a column of its own: curves fill the plot.
     let (plot, legend) = area.split_horizontally(SIZE.0 - 210);
     let mut chart = ChartBuilder::on(&plot)
-        .caption(labels.title, ("sans-serif", 18))
+        .caption(labels.title, ("sans-serif", 20))
         .margin(8)
         .x_label_area_size(42)
         .y_label_area_size(54)
         .build_cartesian_2d(x, y)?;
-    chart.configure_mesh().x_desc(labels.x).y_desc(labels.y).light_line_style(WHITE).draw()?;
+    chart
+        .configure_mesh()
+        .x_desc(labels.x)
+        .y_desc(labels.y)
+        .label_style(("sans-serif", 15))
+        .axis_desc_style(("sans-serif", 17))
+        .light_line_style(WHITE)
+        .draw()?;
     for (number, curve) in curves.iter().enumerate() {
         let color = Palette99::pick(number).to_rgba();
         let width = if style == Style::Lines { 2 } else { 1 };
@@ -94,7 +101,7 @@ fn draw(
         }
         let top = 44 + 20 * number as i32;
         legend.draw(&Rectangle::new([(4, top), (18, top + 10)], color.filled()))?;
-        legend.draw(&Text::new(curve.name.clone(), (24, top - 2), ("sans-serif", 14)))?;
+        legend.draw(&Text::new(curve.name.clone(), (24, top - 2), ("sans-serif", 16)))?;
     }
     area.present()
 }
