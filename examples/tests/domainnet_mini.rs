@@ -1,75 +1,239 @@
-//! The example as a user starts it.
+//! What goes wrong, and interruptions. Images are few and small runs short: nothing here is about accuracy.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+// The modules of the example, as its main file has them: an example is not a library that a test could use.
+#[path = "../examples/domainnet_mini/backbone.rs"]
+mod backbone;
+#[path = "../examples/domainnet_mini/cli.rs"]
+mod cli;
+#[path = "../examples/domainnet_mini/data/mod.rs"]
+mod data;
+#[path = "../examples/domainnet_mini/evaluate.rs"]
+mod evaluate;
+#[path = "../examples/domainnet_mini/experiment.rs"]
+mod experiment;
+#[path = "../examples/domainnet_mini/lab.rs"]
+mod lab;
+#[path = "../examples/domainnet_mini/method.rs"]
+mod method;
+#[path = "../examples/domainnet_mini/neighbors.rs"]
+mod neighbors;
+#[path = "../examples/domainnet_mini/pretrain.rs"]
+mod pretrain;
+#[path = "../examples/domainnet_mini/report.rs"]
+mod report;
+#[path = "../examples/domainnet_mini/train.rs"]
+mod train;
+#[path = "../examples/domainnet_mini/world.rs"]
+mod world;
 
-/// The binary beside this test's own: `cargo test` builds examples before it runs tests.
-fn binary() -> PathBuf {
-    let own = std::env::current_exe().unwrap();
-    let path = own.parent().unwrap().parent().unwrap().join("examples/domainnet_mini");
-    path.with_extension(std::env::consts::EXE_EXTENSION)
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor, Var};
+use clap::Parser;
+use tpgm_candle::Params;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+
+use crate::backbone::{Backbone, labels, windows};
+use crate::cli::{Args, run};
+use crate::data::{Domain, Request, Split};
+use crate::lab::{Lab, Outcome, Setting};
+use crate::method::Method;
+use crate::neighbors::neighbors;
+use crate::world::{Scale, World};
+
+fn checkpoint() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/domainnet_mini/pretrained.safetensors")
 }
 
-fn start(out: &Path, options: &[&str]) -> Command {
-    let mut command = Command::new(binary());
-    command.arg("--quick").arg("--out").arg(out).args(options);
-    command
-}
-
-fn text(output: &Output) -> String {
-    let text =
-        [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
-    assert!(output.status.success(), "{text}");
-    text
+/// Runs the command line in a folder.
+fn command(out: &Path, options: &[&str], stop: &Stop) -> Result<()> {
+    let out = out.to_str().unwrap();
+    let args = ["domainnet_mini", "--quick", "--jobs", "1", "--out", out];
+    run(&Args::parse_from(args.iter().chain(options)), &Progress::hidden(), stop)
 }
 
 #[test]
-fn the_quick_run_leaves_tables_plots_logs_and_checkpoints() {
-    let folder = tempfile::tempdir().unwrap();
-    let text = text(&start(folder.path(), &[]).output().unwrap());
-    assert!(text.contains("get a gradient"), "{text}");
-    let table = std::fs::read_to_string(folder.path().join("table.md")).unwrap();
-    for word in
-        ["linear probe", "fine-tuning", "LP-FT", "L2-SP", "fixed radius", "WiSE-FT", "TPGM post hoc", "TPGM"]
-    {
-        assert!(table.contains(word), "{word}: {table}");
-    }
-    for word in ["FTP", "SPD", "DiGraP", "real (ID)", "sketch", "quickdraw", "OOD mean", "seconds"] {
-        assert!(table.contains(word), "{word}: {table}");
-    }
-    assert_eq!(table.lines().count(), 2 + 11);
-    for file in
-        ["table.csv", "samples.svg", "frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"]
-    {
-        assert!(folder.path().join(file).exists(), "{file}");
-    }
-    let run = folder.path().join("runs/FTP_lr0.001_1_seed0");
-    for file in ["log.jsonl", "tensorboard", "checkpoints", "model.safetensors", "outcome.json"] {
-        assert!(run.join(file).exists(), "{file}");
+fn pixels_do_not_depend_on_threads_or_on_what_else_is_drawn() {
+    let request = Request::fine_tuning(3, 4).of(Split::Test, 3);
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| request.draw(&Domain::ALL))
+    };
+    let (one, three) = (on(1), on(3));
+    assert!((0..one.len()).all(|image| one.image(image) == three.image(image)));
+    // The third class's sketches alone, from the second on.
+    let sketches = request.of(Split::Test, 2).from(1).draw(&[Domain::Sketch]);
+    assert_eq!(sketches.image(2 * 2), one.image(2 * 18 + 3 + 1));
+    assert_eq!(sketches.labels()[4], 2);
+}
+
+#[test]
+fn splits_seeds_and_domains_have_different_images() {
+    let request = Request::fine_tuning(3, 2);
+    let image = |request: Request, split, domain| request.of(split, 1).draw(&[domain]).image(0).to_vec();
+    let images = [
+        image(request, Split::Train, Domain::Real),
+        image(request, Split::Radii, Domain::Real),
+        image(request, Split::Choice, Domain::Real),
+        image(request, Split::Test, Domain::Real),
+        image(request, Split::Test, Domain::Sketch),
+        image(Request::fine_tuning(4, 2), Split::Test, Domain::Real),
+        image(Request::pretraining(3, 2), Split::Test, Domain::Real),
+    ];
+    for (number, one) in images.iter().enumerate() {
+        assert!(images[..number].iter().all(|other| other != one), "image {number}");
     }
 }
 
-/// Sends a real Ctrl-C.
-#[cfg(unix)]
 #[test]
-fn ctrl_c_saves_and_says_how_to_go_on() {
-    use std::process::Stdio;
-    use std::time::Duration;
+fn a_window_shows_the_pixels_around_its_token() {
+    let images = Request::fine_tuning(0, 2).of(Split::Train, 1).draw(&[Domain::Real]);
+    let values = windows(&images, &[1]).unwrap().to_vec2::<f32>().unwrap();
+    let value = |row: usize, column: usize, channel: usize| {
+        f32::from(images.image(1)[(row * 32 + column) * 3 + channel]) / 64.0 - 2.0
+    };
+    // Token (1, 2) begins two pixels above and left of pixel (4, 8).
+    assert_eq!(values[10][0], value(2, 6, 0));
+    assert_eq!(values[10][(3 * 8 + 5) * 3 + 2], value(5, 11, 2));
+    assert!(values[0][..8 * 3 * 2].iter().all(|margin| *margin == 0.0));
+    assert_eq!(labels(&images, &[1, 0]).unwrap().to_vec1::<u32>().unwrap(), [1, 0]);
+}
 
-    let folder = tempfile::tempdir().unwrap();
-    let steps = ["--steps", "2000"];
-    let child = start(folder.path(), &steps).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let log = folder.path().join("runs/fine-tuning_lr0.001_seed0/log.jsonl");
-    for _ in 0..600 {
-        if log.exists() {
-            break;
+#[test]
+fn neighbors_are_those_of_the_picture_and_their_gradient_is_right() {
+    let values: Vec<f32> = (0..2 * 3 * 4 * 2).map(|number| (number as f32 * 0.7).sin()).collect();
+    let x = Var::from_vec(values.clone(), (2, 3, 4, 2), &Device::Cpu).unwrap();
+    let found = neighbors(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let at = |image: usize, row: isize, column: isize, channel: usize| {
+        let inside = (0..3).contains(&row) && (0..4).contains(&column);
+        let position = |row: usize, column: usize| ((image * 3 + row) * 4 + column) * 2 + channel;
+        if inside { values[position(row as usize, column as usize)] } else { 0.0 }
+    };
+    let mut expected = Vec::new();
+    for (image, row, column) in
+        (0..24).map(|token| (token / 12, (token / 4 % 3) as isize, (token % 4) as isize))
+    {
+        for (slot, channel) in (0..18).map(|entry| ((entry / 2) as isize, entry % 2)) {
+            expected.push(at(image, row + slot / 3 - 1, column + slot % 3 - 1, channel));
         }
-        std::thread::sleep(Duration::from_millis(50));
     }
-    let sent = Command::new("kill").arg("-INT").arg(child.id().to_string()).status().unwrap();
-    assert!(sent.success());
-    let text = text(&child.wait_with_output().unwrap());
-    assert!(text.contains("stopped and saved") && text.contains("--resume"), "{text}");
-    assert!(folder.path().join("runs/fine-tuning_lr0.001_seed0/checkpoints").exists());
-    assert!(!folder.path().join("table.md").exists());
+    assert_eq!(found, expected);
+
+    // The map is linear: <neighbors(x), weights> has the gradient whose product with x is itself, for every x.
+    let weights: Vec<f32> = (0..found.len()).map(|number| (number as f32 * 1.3).cos()).collect();
+    let weights = Tensor::from_vec(weights, (2, 3, 4, 18), &Device::Cpu).unwrap();
+    let loss = |x: &Tensor| (neighbors(x).unwrap() * &weights).unwrap().sum_all().unwrap();
+    let grad = loss(&x).backward().unwrap().get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (position, grad) in grad.iter().enumerate() {
+        let mut unit = vec![0f32; values.len()];
+        unit[position] = 1.0;
+        let unit = Tensor::from_vec(unit, (2, 3, 4, 2), &Device::Cpu).unwrap();
+        let along = loss(&unit).to_scalar::<f32>().unwrap();
+        assert!((grad - along).abs() < 1e-5, "{position}: {grad} {along}");
+    }
+}
+
+#[test]
+fn no_images_and_images_of_one_class_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error =
+        |options: &[&str]| format!("{:#}", command(folder.path(), options, &Stop::never()).unwrap_err());
+    assert!(error(&["--images", "0"]).contains("there are no training images"));
+    assert!(error(&["--classes", "0"]).contains("there are no training images"));
+    assert!(error(&["--classes", "1"]).contains("all training images are of one class"));
+    assert!(error(&["--batch", "0"]).contains("--batch"));
+}
+
+#[test]
+fn batches_of_one_image_are_trained_on() {
+    let folder = tempfile::tempdir().unwrap();
+    command(folder.path(), &["--batch", "1", "--steps", "2"], &Stop::never()).unwrap();
+    assert!(folder.path().join("table.md").exists());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_reported_with_step_and_learning_rate() {
+    let folder = tempfile::tempdir().unwrap();
+    let world = World::draw(0, &Scale::QUICK).unwrap();
+    let lab = Lab {
+        world: &world,
+        scale: Scale::QUICK,
+        checkpoint: checkpoint(),
+        runs: folder.path().to_owned(),
+        save_every: 0,
+        progress: &Progress::hidden(),
+        stop: &Stop::never(),
+    };
+    let setting = Setting { method: Method::FineTuning, lr: 1e25, strength: None, seed: 0 };
+    let error = format!("{:#}", lab.train(setting).unwrap_err());
+    assert!(error.contains("fine-tuning: step 1 at learning rate 9.33e24: the loss is NaN"), "{error}");
+}
+
+#[test]
+fn a_head_pattern_that_matches_nothing_is_an_error() {
+    let params = Params::open(checkpoint(), &Device::Cpu).unwrap().head("classifier.*");
+    let error = Backbone::new(4, params.var_builder()).err().unwrap().to_string();
+    assert!(error.contains("head.weight"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_of_half_precision_is_trained_in_single_precision() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("half.safetensors");
+    let tensors = candle_core::safetensors::load(checkpoint(), &Device::Cpu).unwrap();
+    let half = |(name, tensor): (String, Tensor)| (name, tensor.to_dtype(DType::F16).unwrap());
+    let tensors: std::collections::HashMap<_, _> = tensors.into_iter().map(half).collect();
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    let path = path.to_str().unwrap();
+    command(&folder.path().join("out"), &["--checkpoint", path, "--steps", "2"], &Stop::never()).unwrap();
+}
+
+/// Outcomes without times, and the bytes of every model.
+fn results(out: &Path) -> (Vec<Outcome>, Vec<(String, Vec<u8>)>) {
+    let text = fs::read(out.join("outcomes.json")).unwrap();
+    let mut outcomes: Vec<Outcome> = serde_json::from_slice(&text).unwrap();
+    outcomes.iter_mut().for_each(|outcome| outcome.seconds = 0.0);
+    let mut models = Vec::new();
+    for run in fs::read_dir(out.join("runs")).unwrap() {
+        let run = run.unwrap();
+        if let Ok(bytes) = fs::read(run.path().join("model.safetensors")) {
+            models.push((run.file_name().into_string().unwrap(), bytes));
+        }
+    }
+    models.sort();
+    (outcomes, models)
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
+    command(&whole, &[], &Stop::never()).unwrap();
+    // Stopped within the probe, LP-FT, and after that in every later run.
+    command(&cut, &[], &Stop::after(3)).unwrap();
+    assert!(!cut.join("table.md").exists());
+    for _ in 0..6 {
+        command(&cut, &["--resume"], &Stop::after(8)).unwrap();
+    }
+    command(&cut, &["--resume"], &Stop::never()).unwrap();
+    let ((outcomes, models), (expected, expected_models)) = (results(&cut), results(&whole));
+    assert_eq!(format!("{outcomes:?}"), format!("{expected:?}"));
+    assert_eq!(models.len(), 9);
+    for ((name, bytes), (expected_name, expected_bytes)) in models.iter().zip(&expected_models) {
+        assert_eq!(name, expected_name);
+        assert!(bytes == expected_bytes, "{name}");
+    }
+}
+
+#[test]
+fn resuming_needs_a_run_of_the_same_options() {
+    let folder = tempfile::tempdir().unwrap();
+    let error =
+        |options: &[&str]| format!("{:#}", command(folder.path(), options, &Stop::never()).unwrap_err());
+    assert!(error(&["--resume"]).contains("leave out --resume"));
+    command(folder.path(), &["--steps", "2"], &Stop::after(1)).unwrap();
+    assert!(error(&["--resume"]).contains("was begun with other options"));
 }

@@ -11,8 +11,6 @@ mod method;
 mod neighbors;
 mod pretrain;
 mod report;
-#[cfg(test)]
-mod tests;
 mod train;
 mod world;
 
