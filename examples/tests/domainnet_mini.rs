@@ -237,3 +237,59 @@ fn resuming_needs_a_run_of_the_same_options() {
     command(folder.path(), &["--steps", "2"], &Stop::after(1)).unwrap();
     assert!(error(&["--resume"]).contains("was begun with other options"));
 }
+
+#[test]
+fn the_quick_run_leaves_tables_plots_logs_and_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    command(folder.path(), &[], &Stop::never()).unwrap();
+    let table = fs::read_to_string(folder.path().join("table.md")).unwrap();
+    assert_eq!(table.lines().count(), 2 + Method::ALL.len());
+    for word in Method::ALL.map(Method::name).iter().chain(&[
+        "real (ID)",
+        "sketch",
+        "quickdraw",
+        "OOD mean",
+        "seconds",
+    ]) {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    for file in
+        ["table.csv", "samples.svg", "frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"]
+    {
+        assert!(folder.path().join(file).exists(), "{file}");
+    }
+    let run = folder.path().join("runs/FTP_lr0.001_1_seed0");
+    for file in ["log.jsonl", "tensorboard", "checkpoints", "model.safetensors", "outcome.json"] {
+        assert!(run.join(file).exists(), "{file}");
+    }
+}
+
+/// Sends this process a real Ctrl-C.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("runs/linear-probe_lr0_seed0");
+    let stop = Stop::never();
+    stop.on_ctrl_c().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !run.join("log.jsonl").exists() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            let own = std::process::id().to_string();
+            assert!(std::process::Command::new("kill").args(["-INT", &own]).status().unwrap().success());
+        });
+        command(folder.path(), &["--steps", "1000000"], &stop).unwrap();
+    });
+    assert_eq!(
+        fs::read_dir(run.join("checkpoints")).unwrap().filter(|entry| is_checkpoint(entry)).count(),
+        1
+    );
+    assert!(!folder.path().join("table.md").exists());
+}
+
+#[cfg(unix)]
+fn is_checkpoint(entry: &std::io::Result<fs::DirEntry>) -> bool {
+    entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with("step-")
+}
