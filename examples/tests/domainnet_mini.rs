@@ -1,5 +1,7 @@
 //! What goes wrong, and interruptions. Images are few and small runs short: nothing here is about accuracy.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too")]
+
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
 #[path = "../examples/domainnet_mini/backbone.rs"]
 mod backbone;
@@ -282,10 +284,7 @@ fn ctrl_c_saves() {
         });
         command(folder.path(), &["--steps", "1000000"], &stop).unwrap();
     });
-    assert_eq!(
-        fs::read_dir(run.join("checkpoints")).unwrap().filter(|entry| is_checkpoint(entry)).count(),
-        1
-    );
+    assert_eq!(fs::read_dir(run.join("checkpoints")).unwrap().filter(is_checkpoint).count(), 1);
     assert!(!folder.path().join("table.md").exists());
 }
 
