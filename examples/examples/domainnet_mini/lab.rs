@@ -1,7 +1,7 @@
 //! Runs methods and keeps what came out: every result is a file, so that an interrupted run goes on where it was.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -133,7 +133,7 @@ impl Lab<'_> {
         &self,
         setting: Setting,
         start: Start,
-        checkpoint: &PathBuf,
+        checkpoint: &Path,
         constraint: Constraint,
         seconds_before: f64,
     ) -> Result<Option<Outcome>> {
@@ -163,13 +163,7 @@ impl Lab<'_> {
     }
 
     /// WiSE-FT and TPGM post hoc: a model between two checkpoints.
-    fn between(
-        &self,
-        setting: Setting,
-        from: &PathBuf,
-        to: &PathBuf,
-        seconds_before: f64,
-    ) -> Result<Outcome> {
+    fn between(&self, setting: Setting, from: &Path, to: &Path, seconds_before: f64) -> Result<Outcome> {
         if let Some(outcome) = self.known(&setting)? {
             return Ok(outcome);
         }
@@ -213,7 +207,7 @@ impl Lab<'_> {
     }
 
     /// Writes all weights of a trained model, those that were frozen too.
-    fn keep_model(&self, setting: &Setting, checkpoint: &PathBuf, net: &Net) -> Result<()> {
+    fn keep_model(&self, setting: &Setting, checkpoint: &Path, net: &Net) -> Result<()> {
         let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load(checkpoint, &Device::Cpu)?;
         tensors.extend(net.params.tensors());
         let path = self.model(setting);
