@@ -64,7 +64,10 @@ mod tests {
 
     #[test]
     fn the_first_error_ends_the_run() {
-        let error = run(1, vec![1, 2, 3], |n| if n == 2 { bail!("task {n}") } else { Ok(assert!(n < 2)) });
+        let error = run(1, vec![1, 2, 3], |n| {
+            assert!(n < 3, "task 3 never begins");
+            if n == 2 { bail!("task {n}") } else { Ok(()) }
+        });
         assert_eq!(error.unwrap_err().to_string(), "task 2");
     }
 }
