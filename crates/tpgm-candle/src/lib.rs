@@ -48,6 +48,7 @@ pub mod lora;
 pub mod nn;
 mod optim;
 mod params;
+mod random;
 pub mod telemetry;
 mod tpgm;
 pub mod weight_space;

@@ -4,11 +4,11 @@ use candle_core::{Module, ModuleT, Tensor, Var};
 use candle_nn::{Conv2d, Embedding, Linear};
 
 use super::config::LoraConfig;
-use super::random::Random;
 use crate::dtype::{candle_dtype, core_dtype};
 use crate::error::{Error, Result};
 use crate::nn::{Dropout, DropoutRng};
 use crate::params::{Anchor, Param, Params};
+use crate::random::SplitMix64;
 
 /// Layers that LoRA can adapt: [`Linear`], [`Conv2d`] and [`Embedding`] of candle-nn.
 pub trait Adaptable: Module + Clone + sealed::Layer {}
@@ -107,7 +107,7 @@ impl<L: Adaptable> Lora<L> {
         }
         let b = vars.pop().expect("two factors");
         let a = vars.pop().expect("two factors");
-        let masks = DropoutRng::new(Random::new(config.seed, &format!("{name}.dropout")).next());
+        let masks = DropoutRng::new(SplitMix64::named(config.seed, &format!("{name}.dropout")).next());
         let dropout = Dropout::new(config.dropout, &masks)?;
         let factors = Factors { a, b, scaling: config.scaling(), dropout, name: name.to_owned() };
         Ok(Self { base, factors: Some(factors), merged: None })
@@ -250,7 +250,7 @@ fn initial(name: &str, shape: &[usize], zero: bool, kind: ZeroFactor, seed: u64)
     if zero {
         return vec![0.0; len];
     }
-    let mut random = Random::new(seed, name);
+    let mut random = SplitMix64::named(seed, name);
     match kind {
         ZeroFactor::A => (0..len).map(|_| random.normal()).collect(),
         ZeroFactor::B => {

@@ -48,7 +48,6 @@ mod config;
 mod kinds;
 mod layer;
 mod names;
-mod random;
 
 pub use self::adapter::{load_adapter, save_adapter};
 pub use self::config::LoraConfig;

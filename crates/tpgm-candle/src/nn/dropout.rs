@@ -11,11 +11,9 @@ use super::check::{Path, same_kind};
 use super::float::{Float, vectorized};
 use super::storage::{BLOCK, PIECE, by_dtype, elements, fill, into_storage, load, scratch, store};
 use crate::error::{Error, Result as OurResult};
+use crate::random::{GAMMA, mix};
 
 const NAME: &str = "dropout";
-
-/// The odd constant of SplitMix64: 2^64 over the golden ratio.
-const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Where masks come from: a seed, and how many masks were drawn. All [`Dropout`] layers of a model share one, so that two
 /// numbers are the whole state to save.
@@ -191,28 +189,6 @@ vectorized! {
         }
         if let (&[a], [y]) = (x_last, y_last) {
             *y = keep(bits(x.len()) as u32, a);
-        }
-    }
-}
-
-/// The output function of SplitMix64.
-#[inline(always)]
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn random_numbers_are_those_of_splitmix64() {
-        // The first numbers of the reference generator seeded with 1234567.
-        let expected: [u64; 3] = [6457827717110365317, 3203168211198807973, 9817491932198370423];
-        for (i, expected) in expected.into_iter().enumerate() {
-            assert_eq!(mix(1_234_567u64.wrapping_add((i as u64 + 1).wrapping_mul(GAMMA))), expected);
         }
     }
 }

@@ -7,6 +7,8 @@ use candle_nn::init::NormalOrUniform;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::random::fnv1a;
+
 /// What `init` asks for, in the distributions of candle.
 pub(super) fn initial(
     init: Init,
@@ -59,13 +61,6 @@ impl Draw {
     }
 }
 
-/// A hash that is the same in every release: Rust's own hasher does not promise that.
-fn fnv1a(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use candle_nn::init::DEFAULT_KAIMING_UNIFORM;
@@ -83,12 +78,6 @@ mod tests {
         assert_eq!(values(init, "a", 1, (3, 5)), values(init, "a", 1, (3, 5)));
         assert_ne!(values(init, "a", 1, (3, 5)), values(init, "b", 1, (3, 5)));
         assert_ne!(values(init, "a", 1, (3, 5)), values(init, "a", 2, (3, 5)));
-    }
-
-    /// Published test value of the 64-bit FNV-1a hash.
-    #[test]
-    fn hash_is_fnv1a() {
-        assert_eq!(fnv1a("foobar"), 0x85944171f73967e8);
     }
 
     #[test]
