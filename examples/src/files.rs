@@ -29,7 +29,7 @@ pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`write`].
+/// As [`write()`].
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write(path, serde_json::to_string_pretty(value)? + "\n")
 }
