@@ -3,41 +3,21 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use std::collections::HashMap;
+mod files;
+
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use candle_nn::linear;
 use tempfile::TempDir;
-use tpgm_candle::{Anchor, Error, Params};
+use tpgm_candle::{Error, Params};
+
+use self::files::{anchor, flat, ramp, save};
 
 const CPU: Device = Device::Cpu;
 
-fn ramp(shape: &[usize], dtype: DType) -> Tensor {
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|i| i as f32 / 8.0 - 1.0).collect();
-    Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
-}
-
-fn save(path: &Path, tensors: &[(&str, Tensor)]) -> PathBuf {
-    let tensors: HashMap<&str, Tensor> = tensors.iter().cloned().collect();
-    candle_core::safetensors::save(&tensors, path).unwrap();
-    path.to_owned()
-}
-
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
-}
-
-fn flat(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn anchor(params: &Params, name: &str) -> Vec<f64> {
-    match params.get(name).unwrap().anchor() {
-        Anchor::Pretrained(data) => data.slice().to_f64(),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+mod files;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{BatchNorm, Init, Module, ModuleT, VarMap, batch_norm, layer_norm, linear};
@@ -11,19 +13,9 @@ use tempfile::TempDir;
 use tpgm_candle::core::{AnchorKind, Slice};
 use tpgm_candle::{Anchor, Error, Params};
 
+use self::files::{anchor, flat, ramp, save};
+
 const CPU: Device = Device::Cpu;
-
-fn ramp(shape: &[usize], dtype: DType) -> Tensor {
-    let count: usize = shape.iter().product();
-    let values: Vec<f32> = (0..count).map(|i| i as f32 / 8.0 - 1.0).collect();
-    Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
-}
-
-fn save(path: &Path, tensors: &[(&str, Tensor)]) -> PathBuf {
-    let tensors: HashMap<&str, Tensor> = tensors.iter().cloned().collect();
-    candle_core::safetensors::save(&tensors, path).unwrap();
-    path.to_owned()
-}
 
 /// body: linear 3 -> 2, head: linear 2 -> 5.
 fn two_layers(folder: &TempDir) -> PathBuf {
@@ -41,17 +33,6 @@ fn two_layers(folder: &TempDir) -> PathBuf {
 
 fn names(params: &Params) -> Vec<String> {
     params.all().iter().map(|param| param.name().to_owned()).collect()
-}
-
-fn flat(tensor: &Tensor) -> Vec<f64> {
-    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn anchor(params: &Params, name: &str) -> Vec<f64> {
-    match params.get(name).unwrap().anchor() {
-        Anchor::Pretrained(data) => data.slice().to_f64(),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
