@@ -9,7 +9,7 @@ use crate::element::{Buffer, DType};
 use crate::error::Result;
 use crate::optimizer::StepOptions;
 use crate::params::{ParamSet, Settings};
-use crate::plan::Plan;
+use crate::plan::{CHUNK, Plan};
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 #[cfg(doc)]
@@ -105,6 +105,11 @@ pub trait Backend: Sized {
     type Scalars: Send;
     /// Scratch memory of a set: partial sums, norms, pointer tables.
     type Workspace: Send;
+
+    /// Largest piece of work in elements, and the size where [`EngineOptions`](crate::EngineOptions) leaves it open.
+    fn chunk(&self) -> usize {
+        CHUNK
+    }
 
     /// Element type and length.
     fn describe(data: Self::Ref<'_>) -> (DType, usize);
@@ -202,18 +207,28 @@ pub trait Backend: Sized {
     /// [`Error::NonFiniteGradient`](crate::Error::NonFiniteGradient); no radius was changed then.
     fn update_radii(&self, job: Job<'_, '_, Self>) -> Result<()>;
 
-    /// `average = decay * average + (1 - decay) * weight` for every tensor.
+    /// `target = keep * target + take * source` for every tensor: moving averages and interpolation of weights.
     ///
     /// # Errors
     ///
     /// When the device fails.
-    fn average(
+    fn blend(
         &self,
         plan: &Plan,
-        averages: &mut [Self::Buffer],
-        weights: &[Self::Ref<'_>],
-        decay: f64,
+        workspace: &mut Self::Workspace,
+        targets: &mut [Self::Mut<'_>],
+        sources: &[Self::Ref<'_>],
+        shares: Blend,
     ) -> Result<()>;
+}
+
+/// The shares of [`Backend::blend`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Blend {
+    /// Factor on the target.
+    pub keep: f64,
+    /// Factor on the source.
+    pub take: f64,
 }
 
 /// What [`Backend::write`] puts into the weights.

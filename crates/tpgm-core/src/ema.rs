@@ -1,11 +1,11 @@
 //! Exponential moving average of weights.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Blend};
 use crate::constraint::Constraint;
 use crate::element::Buffer;
 use crate::error::{Error, Result};
 use crate::params::ParamSet;
-use crate::plan::{CHUNK, Plan};
+use crate::plan::Plan;
 use crate::rule::{AdamW, check};
 
 /// An exponential moving average of the weights of a set, kept in f32 (f64 for f64 tensors).
@@ -23,6 +23,7 @@ pub struct Ema<B: Backend> {
     set: ParamSet,
     plan: Plan,
     averages: Vec<B::Buffer>,
+    workspace: B::Workspace,
 }
 
 impl<B: Backend> Ema<B> {
@@ -33,13 +34,14 @@ impl<B: Backend> Ema<B> {
     /// Wrong number or length of weights, or no memory on the device.
     pub fn new(backend: B, set: &ParamSet, weights: &[B::Ref<'_>]) -> Result<Self> {
         let settings = set.settings(&AdamW::default().into(), &Constraint::None)?;
-        let plan = Plan::new(set.tensors(), &settings, CHUNK);
+        let plan = Plan::new(set.tensors(), &settings, backend.chunk());
+        let workspace = backend.workspace(&plan)?;
         let averages = set
             .tensors()
             .iter()
             .map(|spec| backend.zeros(spec.dtype.compute(), spec.numel()))
             .collect::<Result<Vec<_>>>()?;
-        let mut ema = Self { backend, set: set.clone(), plan, averages };
+        let mut ema = Self { backend, set: set.clone(), plan, averages, workspace };
         ema.update(weights, 0.0)?;
         Ok(ema)
     }
@@ -67,7 +69,9 @@ impl<B: Backend> Ema<B> {
                 return Err(Error::LengthMismatch { tensor, what: "weight", expected, got });
             }
         }
-        self.backend.average(&self.plan, &mut self.averages, weights, decay)
+        let mut averages: Vec<_> = self.averages.iter_mut().map(B::as_mut).collect();
+        let shares = Blend { keep: decay, take: 1.0 - decay };
+        self.backend.blend(&self.plan, &mut self.workspace, &mut averages, weights, shares)
     }
 
     /// The averages, one per tensor in set order.

@@ -5,7 +5,7 @@ use crate::constraint::Constraint;
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::params::{AnchorKind, ParamSet, Settings};
-use crate::plan::{CHUNK, Plan};
+use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 use crate::state::{self, Masters, Slots, StateDict};
@@ -18,13 +18,14 @@ use crate::state::{self, Masters, Slots, StateDict};
 pub struct EngineOptions {
     /// Whether half-precision weights get f32 masters. Default: they do.
     pub masters: Masters,
-    /// Elements per piece of work, at least 1. Default [`CHUNK`]. Results may differ in the last bits between sizes.
-    pub chunk: usize,
+    /// Elements per piece of work, at least 1. `None` (default) and what is too large for it take the backend's own size
+    /// ([`CHUNK`](crate::plan::CHUNK) on the CPU). Results may differ in the last bits between sizes.
+    pub chunk: Option<usize>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { masters: Masters::Auto, chunk: CHUNK }
+        Self { masters: Masters::Auto, chunk: None }
     }
 }
 
@@ -39,7 +40,7 @@ impl EngineOptions {
     /// Sets the elements per piece of work.
     #[must_use]
     pub fn chunk(mut self, chunk: usize) -> Self {
-        self.chunk = chunk;
+        self.chunk = Some(chunk);
         self
     }
 }
@@ -71,7 +72,9 @@ impl<B: Backend> Engine<B> {
         settings: Vec<Settings>,
         options: EngineOptions,
     ) -> Result<Self> {
-        let plan = Plan::new(set.tensors(), &settings, options.chunk);
+        let largest = backend.chunk();
+        let chunk = options.chunk.map_or(largest, |chunk| chunk.min(largest));
+        let plan = Plan::new(set.tensors(), &settings, chunk);
         let slots = set
             .tensors()
             .iter()

@@ -199,6 +199,17 @@ pub enum Error {
         numel: usize,
     },
 
+    /// A device refused or failed a call.
+    #[error("{device}: {call} failed: {reason}")]
+    Device {
+        /// The device, for example "CUDA device 0 (NVIDIA H100)".
+        device: String,
+        /// What was asked of it: a kernel and its set of tensors, an allocation, a copy.
+        call: String,
+        /// What it said.
+        reason: String,
+    },
+
     /// The thread pool of the CPU backend could not be made.
     #[error("cannot start {threads} threads: {reason}")]
     ThreadPool {

@@ -75,7 +75,7 @@ mod rule;
 mod scalars;
 mod state;
 
-pub use backend::{Backend, StepReport, TensorIo, Variance};
+pub use backend::{Backend, Blend, StepReport, TensorIo, Variance};
 pub use constraint::{
     Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, RADIUS_FLOOR,
     RadiusAdam, Spd, Tpgm,

@@ -1,1 +1,5 @@
-//! The CUDA backend of `tpgm-core`. Nothing is here yet: the crate reserves its place in the workspace.
+//! The CUDA backend of `tpgm-core`: norm, clip and interpolation of all tensors in one launch.
+
+pub mod device;
+
+pub use device::Device;

@@ -332,12 +332,12 @@ kernel! {
 }
 
 kernel! {
-    /// `average = keep * average + take * w`.
-    fn average[C: Real][C](average: &mut [C], w: &[C], keep: C, take: C) {
-        let n = average.len();
-        let w = &w[..n];
+    /// `target = keep * target + take * source`.
+    fn blend[C: Real][C](target: &mut [C], source: &[C], keep: C, take: C) {
+        let n = target.len();
+        let source = &source[..n];
         for i in 0..n {
-            average[i] = keep * average[i] + take * w[i];
+            target[i] = keep * target[i] + take * source[i];
         }
     }
 }

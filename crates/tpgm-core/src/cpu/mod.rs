@@ -25,7 +25,7 @@
 //! A [`Projector`](crate::Projector) projects for 12 bytes (MARS, f32) or 20, 8 of them from the last-level cache (L2).
 
 mod advance;
-mod average;
+mod blend;
 mod decide;
 mod kernels;
 mod lanes;
@@ -46,7 +46,7 @@ use self::measure::PieceSums;
 use self::operand::Operands;
 use self::simd::Simd;
 
-use crate::backend::{Backend, Job, StepReport, TensorIo, Write};
+use crate::backend::{Backend, Blend, Job, StepReport, TensorIo, Write};
 use crate::element::{Buffer, DType, Slice, SliceMut};
 use crate::error::{Error, Result};
 use crate::optimizer::StepOptions;
@@ -223,7 +223,15 @@ impl Backend for Cpu {
         self.run(|| project::update_radii(self, job))
     }
 
-    fn average(&self, plan: &Plan, averages: &mut [Buffer], weights: &[Slice<'_>], decay: f64) -> Result<()> {
-        self.run(|| average::average(self, plan, averages, weights, decay))
+    fn blend(
+        &self,
+        plan: &Plan,
+        _: &mut Workspace,
+        targets: &mut [SliceMut<'_>],
+        sources: &[Slice<'_>],
+        shares: Blend,
+    ) -> Result<()> {
+        self.run(|| blend::blend(self, plan, targets, sources, shares));
+        Ok(())
     }
 }

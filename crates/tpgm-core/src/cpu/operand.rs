@@ -113,6 +113,35 @@ impl Operand {
     }
 }
 
+impl Operand {
+    /// Runs `f` on the elements of `range` in compute type: in place, or in `stage` and rounded back.
+    ///
+    /// # Safety
+    ///
+    /// As [`Operand::slice_mut`].
+    #[inline(always)]
+    pub(super) unsafe fn update<C: Real>(
+        self,
+        range: Range<usize>,
+        stage: &mut Stage<C>,
+        f: impl FnOnce(&mut [C]),
+    ) {
+        let len = range.len();
+        // SAFETY: the caller's promise is the callee's condition.
+        let data = unsafe { self.slice_mut(range) };
+        if data.dtype() == C::DTYPE {
+            if let Some(data) = C::direct_mut(data) {
+                f(data);
+            }
+        } else {
+            let stage = stage.block(len);
+            C::load(data.as_slice(), stage);
+            f(stage);
+            C::store(stage, data);
+        }
+    }
+}
+
 /// All operands of one tensor.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operands {
@@ -187,10 +216,9 @@ impl Operands {
         stage: &mut Stage<C>,
         f: impl FnOnce(&mut [C]),
     ) {
-        let len = range.len();
-        // SAFETY: the caller's promise is the callee's condition.
-        let weight = unsafe { self.weight.slice_mut(range.clone()) };
         if let Some(master) = self.slot(Slot::Master) {
+            // SAFETY: the caller's promise is the callee's condition.
+            let weight = unsafe { self.weight.slice_mut(range.clone()) };
             // SAFETY: as above.
             let master = unsafe { master.typed_mut::<C>(range) };
             if self.fresh_master {
@@ -198,15 +226,9 @@ impl Operands {
             }
             f(master);
             C::store(master, weight);
-        } else if weight.dtype() == C::DTYPE {
-            if let Some(weight) = C::direct_mut(weight) {
-                f(weight);
-            }
         } else {
-            let stage = stage.block(len);
-            C::load(weight.as_slice(), stage);
-            f(stage);
-            C::store(stage, weight);
+            // SAFETY: as above.
+            unsafe { self.weight.update(range, stage, f) };
         }
     }
 }
