@@ -1,0 +1,335 @@
+#include "block.h"
+
+#include <cstdio>
+#include <thread>
+
+EMULATOR_FAST_TLS const EmulatorThread* emulator_current = nullptr;
+
+namespace emulator {
+
+namespace {
+
+// The block that this OS thread runs.
+EMULATOR_FAST_TLS Block* running_block = nullptr;
+
+void start_fiber() { running_block->main(); }
+
+std::string hexadecimal(unsigned value) {
+    char text[16];
+    std::snprintf(text, sizeof text, "0x%08x", value);
+    return text;
+}
+
+const char* name(EmulatorBarrier kind) {
+    switch (kind) {
+    case EmulatorBarrier::Or:
+        return "__syncthreads_or";
+    case EmulatorBarrier::And:
+        return "__syncthreads_and";
+    default:
+        return "__syncthreads";
+    }
+}
+
+const char* name(EmulatorWarp kind) {
+    switch (kind) {
+    case EmulatorWarp::Shuffle:
+        return "a shuffle";
+    case EmulatorWarp::Ballot:
+        return "__ballot_sync";
+    default:
+        return "__syncwarp";
+    }
+}
+
+} // namespace
+
+void Launch::fail(const std::string& reason) {
+    const std::lock_guard<std::mutex> guard(lock);
+    if (!failed.exchange(true)) {
+        message = reason;
+    }
+}
+
+Block::Block() {
+    char* stacks = allocate_stacks(THREADS);
+    for (unsigned i = 0; i < THREADS; ++i) {
+        // Stack tops at equal distances would share one set of the cache.
+        fibers[i].context.use_stack(stack_at(stacks, i), (i % 64) * 832);
+        fibers[i].fences.create();
+    }
+}
+
+void Block::run(Launch& of, unsigned index) {
+    launch = &of;
+    at_barrier.arrived = 0;
+    at_barrier.any = false;
+    at_barrier.all = true;
+    for (Warp& warp : warps) {
+        warp.arrived = 0;
+    }
+    first = 0;
+    queued = 0;
+    for (unsigned i = 0; i < THREADS; ++i) {
+        Fiber& fiber = fibers[i];
+        if (stopped) {
+            fiber.context.abandon();
+        }
+        fiber.thread = {i, 0, 0};
+        fiber.block = {index, 0, 0};
+        fiber.block_size = {THREADS, 1, 1};
+        fiber.grid_size = {of.blocks, 1, 1};
+        fiber.context.prepare(start_fiber);
+        make_runnable(i);
+    }
+    live = THREADS;
+    stopped = false;
+    polls = 0;
+
+    Block* outer = running_block;
+    running_block = this;
+    thread.become_thread();
+    between.release(); // whoever set up this OS thread's memory for `__shared__` did so before
+    current = next();
+    emulator_current = current;
+    thread.switch_to(current->context);
+    emulator_current = nullptr;
+    running_block = outer;
+}
+
+// A fiber's whole life.
+void Block::main() {
+    Fiber& fiber = *current;
+    fiber.context.started();
+    launch->start.acquire();
+    between.acquire();
+    launch->kernel(launch->argument);
+    between.release();
+    launch->end.release();
+
+    fiber.state = State::Ended;
+    live -= 1;
+    polls = 0;
+    if (live > 0 && at_barrier.arrived == live) {
+        open_barrier();
+    }
+    if (live == 0) {
+        fiber.context.end_in(thread);
+    }
+    current = next();
+    emulator_current = current;
+    fiber.context.end_in(current->context);
+    __builtin_unreachable();
+}
+
+void Block::make_runnable(unsigned fiber) {
+    fibers[fiber].state = State::Runnable;
+    queue[(first + queued) % THREADS] = fiber;
+    queued += 1;
+}
+
+Fiber* Block::next() {
+    if (queued == 0) {
+        fail("divergent barrier: " + who_waits());
+    }
+    Fiber* fiber = &fibers[queue[first]];
+    first = (first + 1) % THREADS;
+    queued -= 1;
+    return fiber;
+}
+
+void Block::wait(State state) {
+    Fiber& fiber = *current;
+    fiber.state = state;
+    polls = 0;
+    current = next();
+    emulator_current = current;
+    fiber.context.switch_to(current->context);
+}
+
+int Block::barrier(EmulatorBarrier kind, int predicate) {
+    if (at_barrier.arrived > 0 && at_barrier.kind != kind) {
+        fail(std::string("divergent barrier: threads wait at ") + name(at_barrier.kind) + " while thread " +
+             std::to_string(current->thread.x) + " comes to " + name(kind));
+    }
+    at_barrier.kind = kind;
+    at_barrier.any |= predicate != 0;
+    at_barrier.all &= predicate != 0;
+    Order& order = at_barrier.order[at_barrier.turn];
+    order.release();
+    at_barrier.arrived += 1;
+    if (at_barrier.arrived == live) {
+        open_barrier();
+    } else {
+        wait(State::AtBarrier);
+    }
+    order.acquire();
+    return at_barrier.result;
+}
+
+// Lets the threads at the barrier go on. The one that runs, if it came last, just goes on.
+void Block::open_barrier() {
+    at_barrier.result = at_barrier.kind == EmulatorBarrier::Or    ? at_barrier.any
+                        : at_barrier.kind == EmulatorBarrier::And ? at_barrier.all
+                                                                  : 0;
+    at_barrier.arrived = 0;
+    at_barrier.any = false;
+    at_barrier.all = true;
+    at_barrier.turn ^= 1;
+    for (Fiber& fiber : fibers) {
+        fiber.fences.give(at_barrier.fences);
+    }
+    for (unsigned i = 0; i < THREADS; ++i) {
+        fibers[i].fences.take(at_barrier.fences);
+        if (fibers[i].state == State::AtBarrier) {
+            make_runnable(i);
+        }
+    }
+}
+
+uint64_t Block::warp(EmulatorWarp kind, unsigned mask, uint64_t value, unsigned source) {
+    const unsigned lane = current->thread.x % WARP;
+    Warp& warp = warps[current->thread.x / WARP];
+    if ((mask >> lane & 1) == 0) {
+        fail("thread " + std::to_string(current->thread.x) + " is not in its own mask " + hexadecimal(mask));
+    }
+    if (kind == EmulatorWarp::Shuffle && (mask >> source & 1) == 0) {
+        fail("thread " + std::to_string(current->thread.x) + " shuffles from lane " + std::to_string(source) +
+             ", which is not in the mask " + hexadecimal(mask));
+    }
+    if (warp.arrived != 0 && (warp.kind != kind || warp.mask != mask)) {
+        fail(std::string("divergent warp: threads wait at ") + name(warp.kind) + " with mask " +
+             hexadecimal(warp.mask) + " while thread " + std::to_string(current->thread.x) + " comes to " + name(kind) +
+             " with mask " + hexadecimal(mask));
+    }
+    warp.kind = kind;
+    warp.mask = mask;
+    warp.values[lane] = value;
+    warp.sources[lane] = source;
+    warp.arrived |= 1u << lane;
+    Order& order = warp.order[warp.turn];
+    if (kind == EmulatorWarp::Sync) {
+        order.release();
+    }
+    if (warp.arrived == mask) {
+        complete(current->thread.x / WARP);
+    } else {
+        wait(State::InWarp);
+    }
+    if (kind == EmulatorWarp::Sync) {
+        order.acquire();
+    }
+    return current->result;
+}
+
+// The last lane has come: results for all, and the others go on.
+void Block::complete(unsigned index) {
+    Warp& warp = warps[index];
+    uint64_t ballot = 0;
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        if (warp.arrived >> lane & 1) {
+            ballot |= warp.values[lane] << lane;
+        }
+    }
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        if (warp.arrived >> lane & 1) {
+            const unsigned fiber = index * WARP + lane;
+            fibers[fiber].result =
+                warp.kind == EmulatorWarp::Shuffle ? warp.values[warp.sources[lane]] : ballot;
+            if (fibers[fiber].state == State::InWarp) {
+                make_runnable(fiber);
+            }
+        }
+    }
+    warp.arrived = 0;
+    warp.turn ^= 1;
+}
+
+void Block::yield() {
+    if (launch->failed) {
+        stop();
+    }
+    // A round in which every thread that can run only polled: it is for another block to go on.
+    polls += 1;
+    if (polls > queued) {
+        polls = 0;
+        if (std::chrono::steady_clock::now() > launch->deadline) {
+            char seconds[32];
+            std::snprintf(seconds, sizeof seconds, "%g", launch->timeout);
+            fail(std::string("still polls ") + seconds +
+                 " s after the launch: it waits for what never comes, or for a block of a higher ticket (" +
+                 who_waits() + ")");
+        }
+        std::this_thread::yield();
+    }
+    if (queued > 0) {
+        Fiber& fiber = *current;
+        make_runnable(fiber.thread.x);
+        current = next();
+        emulator_current = current;
+        fiber.context.switch_to(current->context);
+    }
+}
+
+// How many threads wait where.
+std::string Block::who_waits() const {
+    std::string where;
+    const auto add = [&where](unsigned count, const std::string& what) {
+        if (count > 0) {
+            where += (where.empty() ? "" : ", ") + std::to_string(count) + " " + what;
+        }
+    };
+    unsigned ended = 0;
+    unsigned polling = 0;
+    for (const Fiber& fiber : fibers) {
+        ended += fiber.state == State::Ended;
+        polling += fiber.state == State::Runnable;
+    }
+    add(at_barrier.arrived, std::string("of ") + std::to_string(THREADS) + " threads wait at " + name(at_barrier.kind));
+    for (unsigned i = 0; i < WARPS; ++i) {
+        if (warps[i].arrived != 0) {
+            add(unsigned(__builtin_popcount(warps[i].arrived)),
+                std::string("of warp ") + std::to_string(i) + " at " + name(warps[i].kind) + " with mask " +
+                    hexadecimal(warps[i].mask));
+        }
+    }
+    add(polling, "poll");
+    add(ended, "have ended");
+    return where;
+}
+
+void Block::fail(const std::string& reason) {
+    launch->fail("block " + std::to_string(fibers[0].block.x) + " of " + std::to_string(launch->blocks) + ": " +
+                 reason);
+    stop();
+}
+
+void Block::stop() {
+    stopped = true;
+    for (Fiber& fiber : fibers) {
+        fiber.context.release(between);
+        fiber.context.release(launch->end);
+    }
+    Fiber& fiber = *current;
+    fiber.context.end_in(thread);
+    __builtin_unreachable();
+}
+
+} // namespace emulator
+
+using emulator::running_block;
+
+int emulator_barrier(EmulatorBarrier kind, int predicate) { return running_block->barrier(kind, predicate); }
+
+uint64_t emulator_warp(EmulatorWarp kind, unsigned mask, uint64_t value, unsigned source_lane) {
+    return running_block->warp(kind, mask, value, source_lane);
+}
+
+void emulator_yield() { running_block->yield(); }
+
+void __threadfence() { running_block->running().fences.fence(); }
+
+#ifdef TPGM_EMULATOR_TSAN
+void emulator_before_atomic(void* at) { running_block->running().fences.before_atomic(at); }
+void emulator_after_atomic(void* at) { running_block->running().fences.after_atomic(at); }
+#endif

@@ -1,0 +1,205 @@
+// Kernels by name, launches over OS threads, and the functions the library exports.
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <map>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "block.h"
+
+namespace emulator {
+
+namespace {
+
+std::map<std::string, Kernel>& kernels() {
+    static std::map<std::string, Kernel> kernels;
+    return kernels;
+}
+
+// A positive number in an environment variable, else `otherwise`.
+double setting(const char* name, double otherwise) {
+    const char* text = std::getenv(name);
+    const double value = text ? std::strtod(text, nullptr) : 0;
+    return value > 0 ? value : otherwise;
+}
+
+unsigned count_of_threads() {
+#ifdef TPGM_EMULATOR_ASAN
+    return 1; // `__shared__` memory is one copy for all blocks: see `emulator.h`
+#else
+    // At least two, so that blocks wait for each other on any machine.
+    const unsigned cores = std::min(std::max(std::thread::hardware_concurrency(), 2u), 16u);
+    return unsigned(std::max(setting("TPGM_EMULATOR_THREADS", cores), 1.0));
+#endif
+}
+
+// The OS threads, with the stacks of a block for each. The caller of a launch is the first of them. Lives as long as the
+// process.
+class Machine {
+  public:
+    static Machine& get() {
+        static Machine* const machine = new Machine;
+        return *machine;
+    }
+
+    unsigned threads() const { return unsigned(blocks.size()); }
+
+    void run(Launch& launch) {
+        const std::lock_guard<std::mutex> one_at_a_time(launching);
+        launch.timeout = timeout;
+        launch.deadline =
+            std::chrono::steady_clock::now() +
+            std::chrono::duration_cast<std::chrono::steady_clock::duration>(std::chrono::duration<double>(timeout));
+        launch.start.release();
+        const unsigned helpers = std::min(launch.blocks, threads()) - 1;
+        if (helpers > 0) {
+            start_helpers(launch, helpers);
+        }
+        run_blocks(launch, 0);
+        if (helpers > 0) {
+            std::unique_lock<std::mutex> guard(lock);
+            finished.wait(guard, [this] { return working == 0; });
+        }
+        launch.end.acquire();
+    }
+
+  private:
+    Machine() : timeout(setting("TPGM_EMULATOR_TIMEOUT", 60)) {
+        const unsigned count = count_of_threads();
+        for (unsigned i = 0; i < count; ++i) {
+            blocks.push_back(std::make_unique<Block>());
+        }
+    }
+
+    void start_helpers(Launch& launch, unsigned helpers) {
+        while (started < helpers) {
+            const unsigned helper = ++started;
+            std::thread([this, helper] { help(helper); }).detach();
+        }
+        const std::lock_guard<std::mutex> guard(lock);
+        current = &launch;
+        turn += 1;
+        wanted = helpers;
+        working = helpers;
+        wake.notify_all();
+    }
+
+    // What OS thread number `helper`, from 1, does for ever: its part of every launch that wants that many.
+    [[noreturn]] void help(unsigned helper) {
+        std::unique_lock<std::mutex> guard(lock);
+        for (unsigned seen = 0;;) {
+            wake.wait(guard, [&] { return turn != seen; });
+            seen = turn;
+            if (helper > wanted) {
+                continue;
+            }
+            guard.unlock();
+            run_blocks(*current, helper);
+            guard.lock();
+            working -= 1;
+            if (working == 0) {
+                finished.notify_one();
+            }
+        }
+    }
+
+    void run_blocks(Launch& launch, unsigned thread) {
+        while (!launch.failed) {
+            const unsigned index = launch.next.fetch_add(1);
+            if (index >= launch.blocks) {
+                break;
+            }
+            blocks[thread]->run(launch, index);
+        }
+    }
+
+    const double timeout;
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::mutex launching;
+    unsigned started = 0;
+
+    std::mutex lock;
+    std::condition_variable wake;
+    std::condition_variable finished;
+    Launch* current = nullptr;
+    unsigned turn = 0;
+    unsigned wanted = 0;
+    unsigned working = 0;
+};
+
+// Cut to what fits.
+void report(const std::string& text, char* message, size_t capacity) {
+    if (message && capacity > 0) {
+        message[text.copy(message, capacity - 1)] = '\0';
+    }
+}
+
+} // namespace
+
+} // namespace emulator
+
+using emulator::report;
+
+bool emulator_register(const char* name, void (*kernel)(const void*)) {
+    emulator::kernels()[name] = kernel;
+    return true;
+}
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// Runs a kernel to its end: `blocks` blocks, each thread called with `argument` as its pointer. 0 if all went well, else
+// `message` says what did not, cut to `capacity` bytes with the 0 at its end. Any thread may call this at any time.
+EXPORT int tpgm_emulator_launch(const char* kernel, uint32_t blocks, uint64_t argument, char* message, size_t capacity) {
+    try {
+        const auto found = emulator::kernels().find(kernel);
+        if (found == emulator::kernels().end()) {
+            report("there is no such kernel", message, capacity);
+            return 1;
+        }
+        if (blocks == 0) {
+            report("a launch of no blocks", message, capacity);
+            return 1;
+        }
+        emulator::Launch launch;
+        launch.kernel = found->second;
+        launch.argument = reinterpret_cast<const void*>(argument);
+        launch.blocks = blocks;
+        emulator::Machine::get().run(launch);
+        if (launch.failed) {
+            report(launch.message, message, capacity);
+            return 1;
+        }
+        return 0;
+    } catch (const std::exception& error) { // no memory, no more OS threads
+        report(error.what(), message, capacity);
+        return 1;
+    }
+}
+
+// Threads of a block that the kernels were compiled for.
+EXPORT uint32_t tpgm_emulator_threads_per_block(void) { return emulator::THREADS; }
+
+// Blocks that run at the same time.
+EXPORT uint32_t tpgm_emulator_resident_blocks(void) {
+    try {
+        return emulator::Machine::get().threads();
+    } catch (const std::exception&) {
+        return 1; // the launch says what is wrong
+    }
+}
+
+// Names of the kernels, one a line.
+EXPORT const char* tpgm_emulator_kernels(void) {
+    static const std::string* const names = [] {
+        std::string* text = new std::string;
+        for (const auto& kernel : emulator::kernels()) {
+            *text += kernel.first + "\n";
+        }
+        return text;
+    }();
+    return names->c_str();
+}
