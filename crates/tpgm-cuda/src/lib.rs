@@ -2,4 +2,14 @@
 
 pub mod device;
 
+mod gpu;
+mod layout;
+mod memory;
+mod operands;
+mod tables;
+mod workspace;
+
 pub use device::Device;
+pub use gpu::{Gpu, Reports, Scalars};
+pub use memory::{Buffer, View, ViewMut};
+pub use workspace::Workspace;

@@ -1,0 +1,300 @@
+//! The backend: whole passes over a set, each one or two launches.
+//!
+//! | call | launches | bytes per f32 parameter |
+//! |---|---|---|
+//! | step | 2: measure and decide, move | as on the CPU: see the table in [`tpgm_core::cpu`] |
+//! | projection | 1 | 12; L2, and rows longer than a piece, 8 more from the L2 cache |
+//! | `remember` | 1 | 12 |
+//! | `write` | 1 | 12 |
+//! | radius gradients and Adam | 1 | 12 |
+//! | blend (moving average, interpolation) | 1 | 12 |
+
+use std::ops::Range;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use tpgm_core::backend::{Backend, Blend, Job, Write};
+use tpgm_core::plan::Plan;
+use tpgm_core::{
+    AnchorKind, Buffer as HostBuffer, Constraint, DType, Decay, Gradients, ParamSet, Projection, Result,
+    Rule, Settings, StepOptions, StepReport, TensorScalars,
+};
+
+use crate::device::Device;
+use crate::memory::{Buffer, View, ViewMut};
+use crate::operands::Bound;
+use crate::tables::{self, bytes};
+use crate::workspace::{Queue, Workspace};
+
+/// Elements that a thread holds in registers: `PER_THREAD` of the kernels.
+const PER_THREAD: usize = 16;
+
+/// When a call says that it was refused, for example for a gradient that is not finite. The device itself changes nothing
+/// then, whatever is chosen here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reports {
+    /// A later call on the same optimizer returns the error, and does nothing else; so the host never waits for the
+    /// device in a step. [`StepReport::grad_norm`] is `None`.
+    #[default]
+    Late,
+    /// The call itself waits for the device and returns its own error.
+    AtOnce,
+}
+
+/// A backend that runs the fused kernels on a [`Device`]. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gpu<D: Device> {
+    device: D,
+    reports: Reports,
+}
+
+/// The scalars of a set in device memory.
+pub struct Scalars<D: Device> {
+    memory: D::Memory,
+    len: usize,
+}
+
+impl<D: Device> Gpu<D> {
+    /// The backend of a device.
+    pub fn on(device: D) -> Self {
+        Self { device, reports: Reports::default() }
+    }
+
+    /// Sets when calls say that they were refused.
+    #[must_use]
+    pub fn reports(mut self, reports: Reports) -> Self {
+        self.reports = reports;
+        self
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Prepares a call: earlier outcomes are looked at, operands bound, tables there.
+    fn start<'j>(&self, job: Job<'j, '_, Self>, queue: Queue) -> Result<Call<'j, D>> {
+        let Job { set, settings, plan, io, slots, scalars, workspace } = job;
+        workspace.earlier_outcomes(&self.device, set)?;
+        let bound = Bound::new(io, slots, settings);
+        workspace.prepare(&self.device, plan, settings, &bound.dtypes)?;
+        let table = workspace.job(&self.device, self.device.address(&scalars.memory), queue);
+        Ok(Call { set, workspace, bound, table })
+    }
+
+    /// Queues a call's tables and one of its kernels: the one of `kernels` that fits the operands' storage.
+    fn launch(&self, call: &mut Call<'_, D>, kernels: [&'static str; 4], work: u32) -> Result<()> {
+        call.workspace.send(&self.device, &call.table, &call.bound.operands)?;
+        call.workspace.launch(&self.device, call.bound.storage.pick(kernels), work as usize)
+    }
+
+    /// Ends a call that may be refused: waits for its outcome, or leaves it to a later call.
+    fn conclude(&self, call: Call<'_, D>) -> Result<Option<f64>> {
+        call.workspace.report(&self.device, call.set)?;
+        match self.reports {
+            Reports::Late => Ok(None),
+            Reports::AtOnce => {
+                Ok(call.workspace.outcome(&self.device, call.set)?.map(|status| status.grad_norm))
+            }
+        }
+    }
+}
+
+/// A call on its way to the device.
+struct Call<'j, D: Device> {
+    set: &'j ParamSet,
+    workspace: &'j mut Workspace<D>,
+    bound: Bound,
+    table: tables::Job,
+}
+
+fn rule_table(table: &mut tables::Job, rule: &Rule) {
+    table.coupled = u32::from(rule.decay() == Decay::Coupled);
+    match rule {
+        Rule::AdamW(rule) => {
+            table.rule = tables::rule::ADAMW;
+            table.flag = u32::from(rule.amsgrad);
+            (table.beta1, table.beta2, table.eps) = (rule.beta1, rule.beta2, rule.eps);
+        }
+        Rule::Sgd(rule) => {
+            table.rule = tables::rule::SGD;
+            table.flag = u32::from(rule.nesterov);
+            (table.momentum, table.dampening) = (rule.momentum, rule.dampening);
+        }
+    }
+}
+
+/// True if the constraint needs sums over the gradient, whatever is known of it.
+fn measures(settings: &Settings) -> bool {
+    matches!(settings.constraint, Constraint::Ftp(_) | Constraint::Spd(_) | Constraint::Digrap(_))
+}
+
+impl<D: Device> Backend for Gpu<D> {
+    type Buffer = Buffer<D>;
+    type Ref<'a> = View<'a>;
+    type Mut<'a> = ViewMut<'a>;
+    type Scalars = Scalars<D>;
+    type Workspace = Workspace<D>;
+
+    fn chunk(&self) -> usize {
+        self.device.threads() * PER_THREAD
+    }
+
+    fn describe(data: View<'_>) -> (DType, usize) {
+        (data.dtype(), data.len())
+    }
+
+    fn describe_mut(data: &ViewMut<'_>) -> (DType, usize) {
+        Self::describe(data.as_view())
+    }
+
+    fn as_ref(buffer: &Buffer<D>) -> View<'_> {
+        buffer.view()
+    }
+
+    fn as_mut(buffer: &mut Buffer<D>) -> ViewMut<'_> {
+        buffer.view_mut()
+    }
+
+    fn view(buffer: &Buffer<D>, range: Range<usize>) -> View<'_> {
+        buffer.view().slice(range)
+    }
+
+    fn view_mut(buffer: &mut Buffer<D>, range: Range<usize>) -> ViewMut<'_> {
+        buffer.view_mut().slice(range)
+    }
+
+    fn zeros(&self, dtype: DType, len: usize) -> Result<Buffer<D>> {
+        Ok(Buffer::new(&self.device, self.device.allocate(len * dtype.size())?, dtype, len))
+    }
+
+    fn upload(&self, data: &HostBuffer) -> Result<Buffer<D>> {
+        let mut buffer = self.zeros(data.dtype(), data.len())?;
+        let bytes: &[u8] = match data {
+            HostBuffer::F64(data) => bytemuck::cast_slice(data),
+            HostBuffer::F32(data) => bytemuck::cast_slice(data),
+            HostBuffer::F16(data) => bytemuck::cast_slice(data.reinterpret_cast()),
+            HostBuffer::BF16(data) => bytemuck::cast_slice(data.reinterpret_cast()),
+        };
+        self.device.write(&mut buffer.memory, 0, bytes)?;
+        Ok(buffer)
+    }
+
+    fn download(&self, data: &Buffer<D>) -> Result<HostBuffer> {
+        let len = data.view().len();
+        let read = |bytes: &mut [u8]| self.device.read(&data.memory, 0, bytes);
+        let bits = || -> Result<Vec<u16>> {
+            let mut bits = vec![0u16; len];
+            read(bytemuck::cast_slice_mut(&mut bits))?;
+            Ok(bits)
+        };
+        let mut buffer = HostBuffer::zeros(data.view().dtype(), len);
+        match &mut buffer {
+            HostBuffer::F64(data) => read(bytemuck::cast_slice_mut(data))?,
+            HostBuffer::F32(data) => read(bytemuck::cast_slice_mut(data))?,
+            HostBuffer::F16(data) => *data = bits()?.into_iter().map(f16::from_bits).collect(),
+            HostBuffer::BF16(data) => *data = bits()?.into_iter().map(bf16::from_bits).collect(),
+        }
+        Ok(buffer)
+    }
+
+    fn upload_scalars(&self, scalars: &[TensorScalars]) -> Result<Scalars<D>> {
+        let rows: Vec<[f64; TensorScalars::FIELDS]> = scalars.iter().map(|s| s.to_array()).collect();
+        let mut memory = self.device.allocate(rows.len() * bytes::SCALARS)?;
+        self.device.write(&mut memory, 0, bytemuck::cast_slice(&rows))?;
+        Ok(Scalars { memory, len: rows.len() })
+    }
+
+    fn download_scalars(&self, scalars: &Scalars<D>) -> Result<Vec<TensorScalars>> {
+        let mut rows = vec![[0.0f64; TensorScalars::FIELDS]; scalars.len];
+        self.device.read(&scalars.memory, 0, bytemuck::cast_slice_mut(&mut rows))?;
+        Ok(rows.into_iter().map(TensorScalars::from_array).collect())
+    }
+
+    fn workspace(&self, plan: &Plan) -> Result<Workspace<D>> {
+        Workspace::new(&self.device, plan)
+    }
+
+    fn norms(&self, workspace: &Workspace<D>) -> Result<Vec<f64>> {
+        workspace.norms(&self.device)
+    }
+
+    fn step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<StepReport> {
+        let sums = job.settings.iter().any(measures);
+        let mut call = self.start(job, Queue::Moves)?;
+        let table = &mut call.table;
+        rule_table(table, rule);
+        table.lr = options.lr.unwrap_or(rule.lr());
+        table.grad_scale = options.grad_scale;
+        table.max_grad_norm = options.max_grad_norm.unwrap_or(0.0);
+        table.defer = u32::from(options.projection == Projection::Defer);
+        table.trusted = u32::from(options.gradients == Gradients::Trust);
+        if table.trusted == 1 && options.max_grad_norm.is_none() && !sums {
+            table.span_count = 0;
+        }
+        let (spans, items) = (table.span_count, table.item_count);
+        let advance = match rule {
+            Rule::AdamW(_) => ["adamw_f32", "adamw_bf16", "adamw_f16", "adamw_any"],
+            Rule::Sgd(_) => ["sgd_f32", "sgd_bf16", "sgd_f16", "sgd_any"],
+        };
+        self.launch(&mut call, ["measure_f32", "measure_bf16", "measure_f16", "measure_any"], spans)?;
+        self.launch(&mut call, advance, items)?;
+        let grad_norm = self.conclude(call)?;
+        Ok(StepReport { grad_norm: grad_norm.filter(|_| options.max_grad_norm.is_some()) })
+    }
+
+    fn project(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        let mut call = self.start(job, Queue::Moves)?;
+        let items = call.table.item_count;
+        self.launch(&mut call, ["project_f32", "project_bf16", "project_f16", "project_any"], items)
+    }
+
+    fn remember(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        let mut call = self.start(job, Queue::Moves)?;
+        let pieces = call.table.piece_count;
+        self.launch(&mut call, ["remember_f32", "remember_bf16", "remember_f16", "remember_any"], pieces)?;
+        self.conclude(call).map(drop)
+    }
+
+    fn write(&self, job: Job<'_, '_, Self>, write: Write) -> Result<()> {
+        let mut call = self.start(job, Queue::Writes)?;
+        call.table.write = match write {
+            Write::Trial => tables::write::TRIAL,
+            Write::Projection => tables::write::PROJECTION,
+            Write::Remembered => tables::write::REMEMBERED,
+        };
+        let items = call.table.item_count;
+        self.launch(&mut call, ["write_f32", "write_bf16", "write_f16", "write_any"], items)
+    }
+
+    fn update_radii(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        let mut call = self.start(job, Queue::Moves)?;
+        call.table.grad_scale = 1.0;
+        let spans = call.table.span_count;
+        self.launch(&mut call, ["radii_f32", "radii_bf16", "radii_f16", "radii_any"], spans)?;
+        self.conclude(call).map(drop)
+    }
+
+    fn blend(
+        &self,
+        plan: &Plan,
+        workspace: &mut Workspace<D>,
+        targets: &mut [ViewMut<'_>],
+        sources: &[View<'_>],
+        shares: Blend,
+    ) -> Result<()> {
+        let bound = Bound::blend(targets.iter().map(|target| target.as_view()).zip(sources.iter().copied()));
+        let plain = Settings {
+            lr_scale: 1.0,
+            weight_decay: 0.0,
+            constraint: Constraint::None,
+            anchor: AnchorKind::None,
+        };
+        workspace.prepare(&self.device, plan, &vec![plain; plan.tensors.len()], &bound.dtypes)?;
+        let mut table = workspace.job(&self.device, 0, Queue::Moves);
+        (table.keep, table.take) = (shares.keep, shares.take);
+        workspace.send(&self.device, &table, &bound.operands)?;
+        let kernel = bound.storage.pick(["blend_f32", "blend_bf16", "blend_f16", "blend_any"]);
+        workspace.launch(&self.device, kernel, table.piece_count as usize)
+    }
+}

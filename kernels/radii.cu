@@ -1,0 +1,185 @@
+// TPGM's projection update: `remember_*`, `write_*` and `radii_*`, one launch each; and `blend_*`, moving averages and
+// interpolation. Each for sets whose operands are all f32, all bf16, all f16, and
+// for any other.
+#include "decide.cuh"
+#include "queue.cuh"
+#include "settle.cuh"
+
+// Copies the weights, unless a master remembers them, and measures their displacement. Reads 8 and writes 4 bytes per f32
+// parameter.
+template <class Storage, class C>
+__device__ inline void remember_piece(const Job& job, uint32_t t, const Piece& piece) {
+    const Tensor& tensor = job.tensors[t];
+    const Operands& io = job.operands[t];
+    bool fresh = job.scalars[t].master_filled == 0.0;
+    Rounds rounds(tensor, piece);
+    for (uint32_t round = 0; round < rounds.count(); round++) {
+        Place place = rounds.place(round);
+        Tile<C> w, a;
+        load_source<Storage>(w, fresh ? 0 : io.slots[MASTER], io.weight, tensor.type, place);
+        load<Storage, false>(a, io.anchor, io.anchor_type, place);
+        if (io.slots[REMEMBERED]) store<Storage, false>(w, io.slots[REMEMBERED], tensor.type, place);
+        else if (Storage::HALF && fresh) store_as<false>(at<float>(io.slots[MASTER]) + place.start, w, place);
+        double sum = sum_of_group(sum_of_norm(w, a, tensor.settings.norm), place.width);
+        if (place.len == 0 || place.lane != 0) continue;
+        if (tensor.parts > 1) {
+            job.parts[piece.part] = sum;
+        } else {
+            double norm = finished(tensor.settings.norm, sum);
+            job.norms[tensor.first_unit + place.unit] = norm;
+            if (!isfinite(norm)) atomicAdd(&job.progress[t].bad, 1u);
+        }
+    }
+}
+
+// The weights of every tensor are known: says whether a displacement is not finite. One block calls this.
+__device__ inline void conclude_remember(const Job& job) {
+    __shared__ uint32_t first, count;
+    if (threadIdx.x == 0) {
+        first = 0xffffffffu;
+        count = 0;
+    }
+    __syncthreads();
+    for (uint32_t t = threadIdx.x; t < job.tensor_count; t += THREADS) {
+        if (job.progress[t].bad) {
+            atomicMin(&first, t);
+            atomicAdd(&count, 1u);
+        }
+        job.progress[t].bad = 0;
+        job.progress[t].arrived = 0;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        Status status = {};
+        status.refused = count > 0 ? BAD_DISPLACEMENT : ACCEPTED;
+        status.first = first;
+        status.count = count;
+        *job.status = status;
+        job.counters->arrived = 0;
+    }
+    for (uint32_t t = threadIdx.x; t < job.tensor_count && count == 0; t += THREADS) {
+        if (job.tensors[t].settings.constraint == TPGM) job.scalars[t].master_filled = 1.0;
+    }
+}
+
+template <class Storage> __device__ inline void remember(const Job& job) {
+    __shared__ bool last_of_tensor, last_of_all;
+    for (uint32_t p = blockIdx.x; p < job.piece_count; p += gridDim.x) {
+        const Piece& piece = job.pieces[p];
+        const Tensor& tensor = job.tensors[piece.tensor];
+        bool learned = tensor.settings.constraint == TPGM;
+        if (learned) {
+            TPGM_IN_COMPUTE_TYPE(Storage, tensor, C, (remember_piece<Storage, C>(job, piece.tensor, piece)));
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            last_of_tensor = atomicAdd(&job.progress[piece.tensor].arrived, 1u) == tensor.pieces - 1;
+        }
+        __syncthreads();
+        if (last_of_tensor && learned && tensor.parts > 1) {
+            __threadfence();
+            finish_norms(job, tensor, tensor.settings.norm);
+            for (uint64_t u = threadIdx.x; u < tensor.units; u += THREADS) {
+                if (!isfinite(job.norms[tensor.first_unit + u])) atomicAdd(&job.progress[piece.tensor].bad, 1u);
+            }
+            __syncthreads();
+        }
+        if (threadIdx.x == 0) {
+            __threadfence();
+            last_of_all = atomicAdd(&job.counters->arrived, 1u) == job.piece_count - 1;
+        }
+        __syncthreads();
+        if (last_of_all) {
+            __threadfence();
+            conclude_remember(job);
+        }
+        __syncthreads();
+    }
+    if (job.piece_count == 0 && blockIdx.x == 0) conclude_remember(job);
+}
+
+// Writes projected or remembered weights. Reads 8 and writes 4 bytes per f32 parameter.
+template <class Storage, class C>
+__device__ inline void write_piece(const Job& job, uint32_t t, const Piece& piece) {
+    const Tensor& tensor = job.tensors[t];
+    const Operands& io = job.operands[t];
+    const Pull pull = {job.scalars[t].radius, 0, LEARNED, 0};
+    uint64_t master = io.slots[MASTER];
+    Rounds rounds(tensor, piece);
+    for (uint32_t round = 0; round < rounds.count(); round++) {
+        Place place = rounds.place(round);
+        if (place.len == 0) continue;
+        C ratio = C(1);
+        if (job.write != REMEMBERED_WEIGHTS) ratio = ratio_of<C>(pull, job.norms[tensor.first_unit + place.unit]);
+        Tile<C> w;
+        load_source<Storage>(w, master, io.slots[REMEMBERED], tensor.type, place);
+        if (ratio != C(1)) {
+            Tile<C> a;
+            load<Storage, false>(a, io.anchor, io.anchor_type, place);
+            pull_back(w, a, ratio);
+            if (Storage::HALF && master && job.write == PROJECTION) store_as<false>(at<float>(master) + place.start, w, place);
+        }
+        store<Storage, false>(w, io.weight, tensor.type, place);
+    }
+}
+
+// Radii are clipped first, one item a tensor; its pieces wait for that.
+template <class Storage> struct WriteWork {
+    __device__ static void advance(const Job&, const Item&) {}
+
+    __device__ static void settle(const Job& job, uint32_t t) {
+        if (job.write != REMEMBERED_WEIGHTS) settle_radius(job, t);
+    }
+
+    __device__ static void pull(const Job& job, const Item& item) {
+        for (uint32_t p = 0; p < item.pieces; p++) {
+            const Piece& piece = job.pieces[item.first_piece + p];
+            TPGM_IN_COMPUTE_TYPE(Storage, job.tensors[item.tensor], C, (write_piece<Storage, C>(job, item.tensor, piece)));
+        }
+    }
+};
+
+// `target = keep * target + take * source`; the targets are in the column of weights, the sources in that of gradients. Reads
+// 8 and writes 4 bytes per f32 parameter.
+template <class Storage, class C>
+__device__ inline void blend_piece(const Job& job, const Piece& piece) {
+    const Tensor& tensor = job.tensors[piece.tensor];
+    const Operands& io = job.operands[piece.tensor];
+    C keep = static_cast<C>(job.keep), take = static_cast<C>(job.take);
+    Rounds rounds(tensor, piece);
+    for (uint32_t round = 0; round < rounds.count(); round++) {
+        Place place = rounds.place(round);
+        Tile<C> target, source;
+        load<Storage, true>(target, io.weight, tensor.type, place);
+        load<Storage, true>(source, io.grad, io.grad_type, place);
+        #pragma unroll
+        for (int j = 0; j < QUADS; j++) {
+            #pragma unroll
+            for (int i = 0; i < QUAD; i++) target.x[j][i] = keep * target.x[j][i] + take * source.x[j][i];
+        }
+        store<Storage, true>(target, io.weight, tensor.type, place);
+    }
+}
+
+template <class Storage> __device__ inline void blend(const Job& job) {
+    for (uint32_t p = blockIdx.x; p < job.piece_count; p += gridDim.x) {
+        const Piece& piece = job.pieces[p];
+        TPGM_IN_COMPUTE_TYPE(Storage, job.tensors[piece.tensor], C, (blend_piece<Storage, C>(job, piece)));
+    }
+}
+
+#define TPGM_RADIUS_KERNELS(suffix, Storage)                                                \
+    TPGM_KERNEL remember_##suffix(const Job* job) { remember<Storage>(*job); }              \
+    TPGM_REGISTER(remember_##suffix)                                                        \
+    TPGM_KERNEL write_##suffix(const Job* job) { run_queue<WriteWork<Storage>>(*job); }     \
+    TPGM_REGISTER(write_##suffix)                                                           \
+    TPGM_KERNEL radii_##suffix(const Job* job) { measure<Storage, RadiusPhase>(*job); }     \
+    TPGM_REGISTER(radii_##suffix)                                                           \
+    TPGM_KERNEL blend_##suffix(const Job* job) { blend<Storage>(*job); }                    \
+    TPGM_REGISTER(blend_##suffix)
+
+TPGM_RADIUS_KERNELS(f32, Same<float>)
+TPGM_RADIUS_KERNELS(bf16, Same<Bfloat>)
+TPGM_RADIUS_KERNELS(f16, Same<Half>)
+TPGM_RADIUS_KERNELS(any, Any)
