@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "half.h"
+
 #ifndef TPGM_THREADS
 #define TPGM_THREADS 64
 #endif
@@ -18,6 +20,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __noinline__ // a hint only; empty, because headers of libstdc++ use the word inside `__attribute__`
 
 // The address sanitizer puts red zones around plain globals only; it runs one block at a time (see `launch.cpp`).
 #ifdef TPGM_EMULATOR_ASAN
@@ -61,33 +64,26 @@ extern EMULATOR_FAST_TLS const EmulatorThread* emulator_current;
 
 // ---- Vectors, with CUDA's alignment
 
-struct alignas(8) float2 {
-    float x, y;
-};
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
-struct alignas(16) double2 {
-    double x, y;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
-struct alignas(16) uint4 {
-    unsigned x, y, z, w;
-};
-struct alignas(8) ushort4 {
-    unsigned short x, y, z, w;
-};
+#define EMULATOR_VECTOR2(name, T)                                                                                      \
+    struct alignas(2 * sizeof(T)) name {                                                                               \
+        T x, y;                                                                                                        \
+    };                                                                                                                 \
+    inline name make_##name(T x, T y) { return {x, y}; }
+#define EMULATOR_VECTOR4(name, T)                                                                                      \
+    struct alignas(4 * sizeof(T)) name {                                                                               \
+        T x, y, z, w;                                                                                                  \
+    };                                                                                                                 \
+    inline name make_##name(T x, T y, T z, T w) { return {x, y, z, w}; }
+EMULATOR_VECTOR2(float2, float)
+EMULATOR_VECTOR4(float4, float)
+EMULATOR_VECTOR2(double2, double)
+EMULATOR_VECTOR2(uint2, unsigned)
+EMULATOR_VECTOR4(uint4, unsigned)
+EMULATOR_VECTOR4(ushort4, unsigned short)
+#undef EMULATOR_VECTOR2
+#undef EMULATOR_VECTOR4
 
 // ---- The same bits as another type
-
-template <class To, class From> inline To emulator_bits(From from) {
-    static_assert(sizeof(To) == sizeof(From), "as many bits");
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
-}
 
 inline unsigned __float_as_uint(float value) { return emulator_bits<unsigned>(value); }
 inline float __uint_as_float(unsigned value) { return emulator_bits<float>(value); }
