@@ -1,6 +1,8 @@
 //! The CUDA backend of `tpgm-core`: norm, clip and interpolation of all tensors in one launch.
 
 pub mod device;
+#[cfg(feature = "emulated")]
+pub mod emulator;
 
 mod gpu;
 mod layout;
@@ -10,6 +12,8 @@ mod tables;
 mod workspace;
 
 pub use device::Device;
+#[cfg(feature = "emulated")]
+pub use emulator::Emulator;
 pub use gpu::{Gpu, Reports, Scalars};
 pub use memory::{Buffer, View, ViewMut};
 pub use workspace::Workspace;
