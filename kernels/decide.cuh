@@ -152,7 +152,7 @@ struct StepPhase {
     }
 
     // Nothing is changed, and the moving phase does not start, if a gradient is not finite.
-    __device__ __noinline__ static void decide(const Job& job) {
+    __device__ TPGM_NOINLINE static void decide(const Job& job) {
         Status status = examine(job);
         if (threadIdx.x == 0) *job.status = status;
         if (status.refused) return;
@@ -175,7 +175,7 @@ struct RadiusPhase {
         return job.tensors[t].settings.constraint == TPGM && job.operands[t].grad != 0;
     }
 
-    __device__ __noinline__ static void decide(const Job& job) {
+    __device__ TPGM_NOINLINE static void decide(const Job& job) {
         Status status = examine(job);
         if (threadIdx.x == 0) *job.status = status;
         if (status.refused) return;

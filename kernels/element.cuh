@@ -13,7 +13,9 @@ __device__ inline float half_to_float(uint16_t bits) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
     return x;
 #else
-    return emulator_half_to_float(bits);
+    _Float16 x;
+    memcpy(&x, &bits, sizeof(x));
+    return static_cast<float>(x);
 #endif
 }
 
@@ -23,7 +25,10 @@ __device__ inline uint16_t float_to_half(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
 #else
-    return emulator_float_to_half(x);
+    _Float16 y = static_cast<_Float16>(x);
+    uint16_t bits;
+    memcpy(&bits, &y, sizeof(bits));
+    return bits;
 #endif
 }
 
@@ -72,13 +77,13 @@ template <bool ONCE, class S> __device__ inline Quad<S> read_quad(const S* p) {
 }
 
 template <bool ONCE> __device__ inline void write_quad(float* p, Quad<float> v) {
-    float4 q = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
+    float4 q{v.x[0], v.x[1], v.x[2], v.x[3]};
     if (ONCE) __stcs(reinterpret_cast<float4*>(p), q);
     else *reinterpret_cast<float4*>(p) = q;
 }
 
 template <bool ONCE> __device__ inline void write_quad(double* p, Quad<double> v) {
-    double2 q = make_double2(v.x[0], v.x[1]), r = make_double2(v.x[2], v.x[3]);
+    double2 q{v.x[0], v.x[1]}, r{v.x[2], v.x[3]};
     double2* to = reinterpret_cast<double2*>(p);
     if (ONCE) {
         __stcs(to, q);
@@ -90,8 +95,7 @@ template <bool ONCE> __device__ inline void write_quad(double* p, Quad<double> v
 }
 
 template <bool ONCE, class S> __device__ inline void write_quad(S* p, Quad<S> v) {
-    uint2 q = make_uint2(v.x[0].bits | static_cast<uint32_t>(v.x[1].bits) << 16,
-                         v.x[2].bits | static_cast<uint32_t>(v.x[3].bits) << 16);
+    uint2 q{v.x[0].bits | static_cast<uint32_t>(v.x[1].bits) << 16, v.x[2].bits | static_cast<uint32_t>(v.x[3].bits) << 16};
     if (ONCE) __stcs(reinterpret_cast<uint2*>(p), q);
     else *reinterpret_cast<uint2*>(p) = q;
 }

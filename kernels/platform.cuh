@@ -13,8 +13,10 @@ using uint64_t = unsigned long long;
 // Declares a kernel; `TPGM_REGISTER` after it makes it known to the emulator by name.
 #define TPGM_KERNEL extern "C" __global__ void __launch_bounds__(TPGM_THREADS)
 #define TPGM_REGISTER(name)
+#define TPGM_NOINLINE __noinline__
 #else
 #include "emulator/emulator.h"
+#define TPGM_NOINLINE __attribute__((noinline))
 #endif
 
 // Threads of a block. Each holds `PER_THREAD` elements of a piece, so a piece has at most their product. The emulator takes

@@ -76,7 +76,7 @@ __device__ inline void write_telemetry(const Tensor& tensor, const NormStats& st
 
 // Settles a tensor that has been advanced, and says in its move how its second pass goes. Not inlined, here and below: only
 // the last piece of a tensor comes here, and every piece would pay for the registers.
-__device__ __noinline__ void settle_move(const Job& job, uint32_t t) {
+__device__ TPGM_NOINLINE inline void settle_move(const Job& job, uint32_t t) {
     __shared__ NormStats stats;
     const Tensor& tensor = job.tensors[t];
     Move& move = job.moves[t];
@@ -144,7 +144,7 @@ __device__ __noinline__ void settle_move(const Job& job, uint32_t t) {
 }
 
 // Clips the radius of a tensor whose norms are known and notes what its projection will do.
-__device__ __noinline__ void settle_radius(const Job& job, uint32_t t) {
+__device__ TPGM_NOINLINE inline void settle_radius(const Job& job, uint32_t t) {
     __shared__ NormStats stats;
     const Tensor& tensor = job.tensors[t];
     Scalars& scalars = job.scalars[t];

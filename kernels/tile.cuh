@@ -51,14 +51,14 @@ template <class C> struct Tile {
 
 // Up to four elements, `valid` of which are there, one by one. Not inlined: rows that are not aligned or not a multiple of four
 // long are rare, and kernels with this at every access would be three times as long.
-template <class S> __device__ __noinline__ Quad<S> load_slowly(const S* p, int64_t valid) {
+template <class S> __device__ TPGM_NOINLINE inline Quad<S> load_slowly(const S* p, int64_t valid) {
     Quad<S> quad;
     #pragma unroll
     for (int i = 0; i < QUAD; i++) quad.x[i] = i < valid ? p[i] : S{};
     return quad;
 }
 
-template <class S> __device__ __noinline__ void store_slowly(S* p, Quad<S> quad, int64_t valid) {
+template <class S> __device__ TPGM_NOINLINE inline void store_slowly(S* p, Quad<S> quad, int64_t valid) {
     #pragma unroll
     for (int i = 0; i < QUAD; i++) {
         if (i < valid) p[i] = quad.x[i];
@@ -144,7 +144,7 @@ template <class C, class S> __device__ inline Quad<C> widened(const S* p, int64_
     return out;
 }
 
-template <class C> __device__ __noinline__ Quad<C> load_any(uint64_t address, uint32_t type, uint64_t e, int64_t valid) {
+template <class C> __device__ TPGM_NOINLINE inline Quad<C> load_any(uint64_t address, uint32_t type, uint64_t e, int64_t valid) {
     switch (type) {
         case F64: return widened<C>(at<double>(address) + e, valid);
         case F32: return widened<C>(at<float>(address) + e, valid);
@@ -158,7 +158,7 @@ template <class S, class C> __device__ inline void narrowed(S* p, const Quad<C>&
 }
 
 template <class C>
-__device__ __noinline__ void store_any(Quad<C> x, uint64_t address, uint32_t type, uint64_t e, int64_t valid) {
+__device__ TPGM_NOINLINE inline void store_any(Quad<C> x, uint64_t address, uint32_t type, uint64_t e, int64_t valid) {
     switch (type) {
         case F64: narrowed(at<double>(address) + e, x, valid); break;
         case F32: narrowed(at<float>(address) + e, x, valid); break;

@@ -54,7 +54,7 @@ struct EmulatorThread {
 };
 
 // The thread that runs now. `__thread` rather than `thread_local`: no call to initialize it at every use.
-#define EMULATOR_FAST_TLS __thread __attribute__((tls_model("initial-exec")))
+#define EMULATOR_FAST_TLS __thread
 extern EMULATOR_FAST_TLS const EmulatorThread* emulator_current;
 
 #define threadIdx (emulator_current->thread)
