@@ -1,7 +1,10 @@
 //! Synthetic weights, gradients and anchors: a hash of (tensor, role, index), so every machine and run has the same.
 
 use rayon::prelude::*;
-use tpgm_core::TensorSpec;
+use tpgm_core::plan::Plan;
+use tpgm_core::{
+    AdamW, Backend, Blend, Buffer, Constraint, DType, ParamSet, Real, Result, TensorIo, TensorSpec,
+};
 
 /// Half the width of the uniform distribution of the anchors.
 pub const ANCHOR_SCALE: f32 = 5e-2;
@@ -20,54 +23,108 @@ enum Role {
     Gradient = 3,
 }
 
-/// Weights, gradients and anchors of a list of tensors, all f32.
-#[derive(Debug, Clone)]
-pub struct Data {
-    /// One vector per tensor: anchor plus displacement.
-    pub weights: Vec<Vec<f32>>,
-    /// One vector per tensor.
-    pub grads: Vec<Vec<f32>>,
-    /// One vector per tensor: the pre-trained values.
-    pub anchors: Vec<Vec<f32>>,
-    start: Vec<Vec<f32>>,
+/// Weights, gradients and anchors of a set, in memory of a backend. All of a tensor have its element type.
+pub struct Data<B: Backend> {
+    /// One buffer per tensor: anchor plus displacement.
+    pub weights: Vec<B::Buffer>,
+    /// One buffer per tensor.
+    pub grads: Vec<B::Buffer>,
+    /// One buffer per tensor: the pre-trained values.
+    pub anchors: Vec<B::Buffer>,
+    start: Vec<B::Buffer>,
+    backend: B,
+    plan: Plan,
+    workspace: B::Workspace,
 }
 
-impl Data {
-    /// Makes the data of `tensors`.
-    pub fn new(tensors: &[TensorSpec]) -> Self {
-        let values = |role, scale| -> Vec<Vec<f32>> {
-            tensors.iter().map(|spec| uniform(seed(&spec.name, role), scale, spec.numel())).collect()
+impl<B: Backend> Data<B> {
+    /// Makes the data of `set`.
+    ///
+    /// # Errors
+    ///
+    /// No memory on the device.
+    pub fn new(backend: B, set: &ParamSet) -> Result<Self> {
+        let settings = set.settings(&AdamW::default().into(), &Constraint::None)?;
+        let plan = Plan::new(set.tensors(), &settings, backend.chunk());
+        let workspace = backend.workspace(&plan)?;
+        let n = set.len();
+        let mut data = Self {
+            weights: Vec::with_capacity(n),
+            grads: Vec::with_capacity(n),
+            anchors: Vec::with_capacity(n),
+            start: Vec::with_capacity(n),
+            backend,
+            plan,
+            workspace,
         };
-        let anchors = values(Role::Anchor, ANCHOR_SCALE);
-        let mut start = values(Role::Displacement, DISPLACEMENT_SCALE);
-        for (weight, anchor) in start.iter_mut().zip(&anchors) {
-            each_chunk(weight, anchor, |w, a| *w += a);
+        for spec in set.tensors() {
+            data.push(spec)?;
         }
-        Self { weights: start.clone(), grads: values(Role::Gradient, GRADIENT_SCALE), anchors, start }
+        Ok(data)
+    }
+
+    fn push(&mut self, spec: &TensorSpec) -> Result<()> {
+        let values = |role, scale| uniform(seed(&spec.name, role), scale, spec.numel());
+        let anchor = values(Role::Anchor, ANCHOR_SCALE);
+        let mut start = values(Role::Displacement, DISPLACEMENT_SCALE);
+        start.par_iter_mut().zip(&anchor).for_each(|(w, a)| *w += a);
+        let start = round(spec.dtype, start);
+        self.weights.push(self.backend.upload(&start)?);
+        self.start.push(self.backend.upload(&start)?);
+        self.anchors.push(self.backend.upload(&round(spec.dtype, anchor))?);
+        let grad = values(Role::Gradient, GRADIENT_SCALE);
+        self.grads.push(self.backend.upload(&round(spec.dtype, grad))?);
+        Ok(())
     }
 
     /// Puts the weights back to their first values.
-    pub fn restore_weights(&mut self) {
-        for (weight, start) in self.weights.iter_mut().zip(&self.start) {
-            each_chunk(weight, start, |w, s| *w = s);
-        }
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn restore_weights(&mut self) -> Result<()> {
+        let mut weights: Vec<_> = self.weights.iter_mut().map(B::as_mut).collect();
+        let start: Vec<_> = self.start.iter().map(B::as_ref).collect();
+        let shares = Blend { keep: 0.0, take: 1.0 };
+        self.backend.blend(&self.plan, &mut self.workspace, &mut weights, &start, shares)
     }
 
     /// Changes the sign of every gradient.
     ///
     /// Called every few steps, it lets the data-dependent branches of SPD and DiGraP be taken: they look at the sign of
     /// `<g, W - W0>`, which a constant gradient never changes.
-    pub fn flip_gradients(&mut self) {
-        for grad in &mut self.grads {
-            grad.par_chunks_mut(CHUNK).for_each(|chunk| chunk.iter_mut().for_each(|g| *g = -*g));
-        }
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    pub fn flip_gradients(&mut self) -> Result<()> {
+        let mut grads: Vec<_> = self.grads.iter_mut().map(B::as_mut).collect();
+        // Blending needs a source; with a share of zero any finite one does.
+        let anchors: Vec<_> = self.anchors.iter().map(B::as_ref).collect();
+        let shares = Blend { keep: -1.0, take: 0.0 };
+        self.backend.blend(&self.plan, &mut self.workspace, &mut grads, &anchors, shares)
+    }
+
+    /// The operands of a call.
+    pub fn io(&mut self) -> Vec<TensorIo<'_, B>> {
+        let given = self.grads.iter().zip(&self.anchors);
+        self.weights
+            .iter_mut()
+            .zip(given)
+            .map(|(weight, (grad, anchor))| {
+                TensorIo::new(B::as_mut(weight)).grad(B::as_ref(grad)).anchor(B::as_ref(anchor))
+            })
+            .collect()
     }
 }
 
-fn each_chunk(dst: &mut [f32], src: &[f32], f: impl Fn(&mut f32, f32) + Sync) {
-    dst.par_chunks_mut(CHUNK)
-        .zip(src.par_chunks(CHUNK))
-        .for_each(|(dst, src)| dst.iter_mut().zip(src).for_each(|(d, &s)| f(d, s)));
+fn round(dtype: DType, values: Vec<f32>) -> Buffer {
+    if dtype == DType::F32 {
+        return Buffer::F32(values);
+    }
+    let mut rounded = Buffer::zeros(dtype, values.len());
+    f32::store(&values, rounded.as_mut());
+    rounded
 }
 
 /// FNV-1a over the name, then the role.
@@ -101,7 +158,7 @@ fn split_mix(seed: u64, index: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tpgm_core::DType;
+    use tpgm_core::Cpu;
 
     // The first outputs of SplitMix64 started at 1234567, as listed with the published generators that seed from it.
     #[test]
@@ -127,18 +184,23 @@ mod tests {
 
     #[test]
     fn roles_and_tensors_differ_and_changes_can_be_undone() {
-        let spec = |name: &str| TensorSpec { name: name.into(), shape: vec![8, 16], dtype: DType::F32 };
-        let mut data = Data::new(&[spec("a"), spec("b")]);
-        assert_ne!(data.anchors[0], data.anchors[1]);
-        let moved = data.weights[0].iter().zip(&data.anchors[0]).filter(|(w, a)| w != a).count();
-        assert!(moved > 120, "{moved} of 128 weights differ from their anchors");
-        let (weights, grads) = (data.weights.clone(), data.grads.clone());
-        data.weights[1].fill(9.0);
-        data.restore_weights();
-        assert_eq!(data.weights, weights);
-        data.flip_gradients();
-        assert_eq!(data.grads[1][3], -grads[1][3]);
-        data.flip_gradients();
-        assert_eq!(data.grads, grads);
+        for dtype in DType::ALL {
+            let set =
+                ParamSet::builder().tensor("a", [8, 16], dtype).tensor("b", [8, 16], dtype).build().unwrap();
+            let mut data = Data::new(Cpu::new(), &set).unwrap();
+            assert_ne!(data.anchors[0], data.anchors[1]);
+            let (weights, grads) = (data.weights.clone(), data.grads.clone());
+            let (w, a) = (weights[0].to_f64(), data.anchors[0].to_f64());
+            assert_eq!(weights[0].dtype(), dtype);
+            let moved = w.iter().zip(&a).filter(|(w, a)| w != a).count();
+            assert!(moved > 110, "{moved} of 128 weights of {dtype} differ from their anchors");
+            data.weights[1] = Buffer::zeros(dtype, 128);
+            data.restore_weights().unwrap();
+            assert_eq!(data.weights, weights);
+            data.flip_gradients().unwrap();
+            assert_eq!(data.grads[1].to_f64()[3], -grads[1].to_f64()[3]);
+            data.flip_gradients().unwrap();
+            assert_eq!(data.grads, grads);
+        }
     }
 }

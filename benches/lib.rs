@@ -4,6 +4,7 @@
 //! - [`data`]: synthetic weights, gradients and anchors, the same on every machine.
 //! - [`floors`]: how fast memory is, measured in the same run: what every other number is compared with.
 //! - [`Method`]: what is measured, and the bytes it must move.
+//! - [`Target`]: where it is measured: the backend with its clock, its caches and its floors.
 //! - [`Ours`]: our side of a comparison.
 //! - [`Peers`]: PyTorch and the published code, in a child process.
 //! - [`Samples`]: medians and paired ratios.
@@ -18,9 +19,11 @@ mod models;
 mod ours;
 mod peer;
 mod samples;
+mod target;
 
-pub use methods::{Method, Operation, Traffic};
+pub use methods::{Call, Method, Operation, Traffic};
 pub use models::Model;
-pub use ours::{FLIP_EVERY, Ours, Phase};
+pub use ours::{FLIP_EVERY, Ours};
 pub use peer::{Hello, PeerOptions, Peers};
 pub use samples::Samples;
+pub use target::{CpuTarget, Target};

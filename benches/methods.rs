@@ -1,59 +1,69 @@
 //! What is measured: methods, the bytes they must move, and the peers they are compared with.
 
-use tpgm_core::{AdamW, Constraint, Digrap, FixedRadius, Ftp, Gradients, L2Sp, Norm, Rule, Sgd, Spd, Tpgm};
+use tpgm_core::{
+    AdamW, Constraint, DType, Digrap, FixedRadius, Ftp, Gradients, L2Sp, Norm, Rule, Sgd, Spd, Tpgm,
+};
 
-/// Memory traffic in bytes per f32 parameter, counted from what the operation reads and writes: see the table in
-/// [`tpgm_core::cpu`].
+/// How often an operation goes over each kind of memory; what it finds in a cache is not counted. The same on every
+/// backend: see the table in [`tpgm_core::cpu`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes read from memory.
-    pub read: usize,
-    /// Bytes written to memory.
-    pub write: usize,
-    /// Bytes more that are not counted as memory traffic: read a second time while in the last-level cache, or moved
-    /// only in steps in which the constraint acts.
-    pub more: usize,
+    /// Reads of the weights, or of what stands for them: masters, remembered weights.
+    pub weights_read: usize,
+    /// Writes of the same.
+    pub weights_written: usize,
+    /// Reads of what has the element type of the weights and is never written: gradients, anchors.
+    pub inputs_read: usize,
+    /// Reads of state kept in the compute type: moments, momentum, displacements.
+    pub state_read: usize,
+    /// Writes of the same.
+    pub state_written: usize,
 }
 
 impl Traffic {
-    /// What memory must move at least: `read + write`.
-    pub const fn memory(self) -> usize {
-        self.read + self.write
-    }
-
     const fn and(self, other: Traffic) -> Traffic {
         Traffic {
-            read: self.read + other.read,
-            write: self.write + other.write,
-            more: self.more + other.more,
+            weights_read: self.weights_read + other.weights_read,
+            weights_written: self.weights_written + other.weights_written,
+            inputs_read: self.inputs_read + other.inputs_read,
+            state_read: self.state_read + other.state_read,
+            state_written: self.state_written + other.state_written,
         }
     }
 }
 
-const fn traffic(read: usize, write: usize, more: usize) -> Traffic {
-    Traffic { read, write, more }
-}
-
+const NOTHING: Traffic =
+    Traffic { weights_read: 0, weights_written: 0, inputs_read: 0, state_read: 0, state_written: 0 };
 /// The gradient, to see that it is finite before anything is changed.
-const CHECK: Traffic = traffic(4, 0, 0);
-/// Reads weight, gradient and two moments; writes all but the gradient. What PyTorch does, which does not look whether
-/// gradients are finite.
-const ADAMW_TRUSTED: Traffic = traffic(16, 12, 0);
+const CHECK: Traffic = Traffic { inputs_read: 1, ..NOTHING };
+/// Weight, gradient and two moments. What PyTorch does, which does not look whether gradients are finite.
+const ADAMW_TRUSTED: Traffic =
+    Traffic { weights_read: 1, weights_written: 1, inputs_read: 1, state_read: 2, state_written: 2 };
 /// The same, and the check.
 const ADAMW: Traffic = ADAMW_TRUSTED.and(CHECK);
 /// Reads and writes the running maximum.
-const AMSGRAD: Traffic = ADAMW.and(traffic(4, 4, 0));
-/// Reads weight, gradient and buffer; writes all but the gradient.
-const SGD: Traffic = traffic(12, 8, 0).and(CHECK);
+const AMSGRAD: Traffic = ADAMW.and(STATE);
+/// Weight, gradient and buffer, and the check.
+const SGD: Traffic =
+    Traffic { weights_read: 1, weights_written: 1, inputs_read: 1, ..NOTHING }.and(STATE).and(CHECK);
+/// Reads and writes one state.
+const STATE: Traffic = Traffic { state_read: 1, state_written: 1, ..NOTHING };
 /// Reads the anchor.
-const ANCHOR: Traffic = traffic(4, 0, 0);
+const ANCHOR: Traffic = Traffic { inputs_read: 1, ..NOTHING };
 /// Reads the anchor and the last displacement, writes the new one.
-const FTP: Traffic = ANCHOR.and(traffic(4, 4, 0));
-/// Reads weight and anchor for the sums. Where the gradient points home: reads the anchor again and, where decay fires,
-/// reads and writes in a second pass.
-const SPD: Traffic = traffic(8, 0, 16);
+const FTP: Traffic = ANCHOR.and(STATE);
+/// Reads weight and anchor for the sums. Not counted: where the gradient points home, it reads the anchor again and, where
+/// decay fires, reads and writes in a second pass.
+const SPD: Traffic = Traffic { weights_read: 1, ..ANCHOR };
 /// Reads weight, anchor and last displacement for the sums, the anchor again, and writes the new displacement.
-const DIGRAP: Traffic = traffic(12 + 4, 4, 0);
+const DIGRAP: Traffic = SPD.and(ANCHOR).and(STATE);
+/// Reads weight and anchor, writes the weight. L2 reads both a second time, from the last-level cache.
+const PROJECT: Traffic = Traffic { weights_read: 1, weights_written: 1, inputs_read: 1, ..NOTHING };
+/// Begin reads weight and anchor and writes the remembered weight; apply and finish read these and write the weight; update
+/// reads gradient, remembered weight and anchor.
+const UPDATE: Traffic = Traffic { weights_read: 4, weights_written: 3, inputs_read: 5, ..NOTHING };
+/// Reads the weight and the average, writes the average.
+const AVERAGE: Traffic = STATE.and(Traffic { weights_read: 1, ..NOTHING });
 
 /// What one round of a method does.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,6 +75,54 @@ pub enum Operation {
     /// One TPGM projection update, without the held-out forward and backward, then the projection: begin, apply, update,
     /// finish.
     Update(Norm),
+    /// One update of an exponential moving average of the weights.
+    Average,
+}
+
+impl Operation {
+    /// The calls that one round makes, in order.
+    pub const fn calls(&self) -> &'static [Call] {
+        match self {
+            Operation::Step(..) => &[Call::Step],
+            Operation::Project(_) => &[Call::Project],
+            Operation::Update(_) => &[Call::Begin, Call::Apply, Call::Update, Call::Finish],
+            Operation::Average => &[Call::Average],
+        }
+    }
+}
+
+/// One call into the library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// An optimizer step.
+    Step,
+    /// A projection.
+    Project,
+    /// Projection update: remember the weights, measure their displacement.
+    Begin,
+    /// Projection update: write the projected weights.
+    Apply,
+    /// Projection update: learn the radii.
+    Update,
+    /// Projection update: write the projection for good.
+    Finish,
+    /// An update of a moving average.
+    Average,
+}
+
+impl Call {
+    /// Name in tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Call::Step => "step",
+            Call::Project => "project",
+            Call::Begin => "begin",
+            Call::Apply => "apply",
+            Call::Update => "update",
+            Call::Finish => "finish",
+            Call::Average => "average",
+        }
+    }
 }
 
 /// One measured method.
@@ -140,29 +198,42 @@ impl Method {
             Method {
                 name: "project-mars",
                 operation: Operation::Project(Norm::Mars),
-                traffic: traffic(8, 4, 0),
+                traffic: PROJECT,
                 peers: &["tpgm_project_mars"],
             },
             Method {
                 name: "project-l2",
                 operation: Operation::Project(Norm::L2),
-                traffic: traffic(8, 4, 8),
+                traffic: PROJECT,
                 peers: &["tpgm_project_l2"],
             },
-            // begin: reads 8, writes 4. apply: 8 and 4. update: reads 12. finish: 8 and 4.
             Method {
                 name: "update-mars",
                 operation: Operation::Update(Norm::Mars),
-                traffic: traffic(36, 12, 0),
+                traffic: UPDATE,
                 peers: &["tpgm_update_mars"],
             },
             Method {
                 name: "update-l2",
                 operation: Operation::Update(Norm::L2),
-                traffic: traffic(36, 12, 0),
+                traffic: UPDATE,
                 peers: &["tpgm_update_l2"],
             },
+            Method { name: "ema", operation: Operation::Average, traffic: AVERAGE, peers: &[] },
         ]
+    }
+
+    /// Bytes read and written per parameter of weights, gradients and anchors of type `dtype`. In a step, half-precision
+    /// weights have masters: the step reads those and writes both.
+    pub const fn bytes(&self, dtype: DType) -> usize {
+        let Traffic { weights_read, weights_written, inputs_read, state_read, state_written } = self.traffic;
+        let (size, compute) = (dtype.size(), dtype.compute().size());
+        let masters = matches!(self.operation, Operation::Step(..)) && dtype.is_half();
+        let (read, written) = if masters { (compute, compute + size) } else { (size, size) };
+        weights_read * read
+            + weights_written * written
+            + inputs_read * size
+            + (state_read + state_written) * compute
     }
 
     /// The method of this name.
@@ -201,7 +272,7 @@ mod tests {
 
     // The totals of the table in `tpgm_core::cpu`, and of the comments in its projection.
     #[test]
-    fn traffic_adds_up() {
+    fn f32_traffic_is_that_of_the_table() {
         let expected = [
             ("adamw", 32),
             ("adamw-trusted", 28),
@@ -218,10 +289,33 @@ mod tests {
             ("project-l2", 12),
             ("update-mars", 48),
             ("update-l2", 48),
+            ("ema", 12),
         ];
         assert_eq!(expected.len(), Method::all().len());
         for (name, bytes) in expected {
-            assert_eq!(Method::by_name(name).unwrap().traffic.memory(), bytes, "{name}");
+            let method = Method::by_name(name).unwrap();
+            assert_eq!(method.bytes(DType::F32), bytes, "{name}");
+            assert_eq!(method.bytes(DType::F64), 2 * bytes, "{name}");
+        }
+    }
+
+    // Added up by hand, in bytes: a master 4 read and 4 written, a weight 2 written, a gradient or anchor 2 a read, state
+    // 8 where it is read and written.
+    #[test]
+    fn half_precision_steps_move_masters_and_projections_do_not() {
+        let expected = [
+            ("adamw-trusted", 4 + (4 + 2) + 2 + 2 * 8),
+            ("adamw", 4 + (4 + 2) + 2 + 2 * 8 + 2),
+            ("adamw+ftp", 4 + (4 + 2) + 2 + 2 * 8 + 2 + (2 + 8)),
+            ("adamw+digrap", 4 + (4 + 2) + 2 + 2 * 8 + 2 + (4 + 2 + 2 + 8)),
+            ("project-mars", 6),
+            ("update-l2", 24),
+            ("ema", 2 + 8),
+        ];
+        for (name, bytes) in expected {
+            for dtype in [DType::F16, DType::BF16] {
+                assert_eq!(Method::by_name(name).unwrap().bytes(dtype), bytes, "{name}");
+            }
         }
     }
 }

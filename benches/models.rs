@@ -17,11 +17,14 @@ pub enum Model {
     ClipVitL14,
     /// Llama 3.2 1B, the output projection tied to the embedding, names as in its published checkpoint: 146 tensors.
     Llama32B1,
+    /// No real model: three small tensors to try a harness with. They fit in any cache, so times mean nothing.
+    Tiny,
 }
 
 impl Model {
     /// All models.
-    pub const ALL: [Model; 4] = [Model::VitB16, Model::ResNet50, Model::ClipVitL14, Model::Llama32B1];
+    pub const ALL: [Model; 5] =
+        [Model::VitB16, Model::ResNet50, Model::ClipVitL14, Model::Llama32B1, Model::Tiny];
 
     /// Name on command lines and in result files.
     pub const fn name(self) -> &'static str {
@@ -30,19 +33,21 @@ impl Model {
             Model::ResNet50 => "resnet-50",
             Model::ClipVitL14 => "clip-vit-l-14",
             Model::Llama32B1 => "llama-3.2-1b",
+            Model::Tiny => "tiny",
         }
     }
 
-    /// Its tensors in the order of the model's own listing, all f32.
-    pub fn tensors(self) -> Vec<TensorSpec> {
-        let mut list = List(Vec::new());
+    /// Its tensors in the order of the model's own listing, all of one element type.
+    pub fn tensors(self, dtype: DType) -> Vec<TensorSpec> {
+        let mut list = List { tensors: Vec::new(), dtype };
         match self {
             Model::VitB16 => list.vit_b_16(),
             Model::ResNet50 => list.resnet_50(),
             Model::ClipVitL14 => list.clip_vit_l_14(),
             Model::Llama32B1 => list.llama_3_2_1b(),
+            Model::Tiny => list.tiny(),
         }
-        list.0
+        list.tensors
     }
 
     /// Its tensors as one set without groups: every tensor is constrained, with its pre-trained value as anchor.
@@ -50,8 +55,8 @@ impl Model {
     /// # Errors
     ///
     /// None in practice: the names of each list are unique.
-    pub fn param_set(self) -> tpgm_core::Result<ParamSet> {
-        ParamSet::builder().tensors(self.tensors()).build()
+    pub fn param_set(self, dtype: DType) -> tpgm_core::Result<ParamSet> {
+        ParamSet::builder().tensors(self.tensors(dtype)).build()
     }
 }
 
@@ -72,11 +77,14 @@ impl FromStr for Model {
     }
 }
 
-struct List(Vec<TensorSpec>);
+struct List {
+    tensors: Vec<TensorSpec>,
+    dtype: DType,
+}
 
 impl List {
     fn tensor(&mut self, name: impl Into<String>, shape: &[usize]) {
-        self.0.push(TensorSpec { name: name.into(), shape: shape.to_vec(), dtype: DType::F32 });
+        self.tensors.push(TensorSpec { name: name.into(), shape: shape.to_vec(), dtype: self.dtype });
     }
 
     /// A weight and a bias of its outermost dimension: linear layers, convolutions, normalization layers.
@@ -166,6 +174,12 @@ impl List {
         }
         self.tensor("model.norm.weight", &[width]);
     }
+
+    /// Odd sizes, several rows, one row.
+    fn tiny(&mut self) {
+        self.affine("a", &[129, 65]);
+        self.tensor("b", &[1, 2051]);
+    }
 }
 
 #[cfg(test)]
@@ -183,7 +197,8 @@ mod tests {
             (Model::Llama32B1, 146, 1_235_814_400),
         ];
         for (model, tensors, parameters) in published {
-            let set = model.param_set().unwrap();
+            let set = model.param_set(DType::BF16).unwrap();
+            assert!(set.tensors().iter().all(|spec| spec.dtype == DType::BF16));
             assert_eq!((set.len(), set.numel()), (tensors, parameters), "{model}");
         }
     }
@@ -199,7 +214,7 @@ mod tests {
             (Model::Llama32B1, "model.layers.15.self_attn.k_proj.weight", &[512, 2048]),
         ];
         for (model, name, shape) in known {
-            let set = model.param_set().unwrap();
+            let set = model.param_set(DType::F32).unwrap();
             let spec = &set.tensors()[set.position(name).unwrap()];
             assert_eq!(spec.shape, shape, "{model} {name}");
         }

@@ -6,12 +6,13 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use tpgm_core::TensorSpec;
+use tpgm_core::{DType, TensorSpec};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/torch_peer.py");
+/// Part of the program, so that a copy of the binary needs no copy of the repository.
+const SCRIPT: &str = include_str!("peers/torch_peer.py");
 
 /// How to start the child.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct PeerOptions {
     /// A Python interpreter with PyTorch.
     pub python: PathBuf,
@@ -19,8 +20,12 @@ pub struct PeerOptions {
     pub ftp: Option<PathBuf>,
     /// Checkout of the published TPGM code (`PotatoTian/TPGM`).
     pub tpgm: Option<PathBuf>,
-    /// Threads for PyTorch.
+    /// Threads for PyTorch on the host.
     pub threads: usize,
+    /// Where it works, as PyTorch names it: `cpu`, `cuda:0`.
+    pub device: String,
+    /// Element type of weights, gradients and anchors. PyTorch keeps the state of an optimizer in the same type.
+    pub dtype: DType,
 }
 
 /// What the child says about itself.
@@ -30,6 +35,8 @@ pub struct Hello {
     pub torch: String,
     /// Threads it uses.
     pub threads: usize,
+    /// Name of the device it works on.
+    pub device: String,
     /// Names of the peers it can run.
     pub peers: Vec<String>,
 }
@@ -52,9 +59,8 @@ impl Peers {
     pub fn start(options: &PeerOptions, tensors: &[TensorSpec]) -> Result<Self> {
         let mut command = Command::new(&options.python);
         command
-            .arg("-u")
-            .arg(SCRIPT)
-            .args(["--threads", &options.threads.to_string()])
+            .args(["-u", "-c", SCRIPT, "--threads", &options.threads.to_string()])
+            .args(["--device", &options.device, "--dtype", options.dtype.name()])
             .env("OMP_NUM_THREADS", options.threads.to_string());
         let flag = |command: &mut Command, name: &str, path: &Option<PathBuf>| {
             if let Some(path) = path {
@@ -80,7 +86,7 @@ impl Peers {
             child,
             commands,
             answers: BufReader::new(answers),
-            hello: Hello { torch: String::new(), threads: 0, peers: Vec::new() },
+            hello: Hello { torch: String::new(), threads: 0, device: String::new(), peers: Vec::new() },
         };
         peers.hello = serde_json::from_str(&peers.ask("hello")?).context("the peer's answer to `hello`")?;
         let shapes: Vec<_> = tensors.iter().map(shape_word).collect();
@@ -176,10 +182,11 @@ mod tests {
     fn shell(script: &str) -> Result<Peers> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Peers::from_command(command, Path::new("sh"), &Model::ResNet50.tensors())
+        Peers::from_command(command, Path::new("sh"), &Model::ResNet50.tensors(DType::F32))
     }
 
-    const HELLO: &str = r#"read l; echo 'ok {"torch": "9.9", "threads": 2, "peers": ["p"]}'; "#;
+    const HELLO: &str =
+        r#"read l; echo 'ok {"torch": "9.9", "threads": 2, "device": "d", "peers": ["p"]}'; "#;
 
     #[test]
     fn shapes_and_rounds_go_over_the_pipe() {
@@ -204,18 +211,22 @@ mod tests {
         assert!(error.contains("ended") && error.contains("`hello`"), "{error}");
         let error = shell(&format!("{HELLO} read l; echo Traceback")).unwrap_err().to_string();
         assert!(error.contains("Traceback") && error.contains("`shapes`"), "{error}");
-        let missing = PeerOptions { python: "no-such-interpreter".into(), ..PeerOptions::default() };
+        let missing = PeerOptions {
+            python: "no-such-interpreter".into(),
+            ftp: None,
+            tpgm: None,
+            threads: 1,
+            device: "cpu".into(),
+            dtype: DType::F32,
+        };
         let error = Peers::start(&missing, &[]).unwrap_err().to_string();
         assert!(error.contains("no-such-interpreter"), "{error}");
     }
 
     #[test]
     fn shapes_are_written_as_words() {
-        let spec = |shape: &[usize]| TensorSpec {
-            name: "t".into(),
-            shape: shape.to_vec(),
-            dtype: tpgm_core::DType::F32,
-        };
+        let spec =
+            |shape: &[usize]| TensorSpec { name: "t".into(), shape: shape.to_vec(), dtype: DType::F32 };
         assert_eq!(shape_word(&spec(&[1, 197, 768])), "1x197x768");
         assert_eq!(shape_word(&spec(&[])), "scalar");
     }

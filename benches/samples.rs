@@ -43,6 +43,15 @@ impl Samples {
         self.0.iter().copied().fold(f64::NAN, f64::max)
     }
 
+    /// Distance between the quartiles: half of the rounds lie that close together. NaN without rounds.
+    pub fn spread(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let half = sorted.len().div_ceil(2);
+        // Of an odd number, the middle one belongs to both halves (Tukey's hinges).
+        median(sorted[sorted.len() - half..].to_vec()) - median(sorted[..half].to_vec())
+    }
+
     /// Median over the rounds of this contestant's time divided by the other's in the same round.
     pub fn ratio_to(&self, other: &Samples) -> f64 {
         median(self.0.iter().zip(&other.0).map(|(a, b)| a / b).collect())
@@ -69,9 +78,13 @@ mod tests {
         let a = samples(&[4.0, 1.0, 10.0]);
         assert_eq!((a.median(), a.min(), a.max()), (4.0, 1.0, 10.0));
         assert_eq!(samples(&[1.0, 4.0]).median(), 2.5);
+        // Halves 1 2 3 and 3 7 9, then 1 2 and 4 9.
+        assert_eq!(samples(&[9.0, 1.0, 3.0, 7.0, 2.0]).spread(), 5.0);
+        assert_eq!(samples(&[9.0, 1.0, 4.0, 2.0]).spread(), 5.0);
+        assert_eq!(samples(&[9.0]).spread(), 0.0);
         // Ratios per round are 1, 2, 2: their median is 2, although the ratio of the medians is 1.
         assert_eq!(a.ratio_to(&samples(&[4.0, 0.5, 5.0])), 2.0);
         assert!(Samples::default().median().is_nan());
-        assert!(Samples::default().min().is_nan());
+        assert!(Samples::default().min().is_nan() && Samples::default().spread().is_nan());
     }
 }

@@ -2,7 +2,7 @@
 
 Reads one command a line on standard input and answers each with one line, `ok ...` or `error ...`:
 
-    hello                      ok {"torch": ..., "threads": ..., "peers": [...]}
+    hello                      ok {"torch": ..., "threads": ..., "device": ..., "peers": [...]}
     shapes 768x768 768 scalar  ok                  shapes of the model's tensors; makes the data
     prepare PEER               ok                  makes the state of one peer
     run PEER N                 ok 0.051 0.050      N rounds, seconds of each
@@ -10,7 +10,8 @@ Reads one command a line on standard input and answers each with one line, `ok .
     quit
 
 What is timed is the peer's own work: gradients are given, no model runs. As in the harness, gradients change sign every
-FLIP_EVERY rounds and projections start from the same weights every round; neither is timed.
+FLIP_EVERY rounds and projections start from the same weights every round; neither is timed. Nor is what overwrites the
+caches before every round. On a GPU the time is the device's, between two events.
 """
 
 import argparse
@@ -31,6 +32,9 @@ ANCHOR_SCALE = 5e-2
 DISPLACEMENT_SCALE = 1e-3
 GRADIENT_SCALE = 1e-3
 FLIP_EVERY = 4
+# More than any cache holds. On a GPU, writing it also takes longer than the host needs to start most rounds.
+SCRUB_BYTES = 512 << 20
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_file(name, path):
@@ -60,21 +64,57 @@ class Tensors(torch.nn.Module):
         self.tensors = torch.nn.ParameterList(torch.nn.Parameter(t) for t in tensors)
 
 
+class HostClock:
+    """Seconds of a call by the host's clock."""
+
+    def __init__(self):
+        self.scrub = torch.empty(SCRUB_BYTES // 4)
+
+    def time(self, call):
+        self.scrub.zero_()
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+
+class DeviceClock:
+    """Seconds of a GPU's work, queued behind the scrubbing: what the host does meanwhile is not part of them."""
+
+    def __init__(self, device):
+        self.scrub = torch.empty(SCRUB_BYTES // 4, device=device)
+        self.start = torch.cuda.Event(enable_timing=True)
+        self.end = torch.cuda.Event(enable_timing=True)
+
+    def time(self, call):
+        self.scrub.zero_()
+        self.start.record()
+        call()
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1e3
+
+
 class Data:
     """Weights with gradients, anchors, and the first values of the weights."""
 
-    def __init__(self, shapes):
+    def __init__(self, shapes, device, dtype):
+        self.device = device
         generator = torch.Generator().manual_seed(0)
 
         def uniform(shape, scale):
             return torch.empty(shape).uniform_(-scale, scale, generator=generator)
 
-        anchors = [uniform(shape, ANCHOR_SCALE) for shape in shapes]
-        self.start = [a + uniform(a.shape, DISPLACEMENT_SCALE) for a in anchors]
+        anchors, self.start, grads = [], [], []
+        for shape in shapes:
+            anchor = uniform(shape, ANCHOR_SCALE)
+            start = anchor + uniform(shape, DISPLACEMENT_SCALE)
+            grad = uniform(shape, GRADIENT_SCALE)
+            for values, tensor in [(anchors, anchor), (self.start, start), (grads, grad)]:
+                values.append(tensor.to(device, dtype))
         self.model = Tensors([s.clone() for s in self.start])
         self.anchor_model = Tensors(anchors)
-        for p in self.params:
-            p.grad = uniform(p.shape, GRADIENT_SCALE)
+        for p, grad in zip(self.params, grads):
+            p.grad = grad
 
     @property
     def params(self):
@@ -122,7 +162,7 @@ class Projection:
     def __init__(self, data, tpgm, norm, update=False):
         self.data = data
         self.update = update
-        self.tpgm = tpgm.TPGM(data.model, norm_mode=norm)
+        self.tpgm = tpgm.TPGM(data.model, norm_mode=norm).to(data.device)
         self.adam = torch.optim.Adam(self.tpgm.parameters(), lr=1e-2)
 
     def untimed(self):
@@ -186,6 +226,11 @@ def available_peers(ftp, tpgm):
 class Server:
     def __init__(self, args):
         torch.set_num_threads(args.threads)
+        self.device = torch.device(args.device)
+        self.dtype = DTYPES[args.dtype]
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.clock = DeviceClock(self.device) if self.device.type == "cuda" else HostClock()
         ftp = load_ftp(args.ftp) if args.ftp else None
         tpgm = load_tpgm(args.tpgm) if args.tpgm else None
         self.peers = available_peers(ftp, tpgm)
@@ -193,12 +238,19 @@ class Server:
         self.live = {}
 
     def hello(self):
+        on_gpu = self.device.type == "cuda"
         return json.dumps(
-            {"torch": torch.__version__, "threads": torch.get_num_threads(), "peers": sorted(self.peers)}
+            {
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
+                "peers": sorted(self.peers),
+            }
         )
 
     def shapes(self, *shapes):
-        self.data = Data([[] if s == "scalar" else [int(n) for n in s.split("x")] for s in shapes])
+        shapes = [[] if s == "scalar" else [int(n) for n in s.split("x")] for s in shapes]
+        self.data = Data(shapes, self.device, self.dtype)
 
     def prepare(self, name):
         if self.data is None:
@@ -210,22 +262,26 @@ class Server:
         seconds = []
         for _ in range(int(rounds)):
             peer.untimed()
-            start = time.perf_counter()
-            peer.timed()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(self.clock.time(peer.timed))
         return " ".join(f"{s:.9f}" for s in seconds)
 
     def drop(self, name):
         del self.live[name]
         gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the harness needs the memory
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Peer of the side-by-side harness")
+    parser = argparse.ArgumentParser(prog="torch_peer", description="Peer of the side-by-side harness")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", required=True, help="cpu or cuda:N")
+    parser.add_argument("--dtype", choices=DTYPES, required=True)
     parser.add_argument("--ftp", help="checkout of GT-RIPL/FTP")
     parser.add_argument("--tpgm", help="checkout of PotatoTian/TPGM")
     args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("this PyTorch finds no GPU")
     # Published code prints; standard output belongs to the protocol.
     answers, sys.stdout = sys.stdout, sys.stderr
     server = Server(args)

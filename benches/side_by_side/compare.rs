@@ -5,30 +5,28 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use tpgm_benches::data::Data;
-use tpgm_benches::floors::{Floor, Floors};
-use tpgm_benches::{Method, Model, Ours, Peers, Samples};
-use tpgm_core::ParamSet;
+use tpgm_benches::floors::Floor;
+use tpgm_benches::{Method, Ours, Peers, Samples, Target};
+use tpgm_core::{DType, ParamSet};
 
 use crate::contention::Ticks;
 use crate::progress;
-use crate::report::Row;
+use crate::report::{OURS, Row};
 
 /// Rounds before the measured ones: allocation, first steps, page faults.
 const WARM_UP: usize = 3;
 /// Before every contestant, for the threads of the one before to go to sleep.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Floors need arrays far larger than any cache, and no larger: 256 MiB each.
-const FLOOR_ELEMENTS: usize = 1 << 26;
 
 /// What all methods of a run share.
-pub(crate) struct Bench {
+pub(crate) struct Bench<T: Target> {
+    target: T,
     set: ParamSet,
-    data: Data,
-    pool: rayon::ThreadPool,
-    floors: Floors,
-    floor_samples: [Samples; Floor::ALL.len()],
+    dtype: DType,
+    data: Data<T::Backend>,
+    /// Of every floor of the target, over all methods so far.
+    floor_samples: Vec<Samples>,
     peers: Option<Peers>,
-    threads: usize,
     rounds: usize,
 }
 
@@ -45,22 +43,26 @@ struct Contestant {
     failed: bool,
 }
 
-impl Bench {
-    /// Makes the data of `model`.
+impl<T: Target> Bench<T> {
+    /// Makes the data of `set`, whose tensors are all of type `dtype`.
     ///
     /// # Errors
     ///
-    /// If `threads` threads cannot be started.
-    pub(crate) fn new(model: Model, threads: usize, rounds: usize, peers: Option<Peers>) -> Result<Self> {
-        let set = model.param_set()?;
+    /// If the device has no memory for it.
+    pub(crate) fn new(
+        target: T,
+        set: ParamSet,
+        dtype: DType,
+        rounds: usize,
+        peers: Option<Peers>,
+    ) -> Result<Self> {
         Ok(Self {
-            data: Data::new(set.tensors()),
-            pool: rayon::ThreadPoolBuilder::new().num_threads(threads).build()?,
-            floors: Floors::new(set.numel().min(FLOOR_ELEMENTS), threads),
-            floor_samples: Default::default(),
+            data: Data::new(target.backend(), &set)?,
+            floor_samples: vec![Samples::default(); target.floors().len()],
+            target,
             set,
+            dtype,
             peers,
-            threads,
             rounds,
         })
     }
@@ -71,8 +73,9 @@ impl Bench {
     ///
     /// If our side fails. A peer that fails is reported and left out.
     pub(crate) fn compare(&mut self, method: &Method) -> Result<Vec<Row>> {
-        self.data.restore_weights();
-        let mut ours = Ours::new(method, &self.set, self.threads)?;
+        self.data.restore_weights()?;
+        let mut ours = Ours::new(method, self.target.backend(), &self.set, &self.data)?;
+        let mut launches = None;
         let mut contestants = self.contestants(method);
         let n = contestants.len();
         let (start, ticks) = (Instant::now(), self.ticks());
@@ -84,8 +87,13 @@ impl Bench {
                 }
                 sleep(PAUSE);
                 let seconds = match contestant.who {
-                    Who::Floor(floor) => self.floor(floor),
-                    Who::Ours => ours.round(&mut self.data).with_context(|| method.name.to_owned())?,
+                    Who::Floor(floor) => self.target.floor(floor)?,
+                    Who::Ours => {
+                        let seconds;
+                        (seconds, launches) =
+                            self.ours(method, &mut ours).with_context(|| method.name.to_owned())?;
+                        seconds
+                    }
                     Who::Peer(peer) => match self.peer(|peers| peers.run(peer)) {
                         Ok(seconds) => seconds,
                         Err(error) => {
@@ -110,13 +118,27 @@ impl Bench {
             }
         }
         let mut rows = self.rows(method, &contestants);
-        rows.iter_mut().for_each(|row| row.others = others);
+        for row in &mut rows {
+            row.others = others;
+            row.launches = launches.filter(|_| row.contestant == OURS);
+        }
         Ok(rows)
     }
 
+    /// Seconds and launches of one round of ours.
+    fn ours(&mut self, method: &Method, ours: &mut Ours<T::Backend>) -> Result<(f64, Option<usize>)> {
+        let Self { target, data, .. } = self;
+        ours.prepare(data)?;
+        let before = target.launches();
+        let seconds = target
+            .time(&mut || method.operation.calls().iter().try_for_each(|&call| ours.call(call, data)))?;
+        let launches = target.launches().zip(before).map(|(after, before)| after - before);
+        Ok((seconds, launches))
+    }
+
     fn contestants(&mut self, method: &Method) -> Vec<Contestant> {
-        let floors = Floor::ALL.map(Who::Floor);
-        let mut who: Vec<_> = floors.into_iter().chain([Who::Ours]).collect();
+        let floors = self.target.floors().iter().copied().map(Who::Floor);
+        let mut who: Vec<_> = floors.chain([Who::Ours]).collect();
         if let Some(peers) = &mut self.peers {
             for &peer in method.peers {
                 let ready = match peers.hello().peers.iter().any(|name| name == peer) {
@@ -132,16 +154,7 @@ impl Bench {
         who.into_iter().map(|who| Contestant { who, samples: Samples::default(), failed: false }).collect()
     }
 
-    fn floor(&mut self, floor: Floor) -> f64 {
-        let floors = &mut self.floors;
-        self.pool.install(|| {
-            let start = Instant::now();
-            floors.run(floor);
-            start.elapsed().as_secs_f64()
-        })
-    }
-
-    fn peer<T>(&mut self, call: impl FnOnce(&mut Peers) -> Result<T>) -> Result<T> {
+    fn peer<R>(&mut self, call: impl FnOnce(&mut Peers) -> Result<R>) -> Result<R> {
         call(self.peers.as_mut().context("no peer process")?)
     }
 
@@ -150,24 +163,27 @@ impl Bench {
             contestants.iter().find_map(|c| (c.who == who).then(|| c.samples.clone())).unwrap_or_default()
         };
         let ours = samples(Who::Ours);
-        for (floor, all) in Floor::ALL.into_iter().zip(&mut self.floor_samples) {
-            all.extend(&samples(Who::Floor(floor)));
+        for (floor, all) in self.target.floors().iter().zip(&mut self.floor_samples) {
+            all.extend(&samples(Who::Floor(*floor)));
         }
+        let params = self.set.numel();
         contestants
             .iter()
             .filter(|contestant| !contestant.failed)
             .filter_map(|contestant| match contestant.who {
                 Who::Floor(_) => None,
                 Who::Ours => {
-                    let bytes = method.traffic.memory();
+                    let bytes = method.bytes(self.dtype);
                     // Both bandwidths are bytes over seconds; the share is paired round by round.
                     let share = |floor: Floor| {
-                        let bytes = (bytes * self.set.numel()) as f64 / self.floors.bytes(floor) as f64;
-                        bytes * samples(Who::Floor(floor)).ratio_to(&ours)
+                        let floor_bytes = floor.bytes_per_element() * self.target.floor_elements();
+                        let seconds = samples(Who::Floor(floor));
+                        (!seconds.is_empty())
+                            .then(|| (bytes * params) as f64 / floor_bytes as f64 * seconds.ratio_to(&ours))
                     };
-                    let mut row = Row::new(method.name, "ours", &ours).moving(bytes, self.set.numel());
-                    row.of_copy = Some(share(Floor::Copy));
-                    row.of_in_place = Some(share(Floor::InPlace));
+                    let mut row = Row::new(method.name, OURS, &ours).moving(bytes, params);
+                    row.of_copy = share(Floor::Copy);
+                    row.of_in_place = share(Floor::InPlace);
                     Some(row)
                 }
                 Who::Peer(peer) => {
@@ -181,11 +197,13 @@ impl Bench {
 
     /// A row for each floor, over the rounds of all methods so far.
     pub(crate) fn floor_rows(&self) -> Vec<Row> {
-        Floor::ALL
-            .into_iter()
+        let elements = self.target.floor_elements();
+        self.target
+            .floors()
+            .iter()
             .zip(&self.floor_samples)
             .map(|(floor, samples)| {
-                Row::new("floor", floor.name(), samples).moving(floor.bytes_per_element(), self.floors.len())
+                Row::new("floor", floor.name(), samples).moving(floor.bytes_per_element(), elements)
             })
             .collect()
     }

@@ -5,13 +5,17 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tpgm_benches::Samples;
+use tpgm_core::DType;
 
 use crate::machine::Machine;
 
+/// Our name among the contestants.
+pub(crate) const OURS: &str = "ours";
+
 /// One contestant's result in one method.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     /// Method, or `floor`.
     pub(crate) method: String,
@@ -25,6 +29,8 @@ pub(crate) struct Row {
     pub(crate) min_s: f64,
     /// Slowest round.
     pub(crate) max_s: f64,
+    /// Distance between the quartiles of the rounds; older rows lack it.
+    pub(crate) spread_s: Option<f64>,
     /// Bytes counted per parameter (per element for floors); none for peers, whose traffic is not counted.
     pub(crate) bytes_per_param: Option<usize>,
     /// Those bytes times the number of parameters over the median.
@@ -33,6 +39,8 @@ pub(crate) struct Row {
     pub(crate) of_copy: Option<f64>,
     /// Share of the bandwidth of the in-place triad in the same rounds.
     pub(crate) of_in_place: Option<f64>,
+    /// Kernels started in one round, on a device.
+    pub(crate) launches: Option<usize>,
     /// Peers: their time over ours in the same rounds; above 1 we are faster.
     pub(crate) times_ours: Option<f64>,
     /// Share of the processors' time that other processes used during the method's rounds, where known.
@@ -49,10 +57,12 @@ impl Row {
             median_s: samples.median(),
             min_s: samples.min(),
             max_s: samples.max(),
+            spread_s: Some(samples.spread()),
             bytes_per_param: None,
             gb_per_s: None,
             of_copy: None,
             of_in_place: None,
+            launches: None,
             times_ours: None,
             others: None,
         }
@@ -66,48 +76,52 @@ impl Row {
     }
 }
 
-/// The rows as an aligned text table.
+/// The rows as an aligned text table, without columns in which no row has anything.
 pub(crate) fn table(rows: &[Row]) -> String {
     let head = [
         "method",
         "who",
         "median ms",
+        "spread",
         "min .. max",
         "B/param",
         "GB/s",
         "of copy",
         "of in-place",
+        "launches",
         "x ours",
         "others",
     ];
     let mut cells = vec![head.map(str::to_owned)];
     for row in rows {
-        let ms = |seconds: f64| format!("{:.2}", 1e3 * seconds);
+        // GPU rounds may take microseconds.
+        let ms = |seconds: f64| format!("{:.*}", if row.median_s < 1e-3 { 4 } else { 2 }, 1e3 * seconds);
         let percent = |share: Option<f64>| share.map_or(String::new(), |s| format!("{:.0} %", 100.0 * s));
         cells.push([
             row.method.clone(),
             row.contestant.clone(),
             ms(row.median_s),
+            row.spread_s.map_or(String::new(), ms),
             format!("{} .. {}", ms(row.min_s), ms(row.max_s)),
             row.bytes_per_param.map_or(String::new(), |b| b.to_string()),
             row.gb_per_s.map_or(String::new(), |b| format!("{b:.1}")),
             percent(row.of_copy),
             percent(row.of_in_place),
+            row.launches.map_or(String::new(), |n| n.to_string()),
             row.times_ours.map_or(String::new(), |x| format!("{x:.2}")),
             percent(row.others),
         ]);
     }
-    let width = |column: usize| cells.iter().map(|c| c[column].len()).max().unwrap_or(0);
-    let widths: [usize; 10] = std::array::from_fn(width);
+    let used = |column: &usize| cells.iter().skip(1).any(|row| !row[*column].is_empty());
+    let columns: Vec<_> = (0..head.len()).filter(used).collect();
+    let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let mut out = String::new();
     for row in &cells {
-        let line: Vec<_> = row
+        let line: Vec<_> = columns
             .iter()
-            .zip(widths)
-            .enumerate()
-            .map(|(i, (cell, w))| match i {
-                0 | 1 => format!("{cell:<w$}"),
-                _ => format!("{cell:>w$}"),
+            .map(|&column| {
+                let (cell, w) = (&row[column], width(column));
+                if column < 2 { format!("{cell:<w$}") } else { format!("{cell:>w$}") }
             })
             .collect();
         out.push_str(line.join("  ").trim_end());
@@ -121,17 +135,11 @@ pub(crate) fn table(rows: &[Row]) -> String {
 /// # Errors
 ///
 /// If the file cannot be written.
-pub(crate) fn append(path: &Path, run: &Run<'_>, rows: &[Row]) -> Result<()> {
-    #[derive(Serialize)]
-    struct Line<'a> {
-        #[serde(flatten)]
-        run: &'a Run<'a>,
-        #[serde(flatten)]
-        row: &'a Row,
-    }
+pub(crate) fn append(path: &Path, run: &Run, rows: &[Row]) -> Result<()> {
     let mut text = String::new();
     for row in rows {
-        text.push_str(&serde_json::to_string(&Line { run, row })?);
+        let line = Line { run: run.clone(), row: row.clone() };
+        text.push_str(&serde_json::to_string(&line)?);
         text.push('\n');
     }
     OpenOptions::new()
@@ -142,31 +150,62 @@ pub(crate) fn append(path: &Path, run: &Run<'_>, rows: &[Row]) -> Result<()> {
         .with_context(|| format!("cannot append to `{}`", path.display()))
 }
 
-/// What all rows of a run share.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct Run<'a> {
+/// One line of a result file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Line {
     #[serde(flatten)]
-    pub(crate) machine: &'a Machine,
+    run: Run,
+    #[serde(flatten)]
+    row: Row,
+}
+
+/// What all rows of a run share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Run {
+    #[serde(flatten)]
+    pub(crate) machine: Machine,
+    /// Name of the device our methods ran on, `cpu` for the processor.
+    #[serde(default = "cpu")]
+    pub(crate) device: String,
+    /// Version of the device's driver, where it has one.
+    #[serde(default)]
+    pub(crate) driver: Option<String>,
     /// Version of PyTorch, if peers ran.
-    pub(crate) torch: Option<&'a str>,
+    pub(crate) torch: Option<String>,
     /// Model by name.
-    pub(crate) model: &'a str,
+    pub(crate) model: String,
+    /// Element type of weights, gradients and anchors.
+    #[serde(default = "f32_weights")]
+    pub(crate) dtype: DType,
     /// Number of its parameters.
     pub(crate) params: usize,
-    /// Threads of every contestant.
+    /// Threads of every contestant on the host.
     pub(crate) threads: usize,
 }
 
-impl Run<'_> {
+// What was meant before rows said so.
+fn cpu() -> String {
+    "cpu".to_owned()
+}
+
+fn f32_weights() -> DType {
+    DType::F32
+}
+
+impl Run {
     /// The provenance as the lines above the table.
     pub(crate) fn heading(&self, tensors: usize) -> String {
-        let Self { model, params, threads, machine, .. } = self;
-        let peers = match self.torch {
+        let Self { model, dtype, params, threads, machine, device, .. } = self;
+        let peers = match &self.torch {
             Some(version) => format!("PyTorch {version}"),
             None => "no peers".to_owned(),
         };
+        let on = match &self.driver {
+            Some(driver) => format!("on {device}, driver {driver}; "),
+            None => String::new(),
+        };
         format!(
-            "{model}: {tensors} tensors, {params} parameters; {threads} threads; {peers}\n\
+            "{model}: {tensors} tensors, {params} parameters, {dtype}; {on}{threads} threads; {peers}\n\
              {}, {}; commit {}; {}\n",
             machine.cpu, machine.os, machine.commit, machine.date,
         )
@@ -184,7 +223,27 @@ mod tests {
         let mut peer = Row::new("adamw", "torch_adamw_fused", &samples);
         peer.times_ours = Some(1.234);
         peer.others = Some(0.25);
-        vec![Row::new("adamw", "ours", &samples).moving(32, 1_000_000_000), peer]
+        vec![Row::new("adamw", OURS, &samples).moving(32, 1_000_000_000), peer]
+    }
+
+    fn run() -> Run {
+        let machine = Machine {
+            date: "2024-01-02T03:04:05Z".into(),
+            commit: "abc".into(),
+            cpu: "some cpu".into(),
+            os: "linux x86_64".into(),
+            version: "0.1.0".into(),
+        };
+        Run {
+            machine,
+            device: "some gpu".into(),
+            driver: Some("570.1".into()),
+            torch: None,
+            model: "resnet-50".into(),
+            dtype: DType::BF16,
+            params: 3,
+            threads: 2,
+        }
     }
 
     #[test]
@@ -201,24 +260,53 @@ mod tests {
     }
 
     #[test]
+    fn columns_without_content_are_left_out() {
+        let mut rows = rows();
+        assert!(!table(&rows).contains("launches"));
+        rows[0].launches = Some(2);
+        rows[0].median_s = 12.3e-6;
+        let text = table(&rows);
+        assert!(
+            text.contains("launches") && !text.contains("of copy") && text.contains(" 0.0123 "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_heading_says_where_it_was_measured() {
+        let text = run().heading(7);
+        for part in ["resnet-50: 7 tensors", "bf16", "on some gpu, driver 570.1", "no peers", "commit abc"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
     fn rows_are_appended_as_lines_that_stand_alone() {
-        let machine = Machine {
-            date: "2024-01-02T03:04:05Z".into(),
-            commit: "abc".into(),
-            cpu: "some cpu".into(),
-            os: "linux x86_64".into(),
-            version: "0.1.0".into(),
-        };
-        let run = Run { machine: &machine, torch: None, model: "resnet-50", params: 3, threads: 2 };
         let path = std::env::temp_dir().join(format!("side_by_side_{}.jsonl", std::process::id()));
-        append(&path, &run, &rows()).unwrap();
-        append(&path, &run, &rows()).unwrap();
+        append(&path, &run(), &rows()).unwrap();
+        append(&path, &run(), &rows()).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(text.lines().count(), 4);
         let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
         assert_eq!(line["cpu"], "some cpu");
+        assert_eq!((&line["device"], &line["dtype"]), (&"some gpu".into(), &"bf16".into()));
         assert_eq!(line["contestant"], "torch_adamw_fused");
         assert_eq!((&line["rounds"], &line["others"]), (&2.into(), &0.25.into()));
+        let read: Line = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!((read.run, &read.row), (run(), &rows()[1]));
+    }
+
+    // The first row that this repository holds, from before devices and element types were measured.
+    #[test]
+    fn older_rows_can_be_read() {
+        let line = r#"{"date":"2026-11-23T23:18:48Z","commit":"0d9209d33427","cpu":"AMD EPYC","os":"linux x86_64",
+            "version":"0.1.0","torch":"2.15.0+cu132","model":"vit-b-16","params":86567656,"threads":2,"method":"floor",
+            "contestant":"copy","rounds":105,"median_s":0.021082428,"min_s":0.015309264,"max_s":0.051996966,
+            "bytes_per_param":8,"gb_per_s":25.465326479473806,"of_copy":null,"of_in_place":null,"times_ours":null,
+            "others":null}"#;
+        let Line { run, row } = serde_json::from_str(line).unwrap();
+        assert_eq!((run.device.as_str(), run.driver, run.dtype), ("cpu", None, DType::F32));
+        assert_eq!((row.median_s, row.spread_s, row.launches), (0.021082428, None, None));
     }
 }

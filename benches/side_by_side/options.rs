@@ -1,0 +1,202 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use clap::{Parser, ValueEnum};
+use tpgm_benches::{Method, Model};
+use tpgm_core::DType;
+
+/// Where rows go if not told otherwise.
+const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results");
+
+/// Compares methods with the speed of memory and with PyTorch, in one run
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask bench")]
+pub(crate) struct Args {
+    /// Where our methods run
+    #[arg(long, value_enum, default_value_t = Place::Cpu)]
+    pub(crate) backend: Place,
+    /// Which GPU, counted from 0
+    #[arg(long, default_value_t = 0)]
+    pub(crate) device: usize,
+    /// Whose tensors: vit-b-16, resnet-50, clip-vit-l-14, llama-3.2-1b, or tiny to try the command itself
+    #[arg(long, default_value = "vit-b-16")]
+    model: Model,
+    /// What to measure, for example adamw+ftp; may be repeated. All methods if not given
+    #[arg(long = "method", value_parser = Method::by_name)]
+    pub(crate) methods: Vec<Method>,
+    /// Element type of weights, gradients and anchors: f32, bf16, f16 or f64. State is f32, or f64 for f64
+    #[arg(long, value_parser = dtype, default_value = "f32")]
+    pub(crate) dtype: DType,
+    /// Threads of every contestant on the host. All processors if not given
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Measured rounds, after the warm-up
+    #[arg(long, default_value_t = 15)]
+    pub(crate) rounds: usize,
+    /// Also measure a peer, on the same device: PyTorch's optimizers and, given their code, the published methods
+    #[arg(long, value_enum)]
+    pub(crate) vs: Option<Peer>,
+    /// A Python interpreter with PyTorch [default: python3]
+    #[arg(long, requires = "vs")]
+    python: Option<PathBuf>,
+    /// Checkout of the published FTP code (GT-RIPL/FTP)
+    #[arg(long, requires = "vs")]
+    pub(crate) ftp: Option<PathBuf>,
+    /// Checkout of the published TPGM code (PotatoTian/TPGM)
+    #[arg(long, requires = "vs")]
+    pub(crate) tpgm: Option<PathBuf>,
+    /// File to which one JSON line per row is appended [default: benches/results/<device>.jsonl]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Print the table and write no rows
+    #[arg(long, conflicts_with = "out")]
+    no_rows: bool,
+}
+
+/// A place where our methods run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Place {
+    /// The CPU backend
+    Cpu,
+}
+
+/// Others to compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    /// PyTorch
+    Torch,
+}
+
+impl Args {
+    /// Refuses what cannot be measured.
+    ///
+    /// # Errors
+    ///
+    /// A message that names the option.
+    pub(crate) fn check(&self) -> Result<()> {
+        ensure!(self.rounds > 0, "--rounds must be at least 1");
+        ensure!(self.threads != Some(0), "--threads must be at least 1");
+        if let (Some(warning), Some(_)) = (self.warning(), &self.out) {
+            bail!("--out: {warning}");
+        }
+        Ok(())
+    }
+
+    /// Whose tensors.
+    pub(crate) fn model(&self) -> Model {
+        self.model
+    }
+
+    /// Why the numbers of this run mean nothing, if they do.
+    pub(crate) fn warning(&self) -> Option<&'static str> {
+        (self.model() == Model::Tiny).then_some(
+            "the tensors of `tiny` fit in any cache: these times mean nothing, and no rows are written",
+        )
+    }
+
+    /// Threads of every contestant.
+    ///
+    /// # Errors
+    ///
+    /// If the number of processors is not known and no other was given.
+    pub(crate) fn threads(&self) -> Result<usize> {
+        Ok(match self.threads {
+            Some(threads) => threads,
+            None => std::thread::available_parallelism()?.get(),
+        })
+    }
+
+    /// The interpreter for the peers.
+    pub(crate) fn python(&self) -> PathBuf {
+        self.python.clone().unwrap_or_else(|| "python3".into())
+    }
+
+    /// The device of this run in PyTorch's words.
+    pub(crate) fn torch_device(&self) -> String {
+        match self.backend {
+            Place::Cpu => "cpu".to_owned(),
+        }
+    }
+
+    /// The file for the rows of a run on `device`, if they are to be written.
+    ///
+    /// # Errors
+    ///
+    /// If it is the usual file and its folder is not there: the program may run far from its repository.
+    pub(crate) fn results_file(&self, device: &str) -> Result<Option<PathBuf>> {
+        if self.no_rows || self.warning().is_some() {
+            return Ok(None);
+        }
+        if let Some(path) = &self.out {
+            return Ok(Some(path.clone()));
+        }
+        let folder = Path::new(RESULTS);
+        ensure!(folder.is_dir(), "there is no folder `{RESULTS}`; give --out FILE or --no-rows");
+        Ok(Some(folder.join(format!("{}.jsonl", file_stem(device)))))
+    }
+}
+
+fn dtype(name: &str) -> Result<DType, String> {
+    DType::ALL
+        .into_iter()
+        .find(|dtype| dtype.name() == name)
+        .ok_or_else(|| format!("no element type `{name}`; known are f64, f32, f16, bf16"))
+}
+
+/// Lower case, with one `-` for whatever is neither letter nor digit: `NVIDIA H100 80GB HBM3` is `nvidia-h100-80gb-hbm3`.
+fn file_stem(device: &str) -> String {
+    let words = device.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(options: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(["bench"].into_iter().chain(options.split_whitespace()))
+    }
+
+    #[test]
+    fn options_are_read() {
+        let args = parse("--model llama-3.2-1b --dtype bf16 --method adamw --method project-l2").unwrap();
+        assert_eq!((args.model(), args.dtype), (Model::Llama32B1, DType::BF16));
+        assert_eq!(args.methods.iter().map(|m| m.name).collect::<Vec<_>>(), ["adamw", "project-l2"]);
+        assert_eq!((args.backend, args.torch_device().as_str()), (Place::Cpu, "cpu"));
+        let args = parse("--vs torch --ftp a").unwrap();
+        assert_eq!((args.python(), args.ftp), ("python3".into(), Some("a".into())));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (options, part) in [
+            ("--dtype f8", "bf16"),
+            ("--python p", "--vs"),
+            ("--ftp p", "--vs"),
+            ("--vs tensorflow", "torch"),
+            ("--out f --no-rows", "--no-rows"),
+        ] {
+            let error = parse(options).unwrap_err().to_string();
+            assert!(error.contains(part), "{options}: {error}");
+        }
+        for (options, part) in
+            [("--rounds 0", "--rounds"), ("--threads 0", "--threads"), ("--model tiny --out f", "--out")]
+        {
+            let error = parse(options).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(part), "{options}: {error}");
+        }
+    }
+
+    #[test]
+    fn rows_go_to_the_file_of_the_device() {
+        let file = |options: &str, device| parse(options).unwrap().results_file(device).unwrap();
+        let name = |path: Option<PathBuf>| path.unwrap().file_name().unwrap().to_owned();
+        assert_eq!(name(file("", "cpu")), "cpu.jsonl");
+        assert_eq!(name(file("", "NVIDIA H100 80GB HBM3")), "nvidia-h100-80gb-hbm3.jsonl");
+        assert_eq!(file("--out rows", "cpu"), Some("rows".into()));
+        assert_eq!(file("--no-rows", "cpu"), None);
+        assert_eq!(file("--model tiny", "cpu"), None);
+    }
+}

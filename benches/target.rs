@@ -1,0 +1,48 @@
+//! Where methods are measured: a backend with its clock, its caches and the speed of its memory.
+
+mod cpu;
+
+use anyhow::Result;
+use tpgm_core::Backend;
+
+pub use cpu::CpuTarget;
+
+use crate::floors::Floor;
+
+/// A backend that can be measured.
+pub trait Target {
+    /// The backend.
+    type Backend: Backend;
+
+    /// The backend, for another owner. All share the target's clock and device.
+    fn backend(&self) -> Self::Backend;
+
+    /// Name of the device, `cpu` for the processor.
+    fn device(&self) -> &str;
+
+    /// Version of the device's driver, where it has one.
+    fn driver(&self) -> Option<&str>;
+
+    /// The floors that can be measured here.
+    fn floors(&self) -> &'static [Floor];
+
+    /// Number of elements of the arrays of the floors: more than any cache holds.
+    fn floor_elements(&self) -> usize;
+
+    /// Runs one floor and returns its seconds.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn floor(&mut self, floor: Floor) -> Result<f64>;
+
+    /// Seconds that the device works on the calls that `work` makes, from caches that hold nothing of theirs.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, or the device fails.
+    fn time(&mut self, work: &mut dyn FnMut() -> tpgm_core::Result<()>) -> Result<f64>;
+
+    /// Kernels started since the target was made; none where work is not started by kernels.
+    fn launches(&self) -> Option<usize>;
+}

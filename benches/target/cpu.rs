@@ -1,0 +1,100 @@
+//! The processor, by the host's clock.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use tpgm_core::Cpu;
+
+use super::Target;
+use crate::floors::{Floor, Floors};
+
+/// The CPU backend.
+#[derive(Debug)]
+pub struct CpuTarget {
+    cpu: Cpu,
+    pool: rayon::ThreadPool,
+    floors: Floors,
+}
+
+impl CpuTarget {
+    /// Elements of the floors' arrays: 256 MiB each, larger than the caches of today's processors.
+    pub const FLOOR_ELEMENTS: usize = 1 << 26;
+
+    /// `threads` threads for the backend and as many for the floors, whose arrays have `floor_elements` elements.
+    ///
+    /// # Errors
+    ///
+    /// If the threads cannot be started.
+    pub fn new(threads: usize, floor_elements: usize) -> Result<Self> {
+        Ok(Self {
+            cpu: Cpu::with_threads(threads)?,
+            pool: rayon::ThreadPoolBuilder::new().num_threads(threads).build()?,
+            floors: Floors::new(floor_elements, threads),
+        })
+    }
+}
+
+impl Target for CpuTarget {
+    type Backend = Cpu;
+
+    fn backend(&self) -> Cpu {
+        self.cpu.clone()
+    }
+
+    fn device(&self) -> &str {
+        "cpu"
+    }
+
+    fn driver(&self) -> Option<&str> {
+        None
+    }
+
+    fn floors(&self) -> &'static [Floor] {
+        &Floor::ALL
+    }
+
+    fn floor_elements(&self) -> usize {
+        self.floors.len()
+    }
+
+    // The arrays do not fit in a cache, so there is nothing to scrub.
+    fn floor(&mut self, floor: Floor) -> Result<f64> {
+        let floors = &mut self.floors;
+        Ok(self.pool.install(|| {
+            let start = Instant::now();
+            floors.run(floor);
+            start.elapsed().as_secs_f64()
+        }))
+    }
+
+    fn time(&mut self, work: &mut dyn FnMut() -> tpgm_core::Result<()>) -> Result<f64> {
+        self.pool.install(|| self.floors.overwrite());
+        let start = Instant::now();
+        work()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn launches(&self) -> Option<usize> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_runs_and_errors_come_through() {
+        let mut target = CpuTarget::new(2, 4096).unwrap();
+        for &floor in target.floors() {
+            assert!(target.floor(floor).unwrap() > 0.0);
+        }
+        let seconds = target.time(&mut || {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            Ok(())
+        });
+        assert!(seconds.unwrap() >= 5e-3);
+        let error = target.time(&mut || Err(tpgm_core::Error::MissingSlot { key: "some slot".into() }));
+        assert!(error.unwrap_err().to_string().contains("some slot"));
+    }
+}
