@@ -26,4 +26,4 @@ pub use models::Model;
 pub use ours::{FLIP_EVERY, Ours};
 pub use peer::{Hello, PeerOptions, Peers};
 pub use samples::Samples;
-pub use target::{CpuTarget, Target};
+pub use target::{CpuTarget, GpuTarget, Target, Timed};

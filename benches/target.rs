@@ -1,11 +1,17 @@
 //! Where methods are measured: a backend with its clock, its caches and the speed of its memory.
 
+mod counted;
 mod cpu;
+mod emulated;
+#[cfg(test)]
+mod fake;
+mod gpu;
 
 use anyhow::Result;
 use tpgm_core::Backend;
 
 pub use cpu::CpuTarget;
+pub use gpu::{GpuTarget, Timed};
 
 use crate::floors::Floor;
 
@@ -42,6 +48,18 @@ pub trait Target {
     ///
     /// Those of `work`, or the device fails.
     fn time(&mut self, work: &mut dyn FnMut() -> tpgm_core::Result<()>) -> Result<f64>;
+
+    /// The parts of the device's work in the call `name`, with their seconds, in order: kernels on a GPU; elsewhere the
+    /// call as one part.
+    ///
+    /// # Errors
+    ///
+    /// As [`Target::time`].
+    fn parts(
+        &mut self,
+        name: &'static str,
+        work: &mut dyn FnMut() -> tpgm_core::Result<()>,
+    ) -> Result<Vec<(&'static str, f64)>>;
 
     /// Kernels started since the target was made; none where work is not started by kernels.
     fn launches(&self) -> Option<usize>;

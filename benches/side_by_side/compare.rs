@@ -67,12 +67,13 @@ impl<T: Target> Bench<T> {
         })
     }
 
-    /// Runs all contestants of one method and returns a row for each but the floors.
+    /// Runs all contestants of one method and returns a row for each but the floors; with `parts`, also one for each part
+    /// of ours.
     ///
     /// # Errors
     ///
     /// If our side fails. A peer that fails is reported and left out.
-    pub(crate) fn compare(&mut self, method: &Method) -> Result<Vec<Row>> {
+    pub(crate) fn compare(&mut self, method: &Method, parts: bool) -> Result<Vec<Row>> {
         self.data.restore_weights()?;
         let mut ours = Ours::new(method, self.target.backend(), &self.set, &self.data)?;
         let mut launches = None;
@@ -122,6 +123,9 @@ impl<T: Target> Bench<T> {
             row.others = others;
             row.launches = launches.filter(|_| row.contestant == OURS);
         }
+        if parts {
+            rows.append(&mut self.parts(method, &mut ours)?);
+        }
         Ok(rows)
     }
 
@@ -134,6 +138,29 @@ impl<T: Target> Bench<T> {
             .time(&mut || method.operation.calls().iter().try_for_each(|&call| ours.call(call, data)))?;
         let launches = target.launches().zip(before).map(|(after, before)| after - before);
         Ok((seconds, launches))
+    }
+
+    /// A row for each part of a round of ours: the kernels of a device, the calls elsewhere.
+    fn parts(&mut self, method: &Method, ours: &mut Ours<T::Backend>) -> Result<Vec<Row>> {
+        let mut parts: Vec<(&str, Samples)> = Vec::new();
+        for _ in 0..self.rounds {
+            let Self { target, data, .. } = &mut *self;
+            ours.prepare(data)?;
+            let mut i = 0;
+            for &call in method.operation.calls() {
+                for (name, seconds) in target.parts(call.name(), &mut || ours.call(call, data))? {
+                    // Every round has the same parts in the same order.
+                    if i == parts.len() {
+                        parts.push((name, Samples::default()));
+                    }
+                    parts[i].1.push(seconds);
+                    i += 1;
+                }
+            }
+        }
+        let row =
+            |(name, samples): &(&str, Samples)| Row::new(method.name, &format!("{OURS}: {name}"), samples);
+        Ok(parts.iter().map(row).collect())
     }
 
     fn contestants(&mut self, method: &Method) -> Vec<Contestant> {

@@ -14,7 +14,8 @@ use std::io::Write;
 
 use anyhow::Result;
 use clap::Parser;
-use tpgm_benches::{CpuTarget, Method, PeerOptions, Peers, Target};
+use tpgm_benches::{CpuTarget, GpuTarget, Method, PeerOptions, Peers, Target};
+use tpgm_cuda::Emulator;
 
 use crate::compare::Bench;
 use crate::machine::Machine;
@@ -26,6 +27,7 @@ fn main() -> Result<()> {
     args.check()?;
     match args.backend {
         Place::Cpu => run(&args, CpuTarget::new(args.threads()?, CpuTarget::FLOOR_ELEMENTS)?),
+        Place::Emulated => run(&args, GpuTarget::new(Emulator::from_env()?, 0)?),
     }
 }
 
@@ -45,7 +47,7 @@ fn run<T: Target>(args: &Args, target: T) -> Result<()> {
     let mut rows = Vec::new();
     for (i, method) in methods.iter().enumerate() {
         progress(&format!("{} ({} of {})", method.name, i + 1, methods.len()));
-        rows.append(&mut bench.compare(method)?);
+        rows.append(&mut bench.compare(method, args.parts)?);
     }
     let mut all = bench.floor_rows();
     all.append(&mut rows);

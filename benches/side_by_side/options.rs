@@ -20,9 +20,10 @@ pub(crate) struct Args {
     /// Which GPU, counted from 0
     #[arg(long, default_value_t = 0)]
     pub(crate) device: usize,
-    /// Whose tensors: vit-b-16, resnet-50, clip-vit-l-14, llama-3.2-1b, or tiny to try the command itself
-    #[arg(long, default_value = "vit-b-16")]
-    model: Model,
+    /// Whose tensors: vit-b-16, resnet-50, clip-vit-l-14, llama-3.2-1b, or tiny to try the command itself [default:
+    /// vit-b-16; tiny when emulated]
+    #[arg(long)]
+    model: Option<Model>,
     /// What to measure, for example adamw+ftp; may be repeated. All methods if not given
     #[arg(long = "method", value_parser = Method::by_name)]
     pub(crate) methods: Vec<Method>,
@@ -47,6 +48,10 @@ pub(crate) struct Args {
     /// Checkout of the published TPGM code (PotatoTian/TPGM)
     #[arg(long, requires = "vs")]
     pub(crate) tpgm: Option<PathBuf>,
+    /// After the rounds of a method, as many in which each of its parts is timed: the kernels of a GPU, the calls of a
+    /// projection update
+    #[arg(long)]
+    pub(crate) parts: bool,
     /// File to which one JSON line per row is appended [default: benches/results/<device>.jsonl]
     #[arg(long)]
     out: Option<PathBuf>,
@@ -60,6 +65,8 @@ pub(crate) struct Args {
 pub(crate) enum Place {
     /// The CPU backend
     Cpu,
+    /// The CUDA backend's kernels on the host, with the model tiny: tries the command, measures nothing
+    Emulated,
 }
 
 /// Others to compare with.
@@ -78,6 +85,10 @@ impl Args {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(self.rounds > 0, "--rounds must be at least 1");
         ensure!(self.threads != Some(0), "--threads must be at least 1");
+        ensure!(
+            self.backend != Place::Emulated || self.model() == Model::Tiny,
+            "--backend emulated takes --model tiny only: emulated kernels are thousands of times slower than a GPU"
+        );
         if let (Some(warning), Some(_)) = (self.warning(), &self.out) {
             bail!("--out: {warning}");
         }
@@ -86,11 +97,17 @@ impl Args {
 
     /// Whose tensors.
     pub(crate) fn model(&self) -> Model {
-        self.model
+        self.model.unwrap_or(match self.backend {
+            Place::Emulated => Model::Tiny,
+            _ => Model::VitB16,
+        })
     }
 
     /// Why the numbers of this run mean nothing, if they do.
     pub(crate) fn warning(&self) -> Option<&'static str> {
+        if self.backend == Place::Emulated {
+            return Some("emulated kernels: these times say nothing about a GPU, and no rows are written");
+        }
         (self.model() == Model::Tiny).then_some(
             "the tensors of `tiny` fit in any cache: these times mean nothing, and no rows are written",
         )
@@ -116,7 +133,7 @@ impl Args {
     /// The device of this run in PyTorch's words.
     pub(crate) fn torch_device(&self) -> String {
         match self.backend {
-            Place::Cpu => "cpu".to_owned(),
+            Place::Cpu | Place::Emulated => "cpu".to_owned(),
         }
     }
 
@@ -165,6 +182,8 @@ mod tests {
         assert_eq!((args.model(), args.dtype), (Model::Llama32B1, DType::BF16));
         assert_eq!(args.methods.iter().map(|m| m.name).collect::<Vec<_>>(), ["adamw", "project-l2"]);
         assert_eq!((args.backend, args.torch_device().as_str()), (Place::Cpu, "cpu"));
+        assert_eq!(parse("").unwrap().model(), Model::VitB16);
+        assert_eq!(parse("--backend emulated").unwrap().model(), Model::Tiny);
         let args = parse("--vs torch --ftp a").unwrap();
         assert_eq!((args.python(), args.ftp), ("python3".into(), Some("a".into())));
     }
@@ -181,9 +200,13 @@ mod tests {
             let error = parse(options).unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");
         }
-        for (options, part) in
-            [("--rounds 0", "--rounds"), ("--threads 0", "--threads"), ("--model tiny --out f", "--out")]
-        {
+        for (options, part) in [
+            ("--rounds 0", "--rounds"),
+            ("--threads 0", "--threads"),
+            ("--model tiny --out f", "--out"),
+            ("--backend emulated --model vit-b-16", "tiny"),
+            ("--backend emulated --out f", "--out"),
+        ] {
             let error = parse(options).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");
         }
@@ -198,5 +221,6 @@ mod tests {
         assert_eq!(file("--out rows", "cpu"), Some("rows".into()));
         assert_eq!(file("--no-rows", "cpu"), None);
         assert_eq!(file("--model tiny", "cpu"), None);
+        assert_eq!(file("--backend emulated", "emulator"), None);
     }
 }

@@ -218,8 +218,8 @@ mod tests {
 
     fn rows() -> Vec<Row> {
         let mut samples = Samples::default();
-        samples.push(0.1);
-        samples.push(0.3);
+        samples.push(0.125);
+        samples.push(0.375);
         let mut peer = Row::new("adamw", "torch_adamw_fused", &samples);
         peer.times_ours = Some(1.234);
         peer.others = Some(0.25);
@@ -251,8 +251,8 @@ mod tests {
         let text = table(&rows());
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
-        // 32 GB in 0.2 s.
-        assert!(lines[1].contains("200.00") && lines[1].contains(" 160.0"), "{text}");
+        // 32 GB in 0.25 s.
+        assert!(lines[1].contains("250.00") && lines[1].contains(" 128.0"), "{text}");
         assert!(lines[2].ends_with(" 1.23    25 %"), "{text}");
         let column = lines[0].find("who").unwrap();
         assert_eq!(lines[1].find("ours"), Some(column));

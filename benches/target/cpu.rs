@@ -74,6 +74,14 @@ impl Target for CpuTarget {
         Ok(start.elapsed().as_secs_f64())
     }
 
+    fn parts(
+        &mut self,
+        name: &'static str,
+        work: &mut dyn FnMut() -> tpgm_core::Result<()>,
+    ) -> Result<Vec<(&'static str, f64)>> {
+        Ok(vec![(name, self.time(work)?)])
+    }
+
     fn launches(&self) -> Option<usize> {
         None
     }
