@@ -46,7 +46,11 @@ pub trait Device: Clone + Send + Sync + 'static {
     fn staging(&self, bytes: usize) -> Result<Self::Staging>;
 
     /// The contents. Nobody may look at them while a copy is under way: see [`Device::wait`].
-    fn contents<'a>(&self, staging: &'a mut Self::Staging) -> &'a mut [u8];
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn contents<'a>(&self, staging: &'a mut Self::Staging) -> Result<&'a mut [u8]>;
 
     /// Queues a copy of the first `bytes` bytes.
     ///

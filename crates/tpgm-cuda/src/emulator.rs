@@ -159,8 +159,8 @@ impl Device for Emulator {
         Ok(vec![0; bytes])
     }
 
-    fn contents<'a>(&self, staging: &'a mut Vec<u8>) -> &'a mut [u8] {
-        staging
+    fn contents<'a>(&self, staging: &'a mut Vec<u8>) -> Result<&'a mut [u8]> {
+        Ok(staging)
     }
 
     fn copy_in(&self, from: &Vec<u8>, to: &mut Memory, bytes: usize) -> Result<()> {

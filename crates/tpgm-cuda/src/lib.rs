@@ -1,5 +1,6 @@
 //! The CUDA backend of `tpgm-core`: norm, clip and interpolation of all tensors in one launch.
 
+mod cuda;
 pub mod device;
 #[cfg(feature = "emulated")]
 pub mod emulator;
@@ -8,9 +9,11 @@ mod gpu;
 mod layout;
 mod memory;
 mod operands;
+mod ptx;
 mod tables;
 mod workspace;
 
+pub use cuda::{Cuda, CudaDevice};
 pub use device::Device;
 #[cfg(feature = "emulated")]
 pub use emulator::Emulator;

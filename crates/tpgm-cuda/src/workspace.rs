@@ -184,7 +184,7 @@ impl<D: Device> Workspace<D> {
         self.sent.clear();
         parts.iter().for_each(|part| self.sent.extend_from_slice(part));
         let (at, staging) = self.inputs.turn(device)?;
-        device.contents(staging)[..self.sent.len()].copy_from_slice(&self.sent);
+        device.contents(staging)?[..self.sent.len()].copy_from_slice(&self.sent);
         device.copy_in(staging, &mut self.call, self.sent.len())?;
         self.inputs.entries[at].1 = Some(device.record()?);
         Ok(())
@@ -215,7 +215,7 @@ impl<D: Device> Workspace<D> {
         if let Some(event) = event.take() {
             device.wait(&event)?;
         }
-        let status: Status = bytemuck::pod_read_unaligned(&device.contents(staging)[..size_of::<Status>()]);
+        let status: Status = bytemuck::pod_read_unaligned(&device.contents(staging)?[..size_of::<Status>()]);
         let name =
             || set.tensors().get(status.first as usize).map_or_else(String::new, |spec| spec.name.clone());
         match status.refused {

@@ -1,6 +1,7 @@
 // A step of the optimizer in two launches: `measure_*` reads the gradients and decides, `adamw_*` and `sgd_*` move the
-// weights. `project_*` is TPGM's projection on its own, in one launch. Each for sets whose weights, gradients and anchors are
-// all f32, all bf16, all f16, and for any other.
+// weights. `project_*` is TPGM's projection on its own, in one launch.
+#pragma once
+
 #include "advance.cuh"
 
 #define TPGM_STEP_KERNELS(suffix, Storage)                                                          \
@@ -16,8 +17,3 @@
     TPGM_REGISTER(sgd_##suffix)                                                                     \
     TPGM_KERNEL project_##suffix(const Job* job) { run_queue<MoveWork<Storage, Hold>>(*job); }      \
     TPGM_REGISTER(project_##suffix)
-
-TPGM_STEP_KERNELS(f32, Same<float>)
-TPGM_STEP_KERNELS(bf16, Same<Bfloat>)
-TPGM_STEP_KERNELS(f16, Same<Half>)
-TPGM_STEP_KERNELS(any, Any)

@@ -1,6 +1,7 @@
 // TPGM's projection update: `remember_*`, `write_*` and `radii_*`, one launch each; and `blend_*`, moving averages and
-// interpolation. Each for sets whose operands are all f32, all bf16, all f16, and
-// for any other.
+// interpolation.
+#pragma once
+
 #include "decide.cuh"
 #include "queue.cuh"
 #include "settle.cuh"
@@ -178,8 +179,3 @@ template <class Storage> __device__ inline void blend(const Job& job) {
     TPGM_REGISTER(radii_##suffix)                                                           \
     TPGM_KERNEL blend_##suffix(const Job* job) { blend<Storage>(*job); }                    \
     TPGM_REGISTER(blend_##suffix)
-
-TPGM_RADIUS_KERNELS(f32, Same<float>)
-TPGM_RADIUS_KERNELS(bf16, Same<Bfloat>)
-TPGM_RADIUS_KERNELS(f16, Same<Half>)
-TPGM_RADIUS_KERNELS(any, Any)

@@ -1,0 +1,6 @@
+// All kernels, for sets whose weights, gradients and anchors are of any types, mixed or f64.
+#include "radii.cuh"
+#include "step.cuh"
+
+TPGM_STEP_KERNELS(any, Any)
+TPGM_RADIUS_KERNELS(any, Any)
