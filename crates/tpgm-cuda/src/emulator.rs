@@ -277,8 +277,8 @@ mod tests {
         FAKE.write(&mut memory, 2, &[1, 2, 3]).unwrap();
         let mut staging = FAKE.staging(8).unwrap();
         FAKE.copy_out(&memory, &mut staging, 6).unwrap();
-        assert_eq!(FAKE.contents(&mut staging), [0, 0, 1, 2, 3, 0, 0, 0]);
-        FAKE.contents(&mut staging)[0] = 9;
+        assert_eq!(FAKE.contents(&mut staging).unwrap(), [0, 0, 1, 2, 3, 0, 0, 0]);
+        FAKE.contents(&mut staging).unwrap()[0] = 9;
         FAKE.copy_in(&staging, &mut memory, 1).unwrap();
         let mut bytes = [0; 4];
         FAKE.read(&memory, 0, &mut bytes).unwrap();

@@ -1,0 +1,75 @@
+//! The kernels on a GPU, through the suite that every backend runs. Without one these tests say why they do nothing.
+#![allow(clippy::print_stderr, clippy::unwrap_used)]
+
+mod common;
+
+use tpgm_core::{AdamW, Backend, Buffer, DType, Error, Ftp, Optimizer, ParamSet, StepOptions, TensorIo};
+use tpgm_cuda::{Cuda, Reports};
+
+fn backend() -> Option<Cuda> {
+    match Cuda::new(0) {
+        Ok(cuda) => Some(cuda.reports(Reports::AtOnce)),
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+mod suite {
+    tpgm_core::conformance_suite!(optional super::backend());
+}
+
+mod device {
+    use super::{backend, common};
+    crate::device_suite!(backend());
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let error = Cuda::new(4096).unwrap_err();
+    assert!(matches!(&error, Error::Device { device, .. } if device == "CUDA device 4096"), "{error}");
+}
+
+/// A step can be captured in a CUDA graph: what changes from step to step is in device memory.
+#[test]
+fn a_captured_step_replays() {
+    use cudarc::driver::sys::CUgraphInstantiate_flags as Flags;
+    use cudarc::driver::sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+
+    let Some(cuda) = backend().map(|cuda| cuda.reports(Reports::Late)) else { return };
+    let stream = cuda.device().stream().clone();
+    let set = ParamSet::builder().tensor("w", [64, 96], DType::F32).build().unwrap();
+    let values = |seed: u64| -> Vec<f64> {
+        (0..6144u64).map(|i| ((i * 7919 + seed) % 1000) as f64 / 1000.0 - 0.5).collect()
+    };
+    let upload = |seed| cuda.upload(&Buffer::from_f64(DType::F32, &values(seed))).unwrap();
+    let run = |captured: bool| {
+        let (mut weight, grad, anchor) = (upload(1), upload(2), upload(3));
+        let mut optimizer = Optimizer::new(cuda.clone(), &set, AdamW::default(), Ftp::default()).unwrap();
+        let mut step = || {
+            let io = TensorIo {
+                weight: Cuda::as_mut(&mut weight),
+                grad: Some(Cuda::as_ref(&grad)),
+                anchor: Some(Cuda::as_ref(&anchor)),
+                variance: None,
+            };
+            optimizer.step(&mut [io], &StepOptions::default()).unwrap();
+        };
+        // The first step loads kernels and sends tables.
+        step();
+        stream.synchronize().unwrap();
+        if captured {
+            stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
+            step();
+            let graph =
+                stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap().unwrap();
+            (0..5).for_each(|_| graph.launch().unwrap());
+            stream.synchronize().unwrap();
+        } else {
+            (0..5).for_each(|_| step());
+        }
+        (cuda.download(&weight).unwrap().to_f64(), optimizer.scalars().unwrap())
+    };
+    assert_eq!(run(true), run(false));
+}
