@@ -2,6 +2,7 @@
 
 mod counted;
 mod cpu;
+mod cuda;
 mod emulated;
 #[cfg(test)]
 mod fake;

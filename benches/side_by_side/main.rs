@@ -12,10 +12,10 @@ mod report;
 
 use std::io::Write;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use tpgm_benches::{CpuTarget, GpuTarget, Method, PeerOptions, Peers, Target};
-use tpgm_cuda::Emulator;
+use tpgm_cuda::{CudaDevice, Emulator};
 
 use crate::compare::Bench;
 use crate::machine::Machine;
@@ -27,6 +27,10 @@ fn main() -> Result<()> {
     args.check()?;
     match args.backend {
         Place::Cpu => run(&args, CpuTarget::new(args.threads()?, CpuTarget::FLOOR_ELEMENTS)?),
+        Place::Cuda => {
+            let device = CudaDevice::new(args.device).context("--backend cuda needs an NVIDIA GPU")?;
+            run(&args, GpuTarget::new(device, GpuTarget::<CudaDevice>::FLOOR_ELEMENTS)?)
+        }
         Place::Emulated => run(&args, GpuTarget::new(Emulator::from_env()?, 0)?),
     }
 }

@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Where our methods run
     #[arg(long, value_enum, default_value_t = Place::Cpu)]
     pub(crate) backend: Place,
-    /// Which GPU, counted from 0
+    /// Which GPU, counted from 0; for --backend cuda
     #[arg(long, default_value_t = 0)]
     pub(crate) device: usize,
     /// Whose tensors: vit-b-16, resnet-50, clip-vit-l-14, llama-3.2-1b, or tiny to try the command itself [default:
@@ -65,6 +65,8 @@ pub(crate) struct Args {
 pub(crate) enum Place {
     /// The CPU backend
     Cpu,
+    /// The CUDA backend, on an NVIDIA GPU
+    Cuda,
     /// The CUDA backend's kernels on the host, with the model tiny: tries the command, measures nothing
     Emulated,
 }
@@ -134,6 +136,7 @@ impl Args {
     pub(crate) fn torch_device(&self) -> String {
         match self.backend {
             Place::Cpu | Place::Emulated => "cpu".to_owned(),
+            Place::Cuda => format!("cuda:{}", self.device),
         }
     }
 
@@ -184,6 +187,7 @@ mod tests {
         assert_eq!((args.backend, args.torch_device().as_str()), (Place::Cpu, "cpu"));
         assert_eq!(parse("").unwrap().model(), Model::VitB16);
         assert_eq!(parse("--backend emulated").unwrap().model(), Model::Tiny);
+        assert_eq!(parse("--backend cuda --device 1").unwrap().torch_device(), "cuda:1");
         let args = parse("--vs torch --ftp a").unwrap();
         assert_eq!((args.python(), args.ftp), ("python3".into(), Some("a".into())));
     }

@@ -101,7 +101,7 @@ impl<D: Timed> Device for Counted<D> {
         self.device.staging(bytes)
     }
 
-    fn contents<'a>(&self, staging: &'a mut D::Staging) -> &'a mut [u8] {
+    fn contents<'a>(&self, staging: &'a mut D::Staging) -> Result<&'a mut [u8]> {
         self.device.contents(staging)
     }
 

@@ -68,8 +68,8 @@ impl Device for Fake {
         Ok(vec![0; bytes])
     }
 
-    fn contents<'a>(&self, staging: &'a mut Vec<u8>) -> &'a mut [u8] {
-        staging
+    fn contents<'a>(&self, staging: &'a mut Vec<u8>) -> Result<&'a mut [u8]> {
+        Ok(staging)
     }
 
     fn copy_in(&self, _: &Vec<u8>, (): &mut (), _: usize) -> Result<()> {
