@@ -1,4 +1,5 @@
-//! Every method on the CPU over the tensors of ViT-B/16 and ResNet-50: groups `optimizer_step` and `projection`.
+//! Every method on the CPU over the tensors of ViT-B/16 and ResNet-50: groups `optimizer_step`, `projection` and
+//! `average`.
 //!
 //! `cargo bench -p tpgm-benches --bench methods -- 'optimizer_step/resnet-50'` runs a part.
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Machine {
     /// UTC, as `2024-01-02T03:04:05Z`.
     pub(crate) date: String,
-    /// Commit of the working tree, with `-dirty` if it has changes; `unknown` outside a repository.
+    /// The environment variable `TPGM_COMMIT` where it is set, for programs that run far from their sources; else the commit
+    /// of the working tree, with `-dirty` if it has changes; `unknown` outside a repository.
     pub(crate) commit: String,
     /// Model name of the processor.
     pub(crate) cpu: String,
@@ -41,6 +42,9 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
 }
 
 fn commit() -> String {
+    if let Ok(commit) = std::env::var("TPGM_COMMIT") {
+        return commit;
+    }
     let Some(hash) = output("git", &["rev-parse", "--short=12", "HEAD"]) else {
         return "unknown".to_owned();
     };

@@ -91,6 +91,10 @@ impl Args {
             self.backend != Place::Emulated || self.model() == Model::Tiny,
             "--backend emulated takes --model tiny only: emulated kernels are thousands of times slower than a GPU"
         );
+        ensure!(
+            self.backend != Place::Emulated || self.vs.is_none(),
+            "--backend emulated has nothing that could be compared: leave --vs out"
+        );
         if let (Some(warning), Some(_)) = (self.warning(), &self.out) {
             bail!("--out: {warning}");
         }
@@ -210,6 +214,7 @@ mod tests {
             ("--model tiny --out f", "--out"),
             ("--backend emulated --model vit-b-16", "tiny"),
             ("--backend emulated --out f", "--out"),
+            ("--backend emulated --vs torch", "--vs"),
         ] {
             let error = parse(options).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");

@@ -19,7 +19,7 @@ pub(crate) const OURS: &str = "ours";
 pub(crate) struct Row {
     /// Method, or `floor`.
     pub(crate) method: String,
-    /// `ours`, a peer's name, or the name of a floor.
+    /// `ours`, `ours: ` and the name of a part, a peer's name, or the name of a floor.
     pub(crate) contestant: String,
     /// Number of measured rounds.
     pub(crate) rounds: usize,

@@ -33,3 +33,39 @@ impl Timed for Emulator {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tpgm_core::DType;
+
+    use super::*;
+    use crate::data::Data;
+    use crate::{GpuTarget, Method, Model, Operation, Ours, Target};
+
+    // `TPGM_EMULATOR` names the library that `cargo xtask emulate` builds.
+    #[test]
+    #[allow(clippy::print_stderr, reason = "a skipped test says why")]
+    fn a_step_takes_two_launches_and_every_other_call_one() {
+        let emulator = match Emulator::from_env() {
+            Ok(emulator) => emulator,
+            Err(error) => return eprintln!("skipped: {error}"),
+        };
+        let mut target = GpuTarget::new(emulator, 0).unwrap();
+        let set = Model::Tiny.param_set(DType::F32).unwrap();
+        for method in Method::all() {
+            let mut data = Data::new(target.backend(), &set).unwrap();
+            let mut ours = Ours::new(&method, target.backend(), &set, &data).unwrap();
+            let expected = match method.operation {
+                Operation::Step(..) => 2,
+                _ => method.operation.calls().len(),
+            };
+            ours.prepare(&mut data).unwrap();
+            let before = target.launches().unwrap();
+            for &call in method.operation.calls() {
+                let seconds = target.time(&mut || ours.call(call, &mut data)).unwrap();
+                assert!(seconds > 0.0, "{}", method.name);
+            }
+            assert_eq!(target.launches().unwrap() - before, expected, "{}", method.name);
+        }
+    }
+}
