@@ -120,6 +120,9 @@ pub trait Backend: Sized {
     /// Borrows owned memory to write it.
     fn as_mut(buffer: &mut Self::Buffer) -> Self::Mut<'_>;
 
+    /// Borrows memory to be written for a shorter time.
+    fn reborrow<'a>(data: &'a mut Self::Mut<'_>) -> Self::Mut<'a>;
+
     /// Borrows some elements of owned memory. A view need not be aligned to more than its element type.
     ///
     /// # Panics

@@ -55,6 +55,24 @@ pub(crate) struct Engine<B: Backend> {
     pub(crate) workspace: B::Workspace,
 }
 
+/// Checks number, lengths and types of the weights.
+pub(crate) fn check_weights<B: Backend>(set: &ParamSet, io: &[TensorIo<'_, B>]) -> Result<()> {
+    if io.len() != set.len() {
+        return Err(Error::CountMismatch { what: "tensors", expected: set.len(), got: io.len() });
+    }
+    for (spec, io) in set.tensors().iter().zip(io) {
+        let (dtype, got) = B::describe_mut(&io.weight);
+        let (tensor, what) = (|| spec.name.clone(), "weight");
+        if got != spec.numel() {
+            return Err(Error::LengthMismatch { tensor: tensor(), what, expected: spec.numel(), got });
+        }
+        if dtype != spec.dtype {
+            return Err(Error::DTypeMismatch { tensor: tensor(), what, expected: spec.dtype, got: dtype });
+        }
+    }
+    Ok(())
+}
+
 /// Which operands a call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
@@ -106,25 +124,12 @@ impl<B: Backend> Engine<B> {
     }
 
     fn check(&self, io: &[TensorIo<'_, B>], needs: Needs) -> Result<()> {
-        if io.len() != self.set.len() {
-            return Err(Error::CountMismatch { what: "tensors", expected: self.set.len(), got: io.len() });
-        }
+        check_weights(&self.set, io)?;
         for ((spec, settings), io) in self.set.tensors().iter().zip(&self.settings).zip(io) {
             let length = |what, (_, got): (DType, usize)| match spec.numel() {
                 expected if expected == got => Ok(()),
                 expected => Err(Error::LengthMismatch { tensor: spec.name.clone(), what, expected, got }),
             };
-            let weight = B::describe_mut(&io.weight);
-            length("weight", weight)?;
-            if weight.0 != spec.dtype {
-                let (expected, got) = (spec.dtype, weight.0);
-                return Err(Error::DTypeMismatch {
-                    tensor: spec.name.clone(),
-                    what: "weight",
-                    expected,
-                    got,
-                });
-            }
             io.grad.map_or(Ok(()), |grad| length("gradient", B::describe(grad)))?;
             let constrained = settings.constraint != Constraint::None;
             if constrained && settings.anchor == AnchorKind::Pretrained {

@@ -156,6 +156,10 @@ impl<D: Device> Backend for Gpu<D> {
         buffer.view_mut()
     }
 
+    fn reborrow<'a>(data: &'a mut ViewMut<'_>) -> ViewMut<'a> {
+        data.reborrow()
+    }
+
     fn view(buffer: &Buffer<D>, range: Range<usize>) -> View<'_> {
         buffer.view().slice(range)
     }

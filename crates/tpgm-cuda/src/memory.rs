@@ -107,6 +107,11 @@ impl<'a> ViewMut<'a> {
         Self { address, len, dtype, data: PhantomData }
     }
 
+    /// The same elements for a shorter time.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { ..*self }
+    }
+
     /// The same elements, read.
     pub fn as_view(&self) -> View<'_> {
         View { address: self.address, len: self.len, dtype: self.dtype, data: PhantomData }

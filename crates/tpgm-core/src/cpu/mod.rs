@@ -159,6 +159,10 @@ impl Backend for Cpu {
         buffer.as_mut()
     }
 
+    fn reborrow<'a>(data: &'a mut SliceMut<'_>) -> SliceMut<'a> {
+        data.reborrow()
+    }
+
     fn view(buffer: &Buffer, range: Range<usize>) -> Slice<'_> {
         buffer.as_slice().sub(range)
     }

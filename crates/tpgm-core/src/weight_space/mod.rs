@@ -6,6 +6,7 @@
 //! | operation | inputs | source |
 //! |---|---|---|
 //! | [`WiseFt`] | two models, optionally their Fisher information | arXiv 2109.01903 |
+//! | [`Interpolator`] | live weights and their anchors, on any backend | arXiv 2109.01903 |
 //! | [`UniformSoup`] | any number of models, one at a time | arXiv 2203.05482 |
 //! | [`greedy_soup`] | models and a held-out score | arXiv 2203.05482 |
 //! | [`ModelStock`] | the anchor and at least two models | arXiv 2403.19522 |
@@ -18,6 +19,7 @@ pub mod dawin;
 
 mod beta;
 mod greedy_soup;
+mod interpolator;
 mod model_stock;
 mod special;
 mod uniform_soup;
@@ -25,6 +27,7 @@ mod wise_ft;
 
 pub use beta::{BetaClusters, BetaMixture};
 pub use greedy_soup::{Candidate, GreedySoup, greedy_soup};
+pub use interpolator::Interpolator;
 pub use model_stock::{ModelStock, StockEntry, StockRange, StockUnit};
 pub use uniform_soup::UniformSoup;
 pub use wise_ft::{WiseEntry, WiseFt};

@@ -20,8 +20,9 @@ mod steps;
 pub use projector::projector_matches_the_oracle;
 pub use promises::{
     a_gradient_that_is_not_finite_changes_nothing, averages_match_the_oracle,
-    order_of_tensors_does_not_matter, saved_state_continues_with_the_same_bits,
-    the_same_call_gives_the_same_bits, trusted_gradients_give_the_same_bits, wrong_operands_are_named,
+    interpolations_match_the_oracle, order_of_tensors_does_not_matter,
+    saved_state_continues_with_the_same_bits, the_same_call_gives_the_same_bits,
+    trusted_gradients_give_the_same_bits, wrong_operands_are_named,
 };
 pub use steps::{
     half_precision_without_masters_matches_the_oracle, steps_match_the_oracle,
@@ -48,6 +49,7 @@ macro_rules! conformance_suite {
             projector_matches_the_oracle,
             a_gradient_that_is_not_finite_changes_nothing,
             averages_match_the_oracle,
+            interpolations_match_the_oracle,
             order_of_tensors_does_not_matter,
             saved_state_continues_with_the_same_bits,
             the_same_call_gives_the_same_bits,

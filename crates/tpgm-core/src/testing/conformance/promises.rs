@@ -1,6 +1,6 @@
 //! What [`Backend`] promises beside numbers.
 
-use super::data::{CHUNK, Problem, build, set, specs, uniform};
+use super::data::{CHUNK, Problem, build, rounded, set, specs, uniform};
 use super::fixture::{Fixture, Tolerance};
 use super::methods;
 use crate::backend::{Backend, TensorIo};
@@ -15,6 +15,7 @@ use crate::params::ParamSet;
 use crate::projector::Projector;
 use crate::rule::{AdamW, Rule, Sgd};
 use crate::state::StateDict;
+use crate::weight_space::Interpolator;
 
 fn optimizer<B: Backend + Clone>(
     backend: &B,
@@ -332,5 +333,38 @@ pub fn averages_match_the_oracle<B: Backend + Clone>(backend: &B) {
         }
         assert!(matches!(ema.update(&views, 1.5), Err(Error::InvalidOption { .. })));
         assert!(matches!(ema.update(&views[1..], 0.5), Err(Error::CountMismatch { .. })));
+    }
+}
+
+/// WiSE-FT in place, of every element type, with anchors of another.
+pub fn interpolations_match_the_oracle<B: Backend + Clone>(backend: &B) {
+    for dtype in DType::ALL {
+        for anchor_dtype in [dtype, DType::F32] {
+            let set = set(dtype);
+            let problem = Problem::new(set.tensors(), anchor_dtype, 0, 19);
+            let mut interpolator = Interpolator::new(backend.clone(), &set).expect("memory");
+            for alpha in [0.0, 0.3, 1.0] {
+                let mut fixture =
+                    Fixture::new(backend, set.tensors(), &problem.weights, &problem.anchors, anchor_dtype);
+                fixture.run(|io| interpolator.interpolate(io, alpha)).expect("interpolate");
+                for (t, got) in fixture.weights().iter().enumerate() {
+                    let anchor = problem.anchors[t].as_deref().unwrap_or_default();
+                    let expected = rounded(dtype, &oracle::wise(anchor, &problem.weights[t], alpha));
+                    let context =
+                        || format!("alpha {alpha}, {dtype} with {anchor_dtype} anchors, tensor {t}");
+                    Tolerance::weights(dtype).check_all(got, &expected, context);
+                }
+            }
+            let mut fixture =
+                Fixture::new(backend, set.tensors(), &problem.weights, &problem.anchors, anchor_dtype);
+            let error = fixture.run(|io| interpolator.interpolate(io, 1.5));
+            assert!(matches!(error, Err(Error::InvalidOption { option: "WiseFt::alpha", .. })), "{error:?}");
+            let missing = problem.anchors.iter().enumerate().map(|(t, a)| a.clone().filter(|_| t != 4));
+            let missing: Vec<_> = missing.collect();
+            let mut fixture = Fixture::new(backend, set.tensors(), &problem.weights, &missing, anchor_dtype);
+            let error = fixture.run(|io| interpolator.interpolate(io, 0.5));
+            let expected = Error::MissingAnchor { tensor: "block4.weight".into(), constraint: "WiSE-FT" };
+            assert_eq!(error, Err(expected));
+        }
     }
 }

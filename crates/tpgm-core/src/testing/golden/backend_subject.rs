@@ -11,7 +11,7 @@ use crate::projector::Projector;
 use crate::rule::{Rule, Sgd};
 use crate::scalars::TensorScalars;
 use crate::state::{Slot, StateDict};
-use crate::weight_space::{WiseEntry, WiseFt};
+use crate::weight_space::{Interpolator, WiseEntry, WiseFt};
 
 /// [`Optimizer`] and [`Projector`] on any backend.
 ///
@@ -66,7 +66,10 @@ impl<B: Backend + Clone + 'static> Subject for BackendSubject<B> {
         alpha: f64,
         fisher: Option<&Fisher>,
     ) -> Result<Observed> {
-        // Weight-space operations run on the host, whatever the backend of the steps.
+        if fisher.is_none() {
+            return self.interpolate_plain(dtype, theta0, theta1, alpha);
+        }
+        // With Fisher information it runs on the host, whatever the backend of the steps.
         let round = |values: &[f64]| Buffer::from_f64(dtype, values);
         let (theta0, theta1) = (round(theta0), round(theta1));
         let mut merged = Buffer::zeros(dtype, theta0.len());
@@ -84,6 +87,29 @@ impl<B: Backend + Clone + 'static> Subject for BackendSubject<B> {
         }
         wise.merge(&mut [entry])?;
         Ok(Observed::Value(merged.to_f64()))
+    }
+}
+
+impl<B: Backend + Clone> BackendSubject<B> {
+    /// In place and on the backend.
+    fn interpolate_plain(
+        &self,
+        dtype: DType,
+        theta0: &[f64],
+        theta1: &[f64],
+        alpha: f64,
+    ) -> Result<Observed> {
+        let set = ParamSet::builder().tensor("entry", [theta1.len()], dtype).build()?;
+        let mut weight = self.backend.upload(&Buffer::from_f64(dtype, theta1))?;
+        let anchor = self.backend.upload(&Buffer::from_f64(dtype, theta0))?;
+        let io = TensorIo {
+            weight: B::as_mut(&mut weight),
+            grad: None,
+            anchor: Some(B::as_ref(&anchor)),
+            variance: None,
+        };
+        Interpolator::new(self.backend.clone(), &set)?.interpolate(&mut [io], alpha)?;
+        Ok(Observed::Value(self.backend.download(&weight)?.to_f64()))
     }
 }
 
