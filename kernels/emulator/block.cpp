@@ -1,6 +1,8 @@
 #include "block.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <thread>
 
 EMULATOR_FAST_TLS const EmulatorThread* emulator_current = nullptr;
@@ -66,7 +68,7 @@ void Block::run(Launch& of, unsigned index) {
     at_barrier.any = false;
     at_barrier.all = true;
     for (Warp& warp : warps) {
-        warp.arrived = 0;
+        std::fill(std::begin(warp.masks), std::end(warp.masks), 0u);
     }
     first = 0;
     queued = 0;
@@ -89,7 +91,8 @@ void Block::run(Launch& of, unsigned index) {
     Block* outer = running_block;
     running_block = this;
     thread.become_thread();
-    between.release(); // whoever set up this OS thread's memory for `__shared__` did so before
+    turn ^= 1;
+    between[turn].release(); // whoever set up this OS thread's memory for `__shared__` did so before
     current = next();
     emulator_current = current;
     thread.switch_to(current->context);
@@ -102,9 +105,9 @@ void Block::main() {
     Fiber& fiber = *current;
     fiber.context.started();
     launch->start.acquire();
-    between.acquire();
+    between[turn].acquire();
     launch->kernel(launch->argument);
-    between.release();
+    between[turn ^ 1].release();
     launch->end.release();
 
     fiber.state = State::Ended;
@@ -147,6 +150,14 @@ void Block::wait(State state) {
     fiber.context.switch_to(current->context);
 }
 
+void Block::release(unsigned fiber) {
+    if (&fibers[fiber] == current) {
+        fibers[fiber].state = State::Runnable;
+    } else {
+        make_runnable(fiber);
+    }
+}
+
 int Block::barrier(EmulatorBarrier kind, int predicate) {
     if (at_barrier.arrived > 0 && at_barrier.kind != kind) {
         fail(std::string("divergent barrier: threads wait at ") + name(at_barrier.kind) + " while thread " +
@@ -155,19 +166,17 @@ int Block::barrier(EmulatorBarrier kind, int predicate) {
     at_barrier.kind = kind;
     at_barrier.any |= predicate != 0;
     at_barrier.all &= predicate != 0;
-    Order& order = at_barrier.order[at_barrier.turn];
-    order.release();
     at_barrier.arrived += 1;
     if (at_barrier.arrived == live) {
+        current->state = State::AtBarrier;
         open_barrier();
     } else {
         wait(State::AtBarrier);
     }
-    order.acquire();
     return at_barrier.result;
 }
 
-// Lets the threads at the barrier go on. The one that runs, if it came last, just goes on.
+// All who live have come: they go on.
 void Block::open_barrier() {
     at_barrier.result = at_barrier.kind == EmulatorBarrier::Or    ? at_barrier.any
                         : at_barrier.kind == EmulatorBarrier::And ? at_barrier.all
@@ -175,74 +184,83 @@ void Block::open_barrier() {
     at_barrier.arrived = 0;
     at_barrier.any = false;
     at_barrier.all = true;
-    at_barrier.turn ^= 1;
     for (Fiber& fiber : fibers) {
-        fiber.fences.give(at_barrier.fences);
-    }
-    for (unsigned i = 0; i < THREADS; ++i) {
-        fibers[i].fences.take(at_barrier.fences);
-        if (fibers[i].state == State::AtBarrier) {
-            make_runnable(i);
+        if (fiber.state == State::AtBarrier) {
+            fiber.context.release(at_barrier.order);
+            fiber.fences.give(at_barrier.fences);
         }
     }
+    for (unsigned i = 0; i < THREADS; ++i) {
+        if (fibers[i].state == State::AtBarrier) {
+            fibers[i].context.acquire(at_barrier.order);
+            fibers[i].fences.take(at_barrier.fences);
+            release(i);
+        }
+    }
+}
+
+unsigned Warp::arrived(unsigned mask) const {
+    unsigned lanes = 0;
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        lanes |= unsigned(masks[lane] == mask) << lane;
+    }
+    return lanes;
 }
 
 uint64_t Block::warp(EmulatorWarp kind, unsigned mask, uint64_t value, unsigned source) {
     const unsigned lane = current->thread.x % WARP;
-    Warp& warp = warps[current->thread.x / WARP];
+    const unsigned index = current->thread.x / WARP;
+    const auto thread = [this] { return "thread " + std::to_string(current->thread.x); };
+    Warp& warp = warps[index];
     if ((mask >> lane & 1) == 0) {
-        fail("thread " + std::to_string(current->thread.x) + " is not in its own mask " + hexadecimal(mask));
+        fail(thread() + " is not in its own mask " + hexadecimal(mask));
     }
     if (kind == EmulatorWarp::Shuffle && (mask >> source & 1) == 0) {
-        fail("thread " + std::to_string(current->thread.x) + " shuffles from lane " + std::to_string(source) +
-             ", which is not in the mask " + hexadecimal(mask));
+        fail(thread() + " shuffles from lane " + std::to_string(source) + ", which is not in the mask " +
+             hexadecimal(mask));
     }
-    if (warp.arrived != 0 && (warp.kind != kind || warp.mask != mask)) {
-        fail(std::string("divergent warp: threads wait at ") + name(warp.kind) + " with mask " +
-             hexadecimal(warp.mask) + " while thread " + std::to_string(current->thread.x) + " comes to " + name(kind) +
-             " with mask " + hexadecimal(mask));
+    const unsigned before = warp.arrived(mask);
+    if (before != 0 && warp.kinds[__builtin_ctz(before)] != kind) {
+        fail(std::string("divergent warp: lanes wait at ") + name(warp.kinds[__builtin_ctz(before)]) + " while " +
+             thread() + " comes to " + name(kind) + " with the same mask " + hexadecimal(mask));
     }
-    warp.kind = kind;
-    warp.mask = mask;
+    warp.masks[lane] = mask;
+    warp.kinds[lane] = kind;
     warp.values[lane] = value;
     warp.sources[lane] = source;
-    warp.arrived |= 1u << lane;
-    Order& order = warp.order[warp.turn];
-    if (kind == EmulatorWarp::Sync) {
-        order.release();
-    }
-    if (warp.arrived == mask) {
-        complete(current->thread.x / WARP);
+    if ((before | 1u << lane) == mask) {
+        current->state = State::InWarp;
+        complete(index, kind, mask);
     } else {
         wait(State::InWarp);
-    }
-    if (kind == EmulatorWarp::Sync) {
-        order.acquire();
     }
     return current->result;
 }
 
-// The last lane has come: results for all, and the others go on.
-void Block::complete(unsigned index) {
+// All lanes of a mask have come: they get their results and go on.
+void Block::complete(unsigned index, EmulatorWarp kind, unsigned mask) {
     Warp& warp = warps[index];
+    Order& order = warp.order[__builtin_ctz(mask)];
     uint64_t ballot = 0;
     for (unsigned lane = 0; lane < WARP; ++lane) {
-        if (warp.arrived >> lane & 1) {
+        if ((mask >> lane & 1) != 0) {
             ballot |= warp.values[lane] << lane;
-        }
-    }
-    for (unsigned lane = 0; lane < WARP; ++lane) {
-        if (warp.arrived >> lane & 1) {
-            const unsigned fiber = index * WARP + lane;
-            fibers[fiber].result =
-                warp.kind == EmulatorWarp::Shuffle ? warp.values[warp.sources[lane]] : ballot;
-            if (fibers[fiber].state == State::InWarp) {
-                make_runnable(fiber);
+            if (kind == EmulatorWarp::Sync) {
+                fibers[index * WARP + lane].context.release(order);
             }
         }
     }
-    warp.arrived = 0;
-    warp.turn ^= 1;
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        if ((mask >> lane & 1) != 0) {
+            Fiber& fiber = fibers[index * WARP + lane];
+            fiber.result = kind == EmulatorWarp::Shuffle ? warp.values[warp.sources[lane]] : ballot;
+            if (kind == EmulatorWarp::Sync) {
+                fiber.context.acquire(order);
+            }
+            warp.masks[lane] = 0;
+            release(index * WARP + lane);
+        }
+    }
 }
 
 void Block::yield() {
@@ -287,10 +305,15 @@ std::string Block::who_waits() const {
     }
     add(at_barrier.arrived, std::string("of ") + std::to_string(THREADS) + " threads wait at " + name(at_barrier.kind));
     for (unsigned i = 0; i < WARPS; ++i) {
-        if (warps[i].arrived != 0) {
-            add(unsigned(__builtin_popcount(warps[i].arrived)),
-                std::string("of warp ") + std::to_string(i) + " at " + name(warps[i].kind) + " with mask " +
-                    hexadecimal(warps[i].mask));
+        const Warp& warp = warps[i];
+        // Each group is told by its lowest lane.
+        for (unsigned lane = 0; lane < WARP; ++lane) {
+            const unsigned group = warp.masks[lane] != 0 ? warp.arrived(warp.masks[lane]) : 0;
+            if (group != 0 && unsigned(__builtin_ctz(group)) == lane) {
+                add(unsigned(__builtin_popcount(group)),
+                    std::string("of warp ") + std::to_string(i) + " at " + name(warp.kinds[lane]) + " with mask " +
+                        hexadecimal(warp.masks[lane]));
+            }
         }
     }
     add(polling, "poll");
@@ -307,7 +330,7 @@ void Block::fail(const std::string& reason) {
 void Block::stop() {
     stopped = true;
     for (Fiber& fiber : fibers) {
-        fiber.context.release(between);
+        fiber.context.release(between[turn ^ 1]);
         fiber.context.release(launch->end);
     }
     Fiber& fiber = *current;

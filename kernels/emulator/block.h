@@ -51,27 +51,29 @@ struct Fiber : EmulatorThread {
     Fences fences;
 };
 
-// Threads that wait, for each other, and what they brought.
+// The threads of the block that wait for each other, and what they brought.
 struct Barrier {
     EmulatorBarrier kind = EmulatorBarrier::Plain;
     unsigned arrived = 0;
     bool any = false;
     bool all = true;
     int result = 0;
-    // Two, in turn: a thread may come to the next barrier before another has left this one.
-    Order order[2];
+    Order order;
     Order fences;
-    unsigned turn = 0;
 };
 
+// The lanes of a warp that wait, each for those in its mask, and what they brought.
 struct Warp {
-    EmulatorWarp kind = EmulatorWarp::Sync;
-    unsigned mask = 0;
-    unsigned arrived = 0;
+    // 0 for a lane that does not wait. Lanes that wait with the same mask wait for the same kind of operation.
+    unsigned masks[WARP] = {};
+    EmulatorWarp kinds[WARP];
     uint64_t values[WARP];
     unsigned sources[WARP];
-    Order order[2];
-    unsigned turn = 0;
+    // By the lowest lane of the mask, so that groups of lanes are apart.
+    Order order[WARP];
+
+    // Who waits with this mask.
+    unsigned arrived(unsigned mask) const;
 };
 
 // Runs blocks one after another, keeping the stacks. At most one OS thread uses it at a time.
@@ -95,7 +97,9 @@ class Block {
     void wait(State state);
     Fiber* next();
     void open_barrier();
-    void complete(unsigned warp);
+    void complete(unsigned warp, EmulatorWarp kind, unsigned mask);
+    // Lets a fiber that waits go on; the one that runs just does.
+    void release(unsigned fiber);
     // Gives the block up.
     [[noreturn]] void fail(const std::string& reason);
     [[noreturn]] void stop();
@@ -117,8 +121,10 @@ class Block {
 
     Barrier at_barrier;
     Warp warps[WARPS];
-    // Between the blocks that run here.
-    Order between;
+    // Between one block that runs here and the next. Two, in turn: else the threads of one block, which end before others
+    // start, would seem to be ordered.
+    Order between[2];
+    unsigned turn = 0;
 };
 
 } // namespace emulator

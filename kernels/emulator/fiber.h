@@ -39,8 +39,9 @@ class Context {
 
     // The fiber stopped before its end and will not go on. It can be prepared again.
     void abandon() { tracked.reset(); }
-    // What it has done comes before whoever acquires `order`.
+    // What it has done comes before what those do who acquire `order` after.
     void release(Order& order) { tracked.release(order); }
+    void acquire(Order& order) { tracked.acquire(order); }
 
   private:
     void jump(Context& to);

@@ -108,6 +108,12 @@ class Machine {
     }
 
     void run_blocks(Launch& launch, unsigned thread) {
+#ifdef TPGM_EMULATOR_TSAN
+        // Dealt out in turn, since races are seen only between blocks of different OS threads.
+        for (unsigned index = thread; index < launch.blocks && !launch.failed; index += threads()) {
+            blocks[thread]->run(launch, index);
+        }
+#else
         while (!launch.failed) {
             const unsigned index = launch.next.fetch_add(1);
             if (index >= launch.blocks) {
@@ -115,6 +121,7 @@ class Machine {
             }
             blocks[thread]->run(launch, index);
         }
+#endif
     }
 
     const double timeout;

@@ -43,9 +43,13 @@ struct Order {
 };
 
 #ifdef TPGM_EMULATOR_TSAN
-// Does something in the name of another thread of the sanitizer.
+// Does something in the name of a thread of the sanitizer.
 template <class Action> void in_name_of(void* fiber, Action action) {
     void* self = __tsan_get_current_fiber();
+    if (fiber == self) {
+        action();
+        return;
+    }
     __tsan_switch_to_fiber(fiber, 1);
     action();
     __tsan_switch_to_fiber(self, 1);
@@ -77,6 +81,7 @@ class Tracked {
     }
     void become_thread() {}
     void release(Order&) {}
+    void acquire(Order&) {}
 
   private:
     const void* bottom = nullptr;
@@ -95,6 +100,9 @@ class Tracked {
     void release(Order& order) {
         in_name_of(fiber, [&order] { order.release(); });
     }
+    void acquire(Order& order) {
+        in_name_of(fiber, [&order] { order.acquire(); });
+    }
 
   private:
     void* fiber = nullptr;
@@ -105,6 +113,7 @@ class Tracked {
     void reset() {}
     void become_thread() {}
     void release(Order&) {}
+    void acquire(Order&) {}
 #endif
 };
 
