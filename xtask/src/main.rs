@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
 mod bench;
+mod emulate;
 mod parity;
 mod simd;
 mod test;
@@ -24,6 +25,8 @@ enum Command {
     Test(test::Args),
     /// Times our methods beside the speed of memory and PyTorch, in one run
     Bench(bench::Args),
+    /// Runs the CUDA kernels on the CPU, through the tests of every backend
+    Emulate(emulate::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
     Simd(simd::Args),
 }
@@ -33,6 +36,7 @@ fn main() -> anyhow::Result<()> {
         Command::Parity(args) => parity::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Emulate(args) => emulate::run(&args),
         Command::Simd(args) => simd::run(&args),
     }
 }
