@@ -1,7 +1,9 @@
-//! Element types of candle and of `tpgm-core`.
+//! Element types of candle and of `tpgm-core`, and slices of candle's memory on the host.
 
-use candle_core::{CpuStorage, Device, Shape, Tensor, Var};
-use tpgm_core::{Buffer, DType, Slice};
+use std::cell::RefCell;
+
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Shape, Storage, Tensor, Var};
+use tpgm_core::{Buffer, DType, Real, Slice, SliceMut};
 
 use crate::error::{Error, Result};
 
@@ -67,4 +69,66 @@ pub(crate) fn cpu_slice(storage: &CpuStorage) -> Option<Slice<'_>> {
         CpuStorage::BF16(data) => data.as_slice().into(),
         _ => return None,
     })
+}
+
+/// The elements of a tensor, if it is contiguous, on the host and of a type that can be trained.
+pub(crate) fn cpu_elements<'a>(storage: &'a Storage, layout: &Layout) -> Option<Slice<'a>> {
+    let (start, end) = layout.contiguous_offsets()?;
+    match storage {
+        Storage::Cpu(storage) => cpu_slice(storage).map(|slice| slice.sub(start..end)),
+        _ => None,
+    }
+}
+
+/// The elements of a tensor's storage, to write them.
+pub(crate) fn cpu_slice_mut<'a>(
+    storage: &'a mut CpuStorage,
+    layout: &Layout,
+) -> candle_core::Result<SliceMut<'a>> {
+    let strided = candle_core::Error::RequiresContiguous { op: "writing in place" };
+    let (start, end) = layout.contiguous_offsets().ok_or(strided)?;
+    Ok(match storage {
+        CpuStorage::F64(data) => SliceMut::F64(&mut data[start..end]),
+        CpuStorage::F32(data) => SliceMut::F32(&mut data[start..end]),
+        CpuStorage::F16(data) => SliceMut::F16(&mut data[start..end]),
+        CpuStorage::BF16(data) => SliceMut::BF16(&mut data[start..end]),
+        _ => candle_core::bail!("only f64, f32, f16 and bf16 can be trained"),
+    })
+}
+
+/// Lets `fill` write the elements of a contiguous tensor on the host, in place.
+pub(crate) fn overwrite_cpu(
+    tensor: &Tensor,
+    mut fill: impl FnMut(SliceMut<'_>) -> tpgm_core::Result<()>,
+) -> Result<()> {
+    Ok(tensor.inplace_op1(&Overwrite(RefCell::new(&mut fill)))?)
+}
+
+type Fill<'a> = &'a mut dyn FnMut(SliceMut<'_>) -> tpgm_core::Result<()>;
+
+struct Overwrite<'a>(RefCell<Fill<'a>>);
+
+impl InplaceOp1 for Overwrite<'_> {
+    fn name(&self) -> &'static str {
+        "overwrite"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        (self.0.borrow_mut())(cpu_slice_mut(storage, layout)?).map_err(candle_core::Error::wrap)
+    }
+}
+
+/// Copies elements, rounding where the types differ. Both have the same length.
+pub(crate) fn copy_elements(source: Slice<'_>, target: SliceMut<'_>) {
+    match (source, target) {
+        (Slice::F64(source), target) => f64::store(source, target),
+        (Slice::F32(source), target) => f32::store(source, target),
+        (Slice::F16(source), SliceMut::F16(target)) => target.copy_from_slice(source),
+        (Slice::BF16(source), SliceMut::BF16(target)) => target.copy_from_slice(source),
+        (half, target) => {
+            let mut wide = vec![0.0; half.len()];
+            f32::load(half, &mut wide);
+            f32::store(&wide, target);
+        }
+    }
 }

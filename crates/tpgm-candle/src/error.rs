@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::audit::{MissingGradient, WrongGradient, missing_gradients_text, wrong_gradients_text};
 use crate::checkpoint::{CheckpointProblem, Skipped};
+use crate::distributed::RankProblem;
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +74,9 @@ pub enum Error {
         /// Where it is.
         device: candle_core::DeviceLocation,
     },
+    /// A call that several ranks make together did not happen; nothing was changed on any of them.
+    #[error("{0}; nothing was changed on any rank")]
+    Ranks(#[from] RankProblem),
     /// A loss is infinite or NaN; nothing was changed.
     #[error("the loss is {value}; nothing was changed")]
     NonFiniteLoss {

@@ -34,6 +34,7 @@
 //! | layers that have a gradient | [`nn`] |
 //! | to train | [`RobustOptimizer`], [`Schedule`], [`Ema`] |
 //! | to learn TPGM's radii on held-out data | [`Tpgm`] |
+//! | to train on several devices | [`distributed`] |
 //! | to train low-rank factors | [`lora`] |
 //! | to merge, measure or project checkpoints | [`weight_space`] |
 //! | to save and resume | [`checkpoint`], [`DataOrder`] |
@@ -42,6 +43,7 @@
 mod audit;
 pub mod checkpoint;
 pub mod data;
+pub mod distributed;
 mod dtype;
 mod error;
 pub mod lora;

@@ -1,14 +1,17 @@
 //! TPGM's trainer: radii learned on held-out data, for any optimizer.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use tpgm_core::{ParamSet, StateDict, TensorScalars};
 
+#[cfg(doc)]
+use crate::RobustOptimizer;
 use crate::TpgmConfig;
-use crate::error::Result;
+use crate::distributed::{Communicator, average, equalize, or_refuse};
+use crate::error::{Error, Result};
 use crate::optim::{Operands, Place, RadiusEngine, loss_value, named};
 use crate::params::Params;
-#[cfg(doc)]
-use crate::{Error, RobustOptimizer};
 
 /// Learns one radius per tensor on held-out data and projects (TPGM, arXiv 2303.10720), beside any optimizer.
 ///
@@ -52,6 +55,7 @@ pub struct Tpgm {
     operands: Operands,
     engine: Box<dyn RadiusEngine>,
     config: TpgmConfig,
+    communicator: Option<Arc<dyn Communicator>>,
 }
 
 impl Tpgm {
@@ -67,7 +71,20 @@ impl Tpgm {
         let params = params.all();
         let operands = Operands::new(&params)?;
         let engine = Place::of(&params, None)?.projector(&set, config)?;
-        Ok(Self { set, operands, engine, config })
+        Ok(Self { set, operands, engine, config, communicator: None })
+    }
+
+    /// Makes this trainer one of several of the same model: see [`distributed`](crate::distributed). Held-out gradients
+    /// become their means over all ranks, so that all learn the same radii. The variables become those of rank 0; anchors
+    /// must be the same already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Ranks`].
+    pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Result<Self> {
+        equalize(&*communicator, &self.operands)?;
+        self.communicator = Some(communicator);
+        Ok(self)
     }
 
     /// Learns radii after training: `params` hold the fine-tuned weights, their anchors the pre-trained ones. Takes
@@ -152,7 +169,7 @@ impl Tpgm {
     }
 
     fn radii(&mut self) -> Radii<'_> {
-        Radii { set: &self.set, operands: &self.operands, engine: self.engine.as_mut() }
+        Radii::new(&self.set, &self.operands, self.engine.as_mut(), self.communicator.as_deref())
     }
 }
 
@@ -171,15 +188,21 @@ pub struct Radii<'a> {
     set: &'a ParamSet,
     operands: &'a Operands,
     engine: &'a mut dyn RadiusEngine,
+    communicator: Option<&'a dyn Communicator>,
 }
 
 impl<'a> Radii<'a> {
-    pub(crate) fn new(set: &'a ParamSet, operands: &'a Operands, engine: &'a mut dyn RadiusEngine) -> Self {
-        Self { set, operands, engine }
+    pub(crate) fn new(
+        set: &'a ParamSet,
+        operands: &'a Operands,
+        engine: &'a mut dyn RadiusEngine,
+        communicator: Option<&'a dyn Communicator>,
+    ) -> Self {
+        Self { set, operands, engine, communicator }
     }
 
     /// One projection update of one iteration; `loss` computes the held-out loss, of one batch or the mean of several.
-    /// Returns the loss.
+    /// Returns the loss (with several ranks, that of this one).
     ///
     /// # Errors
     ///
@@ -197,7 +220,7 @@ impl<'a> Radii<'a> {
     /// # Errors
     ///
     /// The closure fails, its loss is not one finite number, a tensor whose radius is learned gets no gradient or a
-    /// non-finite one. The weights are then the same bits as before the call, whatever the iteration; radii keep what
+    /// non-finite one, or one of these happens on another rank ([`Error::Ranks`]). The weights are then the same bits as before the call, whatever the iteration; radii keep what
     /// earlier iterations taught them. The same holds if the closure panics.
     pub fn update_n(
         &mut self,
@@ -243,12 +266,15 @@ impl<'u, 'a> Update<'u, 'a> {
     }
 
     fn iterate(&mut self, loss: impl FnOnce() -> candle_core::Result<Tensor>) -> Result<f64> {
-        let Radii { operands, engine, .. } = &mut *self.radii;
+        let Radii { operands, engine, communicator, .. } = &mut *self.radii;
         engine.apply(operands)?;
-        let loss = loss()?;
-        let value = loss_value(&loss)?;
-        let grads = loss.backward()?;
-        let grads: Vec<_> = operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
+        let held_out =
+            loss().map_err(Error::from).and_then(|loss| Ok((loss_value(&loss)?, loss.backward()?)));
+        let (value, grads) = or_refuse(*communicator, held_out)?;
+        let mut grads: Vec<_> = operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
+        if let Some(communicator) = communicator {
+            grads = average(*communicator, operands, grads)?;
+        }
         engine.update(operands, &grads)?;
         Ok(value)
     }

@@ -1,17 +1,16 @@
 //! Gradients summed over several batches.
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Tensor, Var};
+use candle_core::{Tensor, Var};
 use rayon::prelude::*;
-use tpgm_core::{Buffer, Real, Slice, StateDict};
+use tpgm_core::{Buffer, Slice, StateDict};
 
+use super::add::{Add, BLOCK};
 use super::operands::Operands;
-use crate::dtype::{candle_dtype, core_dtype, cpu_slice, to_buffer, to_tensor};
+use crate::dtype::{candle_dtype, core_dtype, cpu_elements, to_buffer, to_tensor};
 use crate::error::{Error, Result};
 
 /// Name of a pending sum in saved state, after the tensor's name and a slash.
 const SLOT: &str = "accumulated";
-/// Elements that one task adds up: with its operands it fits a core's cache.
-const BLOCK: usize = 1 << 14;
 
 /// Sums in f32 (f64 for f64 variables), in memory of their own that is reused. A batch reads 8 and writes 4 bytes per f32
 /// parameter.
@@ -134,9 +133,7 @@ pub(super) fn check_finite(operands: &Operands, grads: &[Option<Tensor>]) -> Res
 
 fn finite(grad: &Tensor) -> bool {
     let (storage, layout) = grad.storage_and_layout();
-    let candle_core::Storage::Cpu(storage) = &*storage else { return true };
-    let Some((start, end)) = layout.contiguous_offsets() else { return true };
-    match cpu_slice(storage).map(|slice| slice.sub(start..end)) {
+    match cpu_elements(&storage, layout) {
         Some(Slice::F64(x)) => all(x, |x| x.is_finite()),
         Some(Slice::F32(x)) => all(x, |x| x.is_finite()),
         Some(Slice::F16(x)) => all(x, |x| x.is_finite()),
@@ -148,63 +145,4 @@ fn finite(grad: &Tensor) -> bool {
 /// Whole blocks, without a branch per element, so that the compiler uses vector instructions.
 fn all<T: Copy + Sync>(data: &[T], holds: impl Fn(T) -> bool + Sync) -> bool {
     data.par_chunks(BLOCK).all(|block| block.iter().fold(true, |ok, &x| ok & holds(x)))
-}
-
-/// `sum = grad` or `sum = sum + grad`.
-enum Add {
-    First,
-    More,
-}
-
-impl Add {
-    fn run<C: Real>(&self, sum: &mut [C], grad: Slice<'_>) {
-        sum.par_chunks_mut(BLOCK).enumerate().for_each(|(i, sum)| {
-            let grad = grad.sub(i * BLOCK..i * BLOCK + sum.len());
-            match self {
-                Add::First => C::load(grad, sum),
-                Add::More => match C::direct(grad) {
-                    Some(grad) => add(sum, grad),
-                    None => {
-                        let mut wide = [C::ZERO; 1 << 10];
-                        for (j, sum) in sum.chunks_mut(wide.len()).enumerate() {
-                            let start = j * wide.len();
-                            let wide = &mut wide[..sum.len()];
-                            C::load(grad.sub(start..start + sum.len()), wide);
-                            add(sum, wide);
-                        }
-                    }
-                },
-            }
-        });
-    }
-}
-
-fn add<C: Real>(sum: &mut [C], grad: &[C]) {
-    sum.iter_mut().zip(grad).for_each(|(sum, grad)| *sum += *grad);
-}
-
-impl InplaceOp2 for Add {
-    fn name(&self) -> &'static str {
-        "gradient accumulation"
-    }
-
-    fn cpu_fwd(
-        &self,
-        sum: &mut CpuStorage,
-        layout: &Layout,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> candle_core::Result<()> {
-        let strided = candle_core::Error::RequiresContiguous { op: "gradient accumulation" };
-        let offsets = (layout.contiguous_offsets(), grad_layout.contiguous_offsets());
-        let (Some((start, end)), Some((grad_start, grad_end))) = offsets else { return Err(strided) };
-        let Some(grad) = cpu_slice(grad) else { candle_core::bail!("gradients must be floating point") };
-        let grad = grad.sub(grad_start..grad_end);
-        match sum {
-            CpuStorage::F64(sum) => self.run(&mut sum[start..end], grad),
-            CpuStorage::F32(sum) => self.run(&mut sum[start..end], grad),
-            _ => candle_core::bail!("gradients are summed in f32 or f64"),
-        }
-        Ok(())
-    }
 }

@@ -1,5 +1,7 @@
 //! An optimizer's options.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
 use tpgm_core::{Constraint, EngineOptions, Gradients, Group, Masters, Projection, Rule};
 
@@ -9,6 +11,7 @@ use super::audit::{AuditPolicy, GradientAudit};
 use super::config::OptimizerConfig;
 use super::engine::Place;
 use super::operands::Operands;
+use crate::distributed::{Communicator, equalize, or_refuse};
 use crate::error::Result;
 use crate::params::Params;
 
@@ -38,6 +41,7 @@ pub struct OptimizerBuilder {
     threads: Option<usize>,
     audit: AuditPolicy,
     variances: Vec<(String, Tensor, Tensor)>,
+    communicator: Option<Arc<dyn Communicator>>,
 }
 
 impl OptimizerBuilder {
@@ -48,6 +52,7 @@ impl OptimizerBuilder {
             threads: None,
             audit: AuditPolicy::default(),
             variances: Vec::new(),
+            communicator: None,
         }
     }
 
@@ -127,15 +132,31 @@ impl OptimizerBuilder {
         self
     }
 
+    /// Makes this optimizer one of several that train the same model: see [`distributed`](crate::distributed). Gradients
+    /// become their means over all ranks before anything looks at them. [`build`](Self::build) makes the variables those
+    /// of rank 0; anchors must be the same already, as they are if all ranks load one checkpoint.
+    pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Self {
+        self.communicator = Some(communicator);
+        self
+    }
+
     /// Makes the optimizer.
     ///
     /// # Errors
     ///
     /// An option outside its range; a pattern that matches nothing; two parameters that share memory
     /// ([`Error::SharedStorage`](crate::Error::SharedStorage)); a parameter on a device that steps cannot run on
-    /// ([`Error::Device`](crate::Error::Device)); a variance for an unknown name or of another shape.
+    /// ([`Error::Device`](crate::Error::Device)); a variance for an unknown name or of another shape;
+    /// [`Error::Ranks`](crate::Error::Ranks).
     pub fn build(self) -> Result<RobustOptimizer> {
-        let Self { params, mut config, threads, audit, variances } = self;
+        let communicator = self.communicator.clone();
+        let optimizer = or_refuse(communicator.as_deref(), self.prepare())?;
+        communicator.map_or(Ok(()), |communicator| equalize(&*communicator, &optimizer.operands))?;
+        Ok(optimizer)
+    }
+
+    fn prepare(self) -> Result<RobustOptimizer> {
+        let Self { params, mut config, threads, audit, variances, communicator } = self;
         let mut set = params.set()?;
         if !config.groups.is_empty() {
             let groups: Vec<Group> = config.groups.drain(..).collect();
@@ -162,6 +183,7 @@ impl OptimizerBuilder {
             engine,
             config,
             audit,
+            communicator,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! The optimizer: every rule and constraint of `tpgm-core` on candle's variables.
 
 mod accumulate;
+mod add;
 mod audit;
 mod builder;
 mod config;
@@ -10,6 +11,8 @@ mod operands;
 mod schedule;
 mod state;
 
+use std::sync::Arc;
+
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use tpgm_core::{Constraint, ParamSet, Projection, Rule, StepOptions, TensorScalars};
@@ -17,12 +20,14 @@ use tpgm_core::{Constraint, ParamSet, Projection, Rule, StepOptions, TensorScala
 use self::accumulate::Accumulator;
 use self::audit::GradientAudit;
 use self::engine::StepEngine;
+use crate::distributed::{Communicator, average, or_refuse};
 use crate::error::{Error, Result};
 use crate::params::{Param, Params};
 use crate::tpgm::Radii;
 
+pub(crate) use self::add::Add;
 pub(crate) use self::engine::{Place, RadiusEngine};
-pub(crate) use self::operands::Operands;
+pub(crate) use self::operands::{Operands, storage_key};
 
 pub use self::audit::AuditPolicy;
 pub use self::builder::OptimizerBuilder;
@@ -34,7 +39,7 @@ pub use self::schedule::{Anneal, Schedule};
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct StepInfo {
-    /// The loss as it was given, before the loss scale; `None` from [`RobustOptimizer::step`].
+    /// The loss as it was given, of this rank and before the loss scale; `None` from [`RobustOptimizer::step`].
     pub loss: Option<f64>,
     /// False while gradients are only being accumulated.
     pub taken: bool,
@@ -82,6 +87,7 @@ pub struct RobustOptimizer {
     projection: Projection,
     accumulator: Accumulator,
     audit: GradientAudit,
+    communicator: Option<Arc<dyn Communicator>>,
     /// Steps taken since the start of training, those before a resume included.
     steps: u64,
 }
@@ -108,28 +114,40 @@ impl RobustOptimizer {
     /// [`Error::LossShape`], [`Error::NonFiniteLoss`], the backward pass fails, or as [`RobustOptimizer::step`]. Nothing
     /// was changed then.
     pub fn backward_step(&mut self, loss: &Tensor) -> Result<StepInfo> {
+        let (value, grads) = or_refuse(self.communicator(), self.backward(loss))?;
+        let info = self.step(&grads)?;
+        Ok(StepInfo { loss: Some(value), ..info })
+    }
+
+    fn backward(&self, loss: &Tensor) -> Result<(f64, GradStore)> {
         let value = loss_value(loss)?;
         let grads = match self.config.loss_scale {
             1.0 => loss.backward()?,
             scale => (loss * scale)?.backward()?,
         };
-        let info = self.step(&grads)?;
-        Ok(StepInfo { loss: Some(value), ..info })
+        Ok((value, grads))
     }
 
     /// Takes a step with gradients of a loss (multiplied by the loss scale, if there is one), or accumulates them.
     ///
     /// A variable without a gradient is an error at the first step (see [`AuditPolicy`]); later it is left alone, and its
-    /// own step count with it.
+    /// own step count with it. With a communicator, the gradients in `grads` become their means over all ranks.
     ///
     /// # Errors
     ///
     /// [`Error::NoGradient`]; a gradient of another shape, type or device; a non-finite gradient; a learning rate outside
-    /// its range. Nothing was changed then. If only the sum of accumulated gradients is not finite, the batches since the
+    /// its range; [`Error::Ranks`]. Nothing was changed then. If only the sum of accumulated gradients is not finite, the batches since the
     /// last step are forgotten.
     pub fn step(&mut self, grads: &GradStore) -> Result<StepInfo> {
         let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
-        self.step_with(grads)
+        match self.communicator() {
+            Some(communicator) => self.step_with(average(communicator, &self.operands, grads)?),
+            None => self.step_with(grads),
+        }
+    }
+
+    fn communicator(&self) -> Option<&dyn Communicator> {
+        self.communicator.as_deref()
     }
 
     fn step_with(&mut self, grads: Vec<Option<Tensor>>) -> Result<StepInfo> {
@@ -206,7 +224,7 @@ impl RobustOptimizer {
     /// [`Error::NoRadii`] if TPGM constrains no tensor.
     pub fn tpgm(&mut self) -> Result<Radii<'_>> {
         let engine = self.engine.radii().ok_or(Error::NoRadii)?;
-        Ok(Radii::new(&self.set, &self.operands, engine))
+        Ok(Radii::new(&self.set, &self.operands, engine, self.communicator.as_deref()))
     }
 
     /// Steps taken, those before a resume included. Accumulated batches count only with their step.

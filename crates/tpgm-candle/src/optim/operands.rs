@@ -14,7 +14,7 @@ use std::thread;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor, Var};
 use tpgm_core::{Cpu, Slice, SliceMut, TensorIo, Variance};
 
-use crate::dtype::{core_dtype, cpu_slice};
+use crate::dtype::{core_dtype, cpu_elements, cpu_slice_mut};
 use crate::error::{Error, Result};
 use crate::params::{Anchor, AnchorData, Param};
 
@@ -128,6 +128,17 @@ impl Operands {
         self.entries.iter().enumerate().map(gradient).collect()
     }
 
+    /// Copies gradients from [`Operands::gradients`] that share memory with another one, so that each may be changed
+    /// alone.
+    pub(crate) fn apart(grads: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
+        let mut seen = HashSet::with_capacity(grads.len());
+        let mut apart = |grad: Tensor| match seen.insert(storage_key(&grad)) {
+            true => Ok(grad),
+            false => grad.force_contiguous().map_err(Error::from),
+        };
+        grads.into_iter().map(|grad| grad.map(&mut apart).transpose()).collect()
+    }
+
     /// Runs `work` on the memory of all variables.
     pub(crate) fn with_weights<R, F>(&self, work: F) -> Result<R>
     where
@@ -169,7 +180,7 @@ fn host(name: &str, tensor: &Tensor) -> Result<()> {
 }
 
 /// Equal for tensors that share memory.
-fn storage_key(tensor: &Tensor) -> usize {
+pub(crate) fn storage_key(tensor: &Tensor) -> usize {
     let (storage, _) = tensor.storage_and_layout();
     std::ptr::from_ref::<Storage>(&storage).addr()
 }
@@ -190,24 +201,7 @@ impl<'a> Reads<'a> {
 
 /// Expects what [`Operands::readable`] returns.
 fn slice<'a>(storage: &'a Storage, layout: &Layout) -> Slice<'a> {
-    let range = layout.contiguous_offsets().map(|(start, end)| start..end);
-    match (storage, range) {
-        (Storage::Cpu(storage), Some(range)) => cpu_slice(storage).map(|slice| slice.sub(range)),
-        _ => None,
-    }
-    .expect("operands are contiguous host tensors of a trainable type")
-}
-
-fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<SliceMut<'a>> {
-    let (start, end) =
-        layout.contiguous_offsets().ok_or(candle_core::Error::RequiresContiguous { op: "optimizer step" })?;
-    Ok(match storage {
-        CpuStorage::F64(data) => SliceMut::F64(&mut data[start..end]),
-        CpuStorage::F32(data) => SliceMut::F32(&mut data[start..end]),
-        CpuStorage::F16(data) => SliceMut::F16(&mut data[start..end]),
-        CpuStorage::BF16(data) => SliceMut::BF16(&mut data[start..end]),
-        _ => candle_core::bail!("only f64, f32, f16 and bf16 can be trained"),
-    })
+    cpu_elements(storage, layout).expect("operands are contiguous host tensors of a trainable type")
 }
 
 /// What the nested operations hand to each other. Boxed, because every level has it on its stack.
@@ -288,7 +282,7 @@ where
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let mut held: Box<Held<'_, F, R>> = self.held.take().expect("an operation runs once");
-        held.weights.push(slice_mut(storage, layout)?);
+        held.weights.push(cpu_slice_mut(storage, layout)?);
         descend(self.rest, self.level + 1, held)
     }
 }

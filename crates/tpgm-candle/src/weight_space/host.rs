@@ -1,12 +1,11 @@
 //! The elements of tensors as slices.
 
-use std::cell::RefCell;
 use std::ops::Range;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor, Var};
+use candle_core::{Storage, StorageRef, Tensor, Var};
 use tpgm_core::{Buffer, Slice, SliceMut};
 
-use crate::dtype::{core_dtype, cpu_slice, to_buffer, to_tensor};
+use crate::dtype::{core_dtype, cpu_slice, overwrite_cpu, to_buffer, to_tensor};
 use crate::error::Result;
 
 /// The elements of a tensor, row-major: borrowed where they lie so on the host, else copied.
@@ -53,34 +52,9 @@ pub(super) fn overwrite(
 ) -> Result<()> {
     let dtype = core_dtype(name, var.dtype())?;
     if var.device().is_cpu() {
-        return Ok(var.inplace_op1(&Overwrite(RefCell::new(&mut fill)))?);
+        return overwrite_cpu(var, fill);
     }
     let mut buffer = Buffer::zeros(dtype, var.elem_count());
     fill(buffer.as_mut())?;
     Ok(var.set(&to_tensor(buffer.as_slice(), var.shape(), var.device())?)?)
-}
-
-type Fill<'a> = &'a mut dyn FnMut(SliceMut<'_>) -> tpgm_core::Result<()>;
-
-struct Overwrite<'a>(RefCell<Fill<'a>>);
-
-impl InplaceOp1 for Overwrite<'_> {
-    fn name(&self) -> &'static str {
-        "overwrite"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        // A variable is contiguous whatever it was made from.
-        let (start, end) = layout
-            .contiguous_offsets()
-            .ok_or(candle_core::Error::RequiresContiguous { op: "overwrite" }.bt())?;
-        let elements: SliceMut<'_> = match storage {
-            CpuStorage::F64(data) => data[start..end].as_mut().into(),
-            CpuStorage::F32(data) => data[start..end].as_mut().into(),
-            CpuStorage::F16(data) => data[start..end].as_mut().into(),
-            CpuStorage::BF16(data) => data[start..end].as_mut().into(),
-            _ => candle_core::bail!("overwrite: elements of this type cannot be written"),
-        };
-        (self.0.borrow_mut())(elements).map_err(candle_core::Error::wrap)
-    }
 }

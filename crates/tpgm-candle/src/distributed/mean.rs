@@ -1,0 +1,31 @@
+//! Arithmetic between the tensors of ranks, on the CPU.
+
+use candle_core::Tensor;
+
+use crate::dtype::{candle_dtype, copy_elements, core_dtype, cpu_elements, overwrite_cpu};
+use crate::error::Result;
+use crate::optim::Add;
+
+/// Writes the mean of tensors into each of them. They have one shape and type, are contiguous and share no memory.
+pub(super) fn write_mean(ranks: &[&Tensor]) -> Result<()> {
+    let first = ranks[0];
+    let compute = candle_dtype(core_dtype("gradient", first.dtype())?.compute());
+    let sum = Tensor::zeros(first.shape(), compute, first.device())?;
+    for (rank, tensor) in ranks.iter().enumerate() {
+        sum.inplace_op2(tensor, if rank == 0 { &Add::First } else { &Add::More })?;
+    }
+    copy_to(&sum.affine(1.0 / ranks.len() as f64, 0.0)?, ranks)
+}
+
+/// Copies `source` to tensors of its shape, rounding to their type.
+pub(super) fn copy_to(source: &Tensor, targets: &[&Tensor]) -> Result<()> {
+    let (storage, layout) = source.storage_and_layout();
+    let source = cpu_elements(&storage, layout).expect("ranks work on contiguous tensors of the host");
+    for target in targets {
+        overwrite_cpu(target, |target| {
+            copy_elements(source, target);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

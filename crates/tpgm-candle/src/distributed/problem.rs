@@ -1,0 +1,106 @@
+//! What can go wrong between ranks, and how the tensors of ranks are compared.
+
+use std::collections::HashMap;
+
+/// Why a call that ranks make together did not happen.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RankProblem {
+    /// A rank had an error of its own.
+    #[error("rank {rank} could not take part: {reason}")]
+    Refused {
+        /// The rank.
+        rank: usize,
+        /// Its error.
+        reason: String,
+    },
+    /// A rank is gone: its thread or process ended, by an error or a panic or because it was done.
+    #[error("rank {rank} has left the group")]
+    Left {
+        /// The rank.
+        rank: usize,
+    },
+    /// Ranks made different calls.
+    #[error("rank {rank} called `{call}` where rank 0 called `{expected}`")]
+    Calls {
+        /// The rank.
+        rank: usize,
+        /// Its call.
+        call: &'static str,
+        /// That of rank 0.
+        expected: &'static str,
+    },
+    /// Ranks gave different tensors.
+    #[error("tensor `{tensor}` is {got} on rank {rank}, but {expected} on rank 0")]
+    Differs {
+        /// Name of the first tensor that differs.
+        tensor: String,
+        /// The rank.
+        rank: usize,
+        /// What it has: type and shape, or "missing".
+        got: String,
+        /// What rank 0 has.
+        expected: String,
+    },
+    /// Ranks gave different tensors, and only their own are known to each.
+    #[error("the tensors at position {position} differ between ranks; on rank {rank} {here}")]
+    Unlike {
+        /// Where they differ first, from 0.
+        position: usize,
+        /// The rank that says so.
+        rank: usize,
+        /// What it has there.
+        here: String,
+    },
+    /// Two ranks, or two tensors of one, use the same memory.
+    #[error(
+        "tensor `{tensor}` of rank {rank} shares its memory with another tensor of the call; \
+         every rank needs a model of its own"
+    )]
+    Shared {
+        /// Name of the tensor.
+        tensor: String,
+        /// The rank.
+        rank: usize,
+    },
+    /// The library or the device that connects ranks failed.
+    #[error("{call} failed on rank {rank}: {reason}")]
+    Failed {
+        /// What was asked of it.
+        call: &'static str,
+        /// The rank that noticed.
+        rank: usize,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// A tensor of a call, as ranks compare it: its name, and its type and shape in words.
+pub(super) type Described = (String, String);
+
+/// Makes sure that `rank` gives the same tensors in the same order as rank 0.
+pub(super) fn compare(expected: &[Described], rank: usize, got: &[Described]) -> Result<(), RankProblem> {
+    let differs = |tensor: &str, got: &str, expected: &str| {
+        let (tensor, got, expected) = (tensor.to_owned(), got.to_owned(), expected.to_owned());
+        Err(RankProblem::Differs { tensor, rank, got, expected })
+    };
+    if expected == got {
+        return Ok(());
+    }
+    let by_name = |list: &'_ [Described]| -> HashMap<String, String> { list.iter().cloned().collect() };
+    let theirs = by_name(got);
+    for (name, kind) in expected {
+        match theirs.get(name) {
+            None => return differs(name, "missing", kind),
+            Some(theirs) if theirs != kind => return differs(name, theirs, kind),
+            Some(_) => {}
+        }
+    }
+    let ours = by_name(expected);
+    if let Some((name, kind)) = got.iter().find(|(name, _)| !ours.contains_key(name)) {
+        return differs(name, kind, "missing");
+    }
+    let same = expected.iter().zip(got).take_while(|(ours, theirs)| ours == theirs).count();
+    let (name, _) = expected.get(same).or(got.get(same)).expect("the lists differ somewhere");
+    differs(name, "at another position of the list", &format!("at position {same}"))
+}
