@@ -67,12 +67,42 @@ pub enum Error {
         got: Vec<usize>,
     },
     /// A tensor is on a device that steps cannot run on.
-    #[error("tensor `{tensor}` is on {device:?}; steps run on the CPU only")]
+    #[error(
+        "tensor `{tensor}` is on {device:?}; steps run on the CPU{}",
+        if cfg!(feature = "cuda") { " and on NVIDIA GPUs" } else { ", and on NVIDIA GPUs with feature `cuda`" }
+    )]
     Device {
         /// Its name.
         tensor: String,
         /// Where it is.
         device: candle_core::DeviceLocation,
+    },
+    /// Parameters of one optimizer are on several devices.
+    #[error(
+        "tensor `{tensor}` is on {device:?}, but `{first}` on {expected:?}; \
+         all must be on one device, made by one call of `Device::new_cuda`"
+    )]
+    Devices {
+        /// Name of a parameter that is elsewhere than the first.
+        tensor: String,
+        /// Where it is.
+        device: candle_core::DeviceLocation,
+        /// Name of the first parameter.
+        first: String,
+        /// Where that is.
+        expected: candle_core::DeviceLocation,
+    },
+    /// An operand is on another device than its parameter.
+    #[error("tensor `{tensor}`: its {what} is on {got:?}, but must be on {expected:?}, where the tensor is")]
+    OperandDevice {
+        /// Name of the parameter.
+        tensor: String,
+        /// Which operand, for example "gradient".
+        what: &'static str,
+        /// Where the parameter is.
+        expected: candle_core::DeviceLocation,
+        /// Where the operand is.
+        got: candle_core::DeviceLocation,
     },
     /// A call that several ranks make together did not happen; nothing was changed on any of them.
     #[error("{0}; nothing was changed on any rank")]

@@ -39,6 +39,13 @@
 //! | to merge, measure or project checkpoints | [`weight_space`] |
 //! | to save and resume | [`checkpoint`], [`DataOrder`] |
 //! | to watch radii and ratios | [`telemetry`] |
+//!
+//! # Devices
+//!
+//! Everything runs on the CPU. With feature `cuda` parameters may be on an NVIDIA GPU (`Device::new_cuda`): steps, averages
+//! and projections then run there, in candle's own memory and on candle's own stream, in one or two launches for all
+//! tensors. Anchors are copied to the GPU once. Take steps on the thread that ran the backward pass: candle's default
+//! device has a stream per thread. With feature `nccl`, several GPUs train one model.
 
 mod audit;
 pub mod checkpoint;
@@ -71,6 +78,8 @@ pub use tpgm_core::{
     AdamW, Constraint, Digrap, FixedRadius, FixedScale, Ftp, Gradients, Group, L2Sp, Masters, Norm,
     Projection, Rule, Sgd, Spd, StateDict, TensorScalars, Tpgm as TpgmConfig,
 };
+#[cfg(feature = "cuda")]
+pub use tpgm_cuda::Reports;
 
 /// Runs the examples of the README as documentation tests.
 #[cfg(doctest)]

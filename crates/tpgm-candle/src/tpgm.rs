@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use tpgm_core::{ParamSet, StateDict, TensorScalars};
+use tpgm_core::{ParamSet, Sgd, StateDict, TensorScalars};
 
 #[cfg(doc)]
 use crate::RobustOptimizer;
@@ -65,11 +65,13 @@ impl Tpgm {
     /// # Errors
     ///
     /// An option outside its range; a pattern that matches nothing; two parameters that share memory
-    /// ([`Error::SharedStorage`]); a device that projections cannot run on ([`Error::Device`]).
+    /// ([`Error::SharedStorage`]); a device that projections cannot run on ([`Error::Device`]), or several devices
+    /// ([`Error::Devices`]).
     pub fn new(params: &Params, config: TpgmConfig) -> Result<Self> {
         let set = params.set()?;
         let params = params.all();
-        let operands = Operands::new(&params)?;
+        let settings = set.settings(&Sgd::default().into(), &config.into())?;
+        let operands = Operands::new(&params)?.with_anchors(&params, &settings)?;
         let engine = Place::of(&params, None)?.projector(&set, config)?;
         Ok(Self { set, operands, engine, config, communicator: None })
     }

@@ -137,7 +137,7 @@ impl Nccl {
 
     /// Makes sure that all ranks make the same call with the same tensors.
     fn agree(&self, handle: &mut Option<Handle>, call: Call, tensors: &[Named<'_>]) -> Result<()> {
-        let digests: Vec<i64> = tensors.iter().map(|named| digest(named)).collect();
+        let digests: Vec<i64> = tensors.iter().map(digest).collect();
         let all = digests.iter().fold(FNV_OFFSET, |hash, digest| fnv(hash, &digest.to_le_bytes())) as i64;
         let (count, number) = (tensors.len() as i64, call as i64);
         let refuses = if call == Call::Refuse { self.rank as i64 + 1 } else { 0 };
@@ -190,7 +190,7 @@ impl Nccl {
     fn check(&self, name: &str, tensor: &candle_core::Tensor) -> Result<()> {
         core_dtype(name, tensor.dtype())?;
         match tensor.device() {
-            Device::Cuda(device) if device.same_device(&self.device) => {}
+            Device::Cuda(device) if device.id() == self.device.id() => {}
             device => return Err(Error::Device { tensor: name.to_owned(), device: device.location() }),
         }
         match tensor.is_contiguous() {

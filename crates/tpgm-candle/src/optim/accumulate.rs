@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 /// Name of a pending sum in saved state, after the tensor's name and a slash.
 const SLOT: &str = "accumulated";
 
-/// Sums in f32 (f64 for f64 variables), in memory of their own that is reused. A batch reads 8 and writes 4 bytes per f32
-/// parameter.
+/// Sums in f32 (f64 for f64 variables). On the host they have memory of their own that is reused, on a GPU they are made by
+/// candle's operations. A batch reads 8 and writes 4 bytes per f32 parameter.
 #[derive(Default)]
 pub(super) struct Accumulator {
     sums: Vec<Sum>,
@@ -46,10 +46,7 @@ impl Accumulator {
     pub(super) fn add(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
         for ((sum, (name, var)), grad) in self.sums.iter_mut().zip(operands.vars()).zip(grads) {
             let Some(grad) = grad else { continue };
-            let memory = sum.memory(name, var)?;
-            let add = if sum.filled { Add::More } else { Add::First };
-            memory.inplace_op2(grad, &add)?;
-            sum.filled = true;
+            sum.add(name, var, grad)?;
         }
         self.batches += 1;
         Ok(())
@@ -94,6 +91,20 @@ impl Accumulator {
 }
 
 impl Sum {
+    fn add(&mut self, name: &str, var: &Var, grad: &Tensor) -> Result<()> {
+        if var.device().is_cpu() {
+            let add = if self.filled { Add::More } else { Add::First };
+            self.memory(name, var)?.inplace_op2(grad, &add)?;
+        } else {
+            let grad = grad.to_dtype(candle_dtype(core_dtype(name, var.dtype())?.compute()))?;
+            let earlier = self.memory.take().filter(|_| self.filled);
+            self.memory = Some(earlier.map_or_else(|| Ok(grad.clone()), |sum| sum.add(&grad))?);
+        }
+        self.filled = true;
+        Ok(())
+    }
+
+    /// Memory for the sum, on the host.
     fn memory(&mut self, name: &str, var: &Var) -> Result<Tensor> {
         if let Some(memory) = &self.memory {
             return Ok(memory.clone());
@@ -120,8 +131,13 @@ fn check(name: &str, var: &Var, saved: &Buffer) -> Result<()> {
 /// Names the first tensor with an infinite or NaN gradient, and counts them, as a step does. For gradients from
 /// [`Operands::gradients`].
 pub(super) fn check_finite(operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
-    let affected = |grad: &Option<Tensor>| grad.as_ref().is_some_and(|grad| !finite(grad));
-    let mut names = operands.vars().zip(grads).filter(|(_, grad)| affected(grad)).map(|((name, _), _)| name);
+    let present = operands.vars().zip(grads).filter_map(|((name, _), grad)| Some((name, grad.as_ref()?)));
+    let (names, present): (Vec<_>, Vec<_>) = present.unzip();
+    let finite = match present.first().is_none_or(|grad| grad.device().is_cpu()) {
+        true => present.iter().map(|grad| finite(grad)).collect(),
+        false => finite_elsewhere(&present)?,
+    };
+    let mut names = names.into_iter().zip(finite).filter(|(_, finite)| !finite).map(|(name, _)| name);
     match names.next() {
         None => Ok(()),
         Some(first) => {
@@ -129,6 +145,16 @@ pub(super) fn check_finite(operands: &Operands, grads: &[Option<Tensor>]) -> Res
             Err(Error::Core(tpgm_core::Error::NonFiniteGradient { tensor, count }))
         }
     }
+}
+
+/// Whether each of some tensors that are not on the host is finite, with one wait for the device: `0 x` is 0 or NaN.
+fn finite_elsewhere(grads: &[&Tensor]) -> Result<Vec<bool>> {
+    let sum = |grad: &&Tensor| match grad.elem_count() {
+        0 => Tensor::zeros((), candle_core::DType::F32, grad.device()),
+        _ => grad.affine(0.0, 0.0)?.sum_all()?.to_dtype(candle_core::DType::F32),
+    };
+    let sums = grads.iter().map(sum).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::stack(&sums, 0)?.to_vec1::<f32>()?.into_iter().map(f32::is_finite).collect())
 }
 
 fn finite(grad: &Tensor) -> bool {

@@ -42,6 +42,8 @@ pub struct OptimizerBuilder {
     audit: AuditPolicy,
     variances: Vec<(String, Tensor, Tensor)>,
     communicator: Option<Arc<dyn Communicator>>,
+    #[cfg(feature = "cuda")]
+    reports: tpgm_cuda::Reports,
 }
 
 impl OptimizerBuilder {
@@ -53,6 +55,8 @@ impl OptimizerBuilder {
             audit: AuditPolicy::default(),
             variances: Vec::new(),
             communicator: None,
+            #[cfg(feature = "cuda")]
+            reports: tpgm_cuda::Reports::default(),
         }
     }
 
@@ -118,7 +122,8 @@ impl OptimizerBuilder {
         self
     }
 
-    /// Runs steps on threads of their own. Default: rayon's current pool. Changes no bit of the results.
+    /// Runs steps on threads of their own. Default: rayon's current pool. Changes no bit of the results, and nothing on a
+    /// GPU.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads);
         self
@@ -140,13 +145,23 @@ impl OptimizerBuilder {
         self
     }
 
+    /// Sets when a GPU says that it refused a step, for example for a gradient that is not finite. It changes nothing then,
+    /// whatever is chosen. By default ([`Reports::Late`](crate::Reports::Late)) the host does not wait for a step:
+    /// the error is returned by a later call, which does nothing else, and [`StepInfo::grad_norm`](crate::StepInfo) is
+    /// `None`. Changes nothing on the CPU, where a call returns its own error.
+    #[cfg(feature = "cuda")]
+    pub fn reports(mut self, reports: tpgm_cuda::Reports) -> Self {
+        self.reports = reports;
+        self
+    }
+
     /// Makes the optimizer.
     ///
     /// # Errors
     ///
     /// An option outside its range; a pattern that matches nothing; two parameters that share memory
-    /// ([`Error::SharedStorage`](crate::Error::SharedStorage)); a parameter on a device that steps cannot run on
-    /// ([`Error::Device`](crate::Error::Device)); a variance for an unknown name or of another shape;
+    /// ([`Error::SharedStorage`](crate::Error::SharedStorage)); parameters on a device that steps cannot run on
+    /// ([`Error::Device`](crate::Error::Device)) or on several ([`Error::Devices`](crate::Error::Devices)); a variance for an unknown name or of another shape;
     /// [`Error::Ranks`](crate::Error::Ranks).
     pub fn build(self) -> Result<RobustOptimizer> {
         let communicator = self.communicator.clone();
@@ -156,7 +171,9 @@ impl OptimizerBuilder {
     }
 
     fn prepare(self) -> Result<RobustOptimizer> {
-        let Self { params, mut config, threads, audit, variances, communicator } = self;
+        #[cfg(feature = "cuda")]
+        let reports = self.reports;
+        let Self { params, mut config, threads, audit, variances, communicator, .. } = self;
         let mut set = params.set()?;
         if !config.groups.is_empty() {
             let groups: Vec<Group> = config.groups.drain(..).collect();
@@ -166,12 +183,15 @@ impl OptimizerBuilder {
         config.groups = set.groups().cloned().collect();
         check_options(&config)?;
         let params = params.all();
-        let mut operands = Operands::new(&params)?;
+        let settings = set.settings(&config.rule, &config.constraint)?;
+        let mut operands = Operands::new(&params)?.with_anchors(&params, &settings)?;
         for (name, current, anchor) in variances {
             operands.set_variance(&name, current, anchor)?;
         }
         let audit = GradientAudit::new(&audit, &set)?;
         let place = Place::of(&params, threads)?;
+        #[cfg(feature = "cuda")]
+        let place = place.reports(reports);
         let engine = place.optimizer(&set, config.rule, config.constraint, config.engine)?;
         Ok(RobustOptimizer {
             accumulator: Accumulator::new(operands.len()),

@@ -1,9 +1,10 @@
 //! A moving average of the live weights.
 
-use tpgm_core::{Buffer, Cpu, ParamSet, Real, Slice, SliceMut, StateDict};
+use candle_core::Tensor;
+use tpgm_core::{Buffer, ParamSet, StateDict};
 
 use super::builder::check;
-use super::engine::Place;
+use super::engine::{Bind, Place};
 use super::operands::Operands;
 use crate::error::Result;
 use crate::params::Params;
@@ -77,7 +78,7 @@ impl Ema {
     }
 
     /// Writes the average into the model, rounded to its element types, until the guard is restored or dropped. The live
-    /// weights are kept meanwhile, in memory of their size.
+    /// weights are kept meanwhile, in memory of their size on their device. On a GPU the average goes through the host.
     ///
     /// Take no optimizer step before they are back.
     ///
@@ -85,8 +86,11 @@ impl Ema {
     ///
     /// When the device fails.
     pub fn apply(&mut self) -> Result<Averaged<'_>> {
-        let live = self.engine.apply(&self.operands)?;
-        Ok(Averaged { ema: self, live })
+        let live = self.operands.vars().map(|(_, var)| var.copy()).collect::<candle_core::Result<_>>()?;
+        // Made first: if writing fails half-way, its end puts everything back.
+        let averaged = Averaged { ema: self, live };
+        averaged.ema.engine.apply(&averaged.ema.operands)?;
+        Ok(averaged)
     }
 
     /// Copies the averages out. Keys are `tensor/ema`.
@@ -130,7 +134,7 @@ fn check_decay(decay: f64) -> Result<()> {
 #[must_use = "the live weights return when this is dropped"]
 pub struct Averaged<'a> {
     ema: &'a Ema,
-    live: Vec<Buffer>,
+    live: Vec<Tensor>,
 }
 
 impl Averaged<'_> {
@@ -144,10 +148,8 @@ impl Averaged<'_> {
     }
 
     fn put_back(&mut self) -> Result<()> {
-        match std::mem::take(&mut self.live) {
-            live if live.is_empty() => Ok(()),
-            live => self.ema.engine.restore(&self.ema.operands, &live),
-        }
+        let live = std::mem::take(&mut self.live);
+        self.ema.operands.vars().zip(&live).try_for_each(|((_, var), live)| Ok(var.set(live)?))
     }
 }
 
@@ -161,56 +163,22 @@ impl Drop for Averaged<'_> {
 /// [`tpgm_core::Ema`] on some device.
 pub(super) trait EmaEngine: Send {
     fn update(&mut self, operands: &Operands, decay: f64) -> Result<()>;
-    /// Writes the averages into the weights and returns what these were.
-    fn apply(&self, operands: &Operands) -> Result<Vec<Buffer>>;
-    fn restore(&self, operands: &Operands, live: &[Buffer]) -> Result<()>;
+    /// Writes the averages into the weights.
+    fn apply(&self, operands: &Operands) -> Result<()>;
     fn state(&self) -> Result<Vec<Buffer>>;
     fn load_state(&mut self, state: &[Buffer]) -> Result<()>;
 }
 
-impl EmaEngine for tpgm_core::Ema<Cpu> {
+impl<B: Bind> EmaEngine for tpgm_core::Ema<B> {
     fn update(&mut self, operands: &Operands, decay: f64) -> Result<()> {
-        operands.with_weights(|weights| {
-            let weights: Vec<_> = weights.iter().map(SliceMut::as_slice).collect();
+        B::bind(operands, &[], |io| {
+            let weights: Vec<_> = io.iter().map(|io| B::read(&io.weight)).collect();
             self.update(&weights, decay)
         })
     }
 
-    fn apply(&self, operands: &Operands) -> Result<Vec<Buffer>> {
-        operands.with_weights(|weights| {
-            let pairs = weights.into_iter().zip(self.averages());
-            Ok(pairs
-                .map(|(weight, average)| {
-                    let live = match weight.as_slice() {
-                        Slice::F64(weight) => Buffer::F64(weight.to_vec()),
-                        Slice::F32(weight) => Buffer::F32(weight.to_vec()),
-                        Slice::F16(weight) => Buffer::F16(weight.to_vec()),
-                        Slice::BF16(weight) => Buffer::BF16(weight.to_vec()),
-                    };
-                    match average {
-                        Buffer::F64(average) => f64::store(average, weight),
-                        Buffer::F32(average) => f32::store(average, weight),
-                        Buffer::F16(_) | Buffer::BF16(_) => {}
-                    }
-                    live
-                })
-                .collect())
-        })
-    }
-
-    fn restore(&self, operands: &Operands, live: &[Buffer]) -> Result<()> {
-        operands.with_weights(|weights| {
-            for (weight, live) in weights.into_iter().zip(live) {
-                match (weight, live) {
-                    (SliceMut::F64(weight), Buffer::F64(live)) => weight.copy_from_slice(live),
-                    (SliceMut::F32(weight), Buffer::F32(live)) => weight.copy_from_slice(live),
-                    (SliceMut::F16(weight), Buffer::F16(live)) => weight.copy_from_slice(live),
-                    (SliceMut::BF16(weight), Buffer::BF16(live)) => weight.copy_from_slice(live),
-                    _ => {}
-                }
-            }
-            Ok(())
-        })
+    fn apply(&self, operands: &Operands) -> Result<()> {
+        B::write_averages(operands, self)
     }
 
     fn state(&self) -> Result<Vec<Buffer>> {

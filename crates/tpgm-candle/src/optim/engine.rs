@@ -5,30 +5,53 @@
 
 use candle_core::{Device, Tensor};
 use tpgm_core::{
-    Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, SliceMut, StateDict, StepOptions,
-    StepReport, TensorIo, TensorScalars, Tpgm,
+    Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, Slice, SliceMut, StateDict,
+    StepOptions, StepReport, TensorIo, TensorScalars, Tpgm,
 };
 
 use super::ema::EmaEngine;
 use super::operands::Operands;
+use crate::dtype::copy_elements;
 use crate::error::{Error, Result};
 use crate::params::Param;
+#[cfg(feature = "cuda")]
+use crate::weight_space::host::overwrite;
 
 /// A device that steps can run on.
 pub(crate) enum Place {
     /// The host.
     Cpu(Cpu),
+    /// A GPU.
+    #[cfg(feature = "cuda")]
+    Cuda(tpgm_cuda::Cuda),
 }
 
 impl Place {
     /// The device that all of `params` are on; `threads` limits the host's.
     pub(crate) fn of(params: &[Param], threads: Option<usize>) -> Result<Self> {
-        match params.iter().find(|param| !matches!(param.var().device(), Device::Cpu)) {
-            Some(param) => {
-                let (tensor, device) = (param.name().to_owned(), param.var().device().location());
-                Err(Error::Device { tensor, device })
-            }
-            None => Ok(Place::Cpu(threads.map_or_else(|| Ok(Cpu::new()), Cpu::with_threads)?)),
+        let home = params.first().map_or(&Device::Cpu, |first| first.var().device());
+        if let Some(other) = params.iter().find(|param| !param.var().device().same_device(home)) {
+            return Err(Error::Devices {
+                tensor: other.name().to_owned(),
+                device: other.var().device().location(),
+                first: params[0].name().to_owned(),
+                expected: home.location(),
+            });
+        }
+        match home {
+            Device::Cpu => Ok(Place::Cpu(threads.map_or_else(|| Ok(Cpu::new()), Cpu::with_threads)?)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => Ok(Place::Cuda(tpgm_cuda::Cuda::with_stream(device.cuda_stream())?)),
+            _ => Err(Error::Device { tensor: params[0].name().to_owned(), device: home.location() }),
+        }
+    }
+
+    /// Sets when a GPU says that it refused a call.
+    #[cfg(feature = "cuda")]
+    pub(super) fn reports(self, reports: tpgm_cuda::Reports) -> Self {
+        match self {
+            Place::Cpu(cpu) => Place::Cpu(cpu),
+            Place::Cuda(cuda) => Place::Cuda(cuda.reports(reports)),
         }
     }
 
@@ -39,29 +62,41 @@ impl Place {
         constraint: Constraint,
         options: EngineOptions,
     ) -> Result<Box<dyn StepEngine>> {
+        fn on<B: Bind>(
+            backend: B,
+            (set, rule, constraint, options): (&ParamSet, Rule, Constraint, EngineOptions),
+        ) -> Result<Box<dyn StepEngine>> {
+            Ok(Box::new(tpgm_core::Optimizer::with_options(backend, set, rule, constraint, options)?))
+        }
+        let with = (set, rule, constraint, options);
         match self {
-            Place::Cpu(cpu) => {
-                Ok(Box::new(tpgm_core::Optimizer::with_options(cpu, set, rule, constraint, options)?))
-            }
+            Place::Cpu(cpu) => on(cpu, with),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => on(cuda, with),
         }
     }
 
     pub(crate) fn projector(self, set: &ParamSet, tpgm: Tpgm) -> Result<Box<dyn RadiusEngine>> {
         match self {
             Place::Cpu(cpu) => Ok(Box::new(Projector::new(cpu, set, tpgm)?)),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => Ok(Box::new(Projector::new(cuda, set, tpgm)?)),
         }
     }
 
     /// An average that starts at what the variables hold.
     pub(super) fn ema(self, set: &ParamSet, operands: &Operands) -> Result<Box<dyn EmaEngine>> {
+        fn on<B: Bind>(backend: B, set: &ParamSet, operands: &Operands) -> Result<Box<dyn EmaEngine>> {
+            let ema = B::bind(operands, &[], |io| {
+                let weights: Vec<_> = io.iter().map(|io| B::read(&io.weight)).collect();
+                tpgm_core::Ema::new(backend, set, &weights)
+            })?;
+            Ok(Box::new(ema))
+        }
         match self {
-            Place::Cpu(cpu) => {
-                let ema = operands.with_weights(|weights| {
-                    let weights: Vec<_> = weights.iter().map(SliceMut::as_slice).collect();
-                    tpgm_core::Ema::new(cpu, set, &weights)
-                })?;
-                Ok(Box::new(ema))
-            }
+            Place::Cpu(cpu) => on(cpu, set, operands),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => on(cuda, set, operands),
         }
     }
 }
@@ -74,6 +109,12 @@ pub(crate) trait Bind: Backend + Send + 'static {
         grads: &[Option<Tensor>],
         work: impl FnOnce(&mut [TensorIo<'_, Self>]) -> tpgm_core::Result<R> + Send,
     ) -> Result<R>;
+
+    /// Weights as something to read.
+    fn read<'a>(weight: &'a Self::Mut<'_>) -> Self::Ref<'a>;
+
+    /// Writes averages into the variables, rounded to their types.
+    fn write_averages(operands: &Operands, ema: &tpgm_core::Ema<Self>) -> Result<()>;
 }
 
 impl Bind for Cpu {
@@ -83,6 +124,43 @@ impl Bind for Cpu {
         work: impl FnOnce(&mut [TensorIo<'_, Self>]) -> tpgm_core::Result<R> + Send,
     ) -> Result<R> {
         operands.with_cpu(grads, work)
+    }
+
+    fn read<'a>(weight: &'a SliceMut<'_>) -> Slice<'a> {
+        weight.as_slice()
+    }
+
+    fn write_averages(operands: &Operands, ema: &tpgm_core::Ema<Self>) -> Result<()> {
+        operands.with_weights(|weights| {
+            let pairs = weights.into_iter().zip(ema.averages());
+            pairs.for_each(|(weight, average)| copy_elements(average.as_slice(), weight));
+            Ok(())
+        })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Bind for tpgm_cuda::Cuda {
+    fn bind<R: Send>(
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+        work: impl FnOnce(&mut [TensorIo<'_, Self>]) -> tpgm_core::Result<R> + Send,
+    ) -> Result<R> {
+        operands.with_cuda(grads, work)
+    }
+
+    fn read<'a>(weight: &'a tpgm_cuda::ViewMut<'_>) -> tpgm_cuda::View<'a> {
+        weight.as_view()
+    }
+
+    /// By way of the host.
+    fn write_averages(operands: &Operands, ema: &tpgm_core::Ema<Self>) -> Result<()> {
+        operands.vars().zip(ema.state()?).try_for_each(|((name, var), average)| {
+            overwrite(name, var, |weight| {
+                copy_elements(average.as_slice(), weight);
+                Ok(())
+            })
+        })
     }
 }
 

@@ -43,7 +43,8 @@ pub struct StepInfo {
     pub loss: Option<f64>,
     /// False while gradients are only being accumulated.
     pub taken: bool,
-    /// Global norm of the (unscaled) gradients before clipping; measured only when a step is taken with clipping on.
+    /// Global norm of the (unscaled) gradients before clipping; measured only when a step is taken with clipping on, and on
+    /// a GPU only if the host waits for it.
     pub grad_norm: Option<f64>,
 }
 
@@ -53,6 +54,9 @@ pub struct StepInfo {
 /// Weights are changed in place and in one pass over all tensors; neither they nor gradients are copied, and anchors are
 /// read where they are. Steps happen whole or not at all: a NaN loss, a missing or non-finite gradient or a wrong shape is
 /// an error that names the tensor, and has changed nothing.
+///
+/// On a GPU a step is queued, and the error of one that was refused is returned by a later call, unless the optimizer is
+/// made otherwise.
 ///
 /// Nothing else may use the model while a step runs: a thread that evaluates it meanwhile can wait for the step forever,
 /// and the step for it.

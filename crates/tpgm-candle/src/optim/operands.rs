@@ -6,14 +6,21 @@
 //!
 //! Nothing else may use the variables meanwhile. A thread that runs the model while another takes a step may wait for a
 //! lock that the step holds, with a lock in hand that the step waits for.
+//!
+//! On a GPU a pass is queued, and needs addresses in place of slices: see `cuda.rs`.
+
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::thread;
 
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, Tensor, Var};
-use tpgm_core::{Cpu, Slice, SliceMut, TensorIo, Variance};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
+use tpgm_core::{Constraint, Cpu, Settings, Slice, SliceMut, TensorIo, Variance};
 
+#[cfg(feature = "cuda")]
+use crate::dtype::to_tensor;
 use crate::dtype::{core_dtype, cpu_elements, cpu_slice_mut};
 use crate::error::{Error, Result};
 use crate::params::{Anchor, AnchorData, Param};
@@ -34,13 +41,17 @@ pub(crate) struct Operands {
 struct Entry {
     name: String,
     var: Var,
+    /// On the host, for a variable on the host.
     anchor: Option<AnchorData>,
+    /// On the variable's GPU.
+    #[cfg(feature = "cuda")]
+    gpu_anchor: Option<Tensor>,
     /// Running variances of the model in training and of the pre-trained one.
     variance: Option<[Tensor; 2]>,
 }
 
 impl Operands {
-    /// Takes the variables of `params`, which must not share memory: a pass writes to each of them.
+    /// Takes the variables of `params`, without anchors. They must not share memory: a pass writes to each of them.
     pub(crate) fn new(params: &[Param]) -> Result<Self> {
         let mut owners: HashMap<usize, &str> = HashMap::with_capacity(params.len());
         for param in params {
@@ -55,13 +66,31 @@ impl Operands {
         let entry = |param: &Param| Entry {
             name: param.name().to_owned(),
             var: param.var().clone(),
-            anchor: match param.anchor() {
-                Anchor::Pretrained(data) => Some(data.clone()),
-                Anchor::Zero | Anchor::None => None,
-            },
+            anchor: None,
+            #[cfg(feature = "cuda")]
+            gpu_anchor: None,
             variance: None,
         };
         Ok(Self { entries: params.iter().map(entry).collect(), storages })
+    }
+
+    /// Takes the anchors of tensors that `settings` constrain. Those of variables on a GPU are copied there, in the type
+    /// they have; the others are read where they are.
+    pub(crate) fn with_anchors(mut self, params: &[Param], settings: &[Settings]) -> Result<Self> {
+        for ((entry, param), settings) in self.entries.iter_mut().zip(params).zip(settings) {
+            let Anchor::Pretrained(anchor) = param.anchor() else { continue };
+            if settings.constraint == Constraint::None {
+                continue;
+            }
+            #[cfg(feature = "cuda")]
+            if entry.var.device().is_cuda() {
+                let anchor = anchor.slice();
+                entry.gpu_anchor = Some(to_tensor(anchor, anchor.len(), entry.var.device())?);
+                continue;
+            }
+            entry.anchor = Some(anchor.clone());
+        }
+        Ok(self)
     }
 
     /// Gives a tensor its running variances.
@@ -87,16 +116,7 @@ impl Operands {
         R: Send,
         F: FnOnce(&mut [TensorIo<'_, Cpu>]) -> tpgm_core::Result<R> + Send,
     {
-        let grads = self.gradients(grads)?;
-        let variances = self.entries.iter().map(|entry| match &entry.variance {
-            Some([current, anchor]) => Ok(Some([
-                self.readable(entry, "running variance", current)?,
-                self.readable(entry, "running variance of the anchor", anchor)?,
-            ])),
-            None => Ok(None),
-        });
-        let variances = variances.collect::<Result<Vec<_>>>()?;
-
+        let (grads, variances) = (self.gradients(grads)?, self.variances()?);
         // The guards keep the memory readable until the pass is done.
         let grads: Vec<_> = grads.iter().map(|grad| grad.as_ref().map(Tensor::storage_and_layout)).collect();
         let variances: Vec<_> = variances
@@ -126,6 +146,18 @@ impl Operands {
             _ => Ok(None),
         };
         self.entries.iter().enumerate().map(gradient).collect()
+    }
+
+    /// Running variances, checked as gradients are.
+    fn variances(&self) -> Result<Vec<Option<[Tensor; 2]>>> {
+        let variances = self.entries.iter().map(|entry| match &entry.variance {
+            Some([current, anchor]) => Ok(Some([
+                self.readable(entry, "running variance", current)?,
+                self.readable(entry, "running variance of the anchor", anchor)?,
+            ])),
+            None => Ok(None),
+        });
+        variances.collect()
     }
 
     /// Copies gradients from [`Operands::gradients`] that share memory with another one, so that each may be changed
@@ -162,20 +194,16 @@ impl Operands {
                 got: tensor.dims().to_vec(),
             });
         }
-        host(&entry.name, tensor)?;
+        let (expected, got) = (entry.var.device(), tensor.device());
+        if !expected.same_device(got) {
+            let (expected, got) = (expected.location(), got.location());
+            return Err(Error::OperandDevice { tensor: entry.name.clone(), what, expected, got });
+        }
         core_dtype(&entry.name, tensor.dtype())?;
         if self.storages.contains(&storage_key(tensor)) {
             return Ok(tensor.force_contiguous()?);
         }
         Ok(tensor.contiguous()?)
-    }
-}
-
-/// Makes sure that a tensor is in the host's memory.
-fn host(name: &str, tensor: &Tensor) -> Result<()> {
-    match tensor.device() {
-        Device::Cpu => Ok(()),
-        device => Err(Error::Device { tensor: name.to_owned(), device: device.location() }),
     }
 }
 

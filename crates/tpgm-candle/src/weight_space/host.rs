@@ -45,7 +45,7 @@ fn borrowed(storage: &Storage) -> Option<Slice<'_>> {
 }
 
 /// Lets `fill` write the elements of a variable: in place on the CPU, through a copy elsewhere.
-pub(super) fn overwrite(
+pub(crate) fn overwrite(
     name: &str,
     var: &Var,
     mut fill: impl FnMut(SliceMut<'_>) -> tpgm_core::Result<()>,
