@@ -185,6 +185,17 @@ pub trait Backend: Sized {
     ///
     /// [`Error::NonFiniteGradient`](crate::Error::NonFiniteGradient); nothing was changed then.
     fn step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<StepReport>;
+    /// Brings what a step needs to the device and takes no step, so that a step that was captured (a CUDA graph) replays with
+    /// these operands and options. Nothing to do where there is no such thing.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn prepare_step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<()> {
+        let _ = (job, rule, options);
+        Ok(())
+    }
+
     /// TPGM: projects the weights with the current radii, in place.
     ///
     /// # Errors

@@ -159,6 +159,20 @@ impl<B: Backend> Optimizer<B> {
         backend.step(job, &self.rule, options)
     }
 
+    /// Brings operands and options of a step to the device without taking it. A step that was captured in a CUDA graph
+    /// replays with what was prepared last: call this between replays to change the learning rate or the gradients.
+    /// Does nothing on the CPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Optimizer::step`], but for the gradients, which nobody looks at.
+    pub fn prepare_step(&mut self, io: &mut [TensorIo<'_, B>], options: &StepOptions) -> Result<()> {
+        options.validate()?;
+        self.projector.idle("Optimizer::prepare_step")?;
+        let (backend, job) = self.projector.engine.job(io, Needs::Anchors)?;
+        backend.prepare_step(job, &self.rule, options)
+    }
+
     /// The rule.
     pub fn rule(&self) -> &Rule {
         &self.rule

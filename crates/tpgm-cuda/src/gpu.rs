@@ -82,6 +82,28 @@ impl<D: Device> Gpu<D> {
         Ok(Call { set, workspace, bound, table })
     }
 
+    /// Prepares a step.
+    fn start_step<'j>(
+        &self,
+        job: Job<'j, '_, Self>,
+        rule: &Rule,
+        options: &StepOptions,
+    ) -> Result<Call<'j, D>> {
+        let sums = job.settings.iter().any(measures);
+        let mut call = self.start(job, Queue::Moves)?;
+        let table = &mut call.table;
+        rule_table(table, rule);
+        table.lr = options.lr.unwrap_or(rule.lr());
+        table.grad_scale = options.grad_scale;
+        table.max_grad_norm = options.max_grad_norm.unwrap_or(0.0);
+        table.defer = u32::from(options.projection == Projection::Defer);
+        table.trusted = u32::from(options.gradients == Gradients::Trust);
+        if options.gradients == Gradients::Trust && options.max_grad_norm.is_none() && !sums {
+            table.span_count = 0;
+        }
+        Ok(call)
+    }
+
     /// Queues a call's tables and one of its kernels: the one of `kernels` that fits the operands' storage.
     fn launch(&self, call: &mut Call<'_, D>, kernels: [&'static str; 4], work: u32) -> Result<()> {
         call.workspace.send(&self.device, &call.table, &call.bound.operands)?;
@@ -224,19 +246,8 @@ impl<D: Device> Backend for Gpu<D> {
     }
 
     fn step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<StepReport> {
-        let sums = job.settings.iter().any(measures);
-        let mut call = self.start(job, Queue::Moves)?;
-        let table = &mut call.table;
-        rule_table(table, rule);
-        table.lr = options.lr.unwrap_or(rule.lr());
-        table.grad_scale = options.grad_scale;
-        table.max_grad_norm = options.max_grad_norm.unwrap_or(0.0);
-        table.defer = u32::from(options.projection == Projection::Defer);
-        table.trusted = u32::from(options.gradients == Gradients::Trust);
-        if table.trusted == 1 && options.max_grad_norm.is_none() && !sums {
-            table.span_count = 0;
-        }
-        let (spans, items) = (table.span_count, table.item_count);
+        let mut call = self.start_step(job, rule, options)?;
+        let (spans, items) = (call.table.span_count, call.table.item_count);
         let advance = match rule {
             Rule::AdamW(_) => ["adamw_f32", "adamw_bf16", "adamw_f16", "adamw_any"],
             Rule::Sgd(_) => ["sgd_f32", "sgd_bf16", "sgd_f16", "sgd_any"],
@@ -245,6 +256,11 @@ impl<D: Device> Backend for Gpu<D> {
         self.launch(&mut call, advance, items)?;
         let grad_norm = self.conclude(call)?;
         Ok(StepReport { grad_norm: grad_norm.filter(|_| options.max_grad_norm.is_some()) })
+    }
+
+    fn prepare_step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<()> {
+        let call = self.start_step(job, rule, options)?;
+        call.workspace.send(&self.device, &call.table, &call.bound.operands)
     }
 
     fn project(&self, job: Job<'_, '_, Self>) -> Result<()> {

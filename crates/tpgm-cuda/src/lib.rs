@@ -19,9 +19,10 @@
 //!
 //! # CUDA graphs
 //!
-//! Learning rate, step counts and everything else that changes is in device memory, so a step can be captured in a graph and
-//! replayed, as long as operands stay where they are. Take one step before capturing: the first one loads kernels and sends
-//! tables.
+//! Learning rate, step counts, pointers and everything else that changes is in device memory, so a step can be captured in a
+//! graph and replayed. Take one step with the same operands and options before capturing: the first one loads kernels and
+//! sends tables. Between replays, [`Optimizer::prepare_step`](tpgm_core::Optimizer::prepare_step) changes the learning rate or
+//! the operands.
 //!
 //! # Other machines
 //!

@@ -47,27 +47,35 @@ fn a_captured_step_replays() {
     let run = |captured: bool| {
         let (mut weight, grad, anchor) = (upload(1), upload(2), upload(3));
         let mut optimizer = Optimizer::new(cuda.clone(), &set, AdamW::default(), Ftp::default()).unwrap();
-        let mut step = || {
+        let mut call = |lr: f64, prepare: bool| {
             let io = TensorIo {
                 weight: Cuda::as_mut(&mut weight),
                 grad: Some(Cuda::as_ref(&grad)),
                 anchor: Some(Cuda::as_ref(&anchor)),
                 variance: None,
             };
-            optimizer.step(&mut [io], &StepOptions::default()).unwrap();
+            if prepare {
+                optimizer.prepare_step(&mut [io], &StepOptions::lr(lr)).unwrap();
+            } else {
+                optimizer.step(&mut [io], &StepOptions::lr(lr)).unwrap();
+            }
         };
         // The first step loads kernels and sends tables.
-        step();
+        call(1e-3, false);
         stream.synchronize().unwrap();
+        let schedule = [1e-3, 2e-3, 3e-3, 1e-3, 5e-4];
         if captured {
             stream.begin_capture(CU_STREAM_CAPTURE_MODE_RELAXED).unwrap();
-            step();
+            call(1e-3, false);
             let graph =
                 stream.end_capture(Flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH).unwrap().unwrap();
-            (0..5).for_each(|_| graph.launch().unwrap());
+            for lr in schedule {
+                call(lr, true);
+                graph.launch().unwrap();
+            }
             stream.synchronize().unwrap();
         } else {
-            (0..5).for_each(|_| step());
+            schedule.into_iter().for_each(|lr| call(lr, false));
         }
         (cuda.download(&weight).unwrap().to_f64(), optimizer.scalars().unwrap())
     };

@@ -10,6 +10,7 @@
 //! Sets are small and awkward: no element, one, three, 123, one less and one more than a piece, scalars, rows that are cut
 //! and rows that are not, operands that are not aligned, weights and anchors of different types.
 
+mod blends;
 mod data;
 mod fixture;
 mod methods;
@@ -17,12 +18,12 @@ mod projector;
 mod promises;
 mod steps;
 
+pub use blends::{averages_match_the_oracle, interpolations_match_the_oracle};
 pub use projector::projector_matches_the_oracle;
 pub use promises::{
-    a_gradient_that_is_not_finite_changes_nothing, averages_match_the_oracle,
-    interpolations_match_the_oracle, order_of_tensors_does_not_matter,
-    saved_state_continues_with_the_same_bits, the_same_call_gives_the_same_bits,
-    trusted_gradients_give_the_same_bits, wrong_operands_are_named,
+    a_gradient_that_is_not_finite_changes_nothing, order_of_tensors_does_not_matter,
+    preparing_a_step_changes_nothing, saved_state_continues_with_the_same_bits,
+    the_same_call_gives_the_same_bits, trusted_gradients_give_the_same_bits, wrong_operands_are_named,
 };
 pub use steps::{
     half_precision_without_masters_matches_the_oracle, steps_match_the_oracle,
@@ -50,6 +51,7 @@ macro_rules! conformance_suite {
             a_gradient_that_is_not_finite_changes_nothing,
             averages_match_the_oracle,
             interpolations_match_the_oracle,
+            preparing_a_step_changes_nothing,
             order_of_tensors_does_not_matter,
             saved_state_continues_with_the_same_bits,
             the_same_call_gives_the_same_bits,
