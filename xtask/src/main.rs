@@ -2,11 +2,18 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
 mod bench;
+mod bundle;
+mod cuda_check;
+mod cuda_tools;
 mod emulate;
 mod parity;
+mod ptx;
 mod simd;
 mod test;
 
+use std::path::Path;
+
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
 /// Every chore of the workspace under one name
@@ -27,18 +34,32 @@ enum Command {
     Bench(bench::Args),
     /// Runs the CUDA kernels on the CPU, through the tests of every backend
     Emulate(emulate::Args),
+    /// Lints the code behind the CUDA features, without CUDA
+    CudaCheck(cuda_check::Args),
+    /// Compiles the CUDA kernels to PTX, or checks that the committed PTX is what they compile to
+    Ptx(ptx::Args),
+    /// Packs tests and benchmarks into one archive for a GPU machine without Rust
+    Bundle(bundle::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
     Simd(simd::Args),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Parity(args) => parity::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Emulate(args) => emulate::run(&args),
+        Command::CudaCheck(args) => cuda_check::run(&args),
+        Command::Ptx(args) => ptx::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
         Command::Simd(args) => simd::run(&args),
     }
+}
+
+/// The folder of the workspace.
+fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the folder above xtask")
 }
 
 /// A call of the cargo that started us.
@@ -47,4 +68,17 @@ fn cargo(args: &[&str]) -> std::process::Command {
     let mut command = std::process::Command::new(program);
     command.args(args);
     command
+}
+
+/// Lets a script be started by its name.
+#[cfg(unix)]
+fn make_executable(file: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("cannot make `{}` executable", file.display()))
+}
+
+#[cfg(not(unix))]
+fn make_executable(file: &Path) -> Result<()> {
+    anyhow::bail!("`{}` is a shell script, which takes a Unix to run", file.display())
 }

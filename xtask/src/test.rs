@@ -1,6 +1,5 @@
 //! `cargo xtask test`: what CI runs and the README calls the test command.
 
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -28,7 +27,7 @@ const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
 /// All features but those of `tpgm-candle` that take a CUDA toolkit.
 const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated";
 
-const STAGES: [Stage; 7] = [
+const STAGES: [Stage; 9] = [
     stage("formatting", &["fmt", "--all", "--check"]),
     stage(
         "lints",
@@ -43,6 +42,8 @@ const STAGES: [Stage; 7] = [
         env: Some(("RUSTDOCFLAGS", "-D warnings")),
         ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
     },
+    stage("lints of the CUDA features", &["xtask", "cuda-check"]),
+    stage("kernels on the CPU", &["xtask", "emulate"]),
     stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
     stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
 ];
@@ -53,7 +54,7 @@ const STAGES: [Stage; 7] = [
 ///
 /// If a stage fails or cargo cannot be started.
 pub(crate) fn run(_: &Args) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the folder above xtask")?;
+    let root = crate::root()?;
     let mut lines = Vec::new();
     let mut failed = Vec::new();
     for stage in &STAGES {
