@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use tpgm_core::Cpu;
 use tpgm_core::testing::golden::{BackendSubject, OracleSubject, Subject, run_folder};
+use tpgm_cuda::{Cuda, Emulator, Gpu, Reports};
+
+use crate::emulate;
 
 /// Options of `parity`.
 #[derive(Debug, ClapArgs)]
@@ -29,20 +32,34 @@ enum Implementation {
     Oracle,
     /// The fused CPU backend
     Cpu,
+    /// The CUDA kernels, compiled for the CPU: takes a C++ compiler
+    Emulated,
+    /// The CUDA kernels on the first GPU
+    Cuda,
 }
 
 impl Implementation {
-    fn subject(self) -> Box<dyn Subject> {
-        match self {
+    fn subject(self) -> Result<Box<dyn Subject>> {
+        Ok(match self {
             Implementation::Oracle => Box::new(OracleSubject),
             Implementation::Cpu => Box::new(BackendSubject::new("cpu", Cpu::new())),
-        }
+            Implementation::Emulated => {
+                let Some(library) = emulate::library(emulate::Variant::Plain)? else {
+                    bail!("the kernels cannot be compiled for the CPU without a C++ compiler");
+                };
+                let emulator = Gpu::on(Emulator::load(&library)?).reports(Reports::AtOnce);
+                Box::new(BackendSubject::new("emulated", emulator))
+            }
+            Implementation::Cuda => {
+                Box::new(BackendSubject::new("cuda", Cuda::new(0)?.reports(Reports::AtOnce)))
+            }
+        })
     }
 }
 
 /// Prints a line a case and `N passed, N failed` at the end; exits with 1 if a case failed.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let subject = args.backend.subject();
+    let subject = args.backend.subject()?;
     let report = run_folder(&args.dir, subject.as_ref(), args.filter.as_deref())
         .with_context(|| format!("the golden folder {}", args.dir.display()))?;
     for case in &report.cases {
