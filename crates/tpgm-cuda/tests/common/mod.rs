@@ -1,6 +1,8 @@
 //! What a device does beside the promises of every backend. Run on the emulator and on GPUs.
 #![allow(clippy::unwrap_used)]
 
+mod blocks;
+
 use tpgm_core::testing::golden::{BackendSubject, run_folder};
 use tpgm_core::{
     AdamW, Backend, Buffer, Constraint, Cpu, DType, Digrap, EngineOptions, Error, FixedRadius, Ftp,
@@ -8,6 +10,8 @@ use tpgm_core::{
     TensorIo, Tpgm,
 };
 use tpgm_cuda::{Device, Gpu, Reports};
+
+use self::blocks::Blocks;
 
 /// Evenly distributed numbers in `(-scale, scale)` from a hash.
 fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {
@@ -180,6 +184,27 @@ pub(crate) fn mixed_types_match_the_cpu<D: Device>(gpu: &Gpu<D>) {
     }
 }
 
+/// One block or more than there is work for: same bits. Blocks wait for each other in the second pass, and get to the end even
+/// if fewer of them run at a time than were launched.
+pub(crate) fn any_number_of_blocks_gives_the_same_bits<D: Device>(gpu: &Gpu<D>) {
+    let piece = gpu.chunk();
+    let shapes: [&[usize]; 6] =
+        [&[9 * piece + 1], &[12, 48], &[3, piece + 4], &[7], &[2 * piece, 2], &[5, 3, 3, 3]];
+    let tensors: Vec<_> = shapes.iter().map(|&shape| (shape, DType::F32, DType::F32)).collect();
+    let problem = Problem::new(&tensors);
+    for (rule, constraint) in methods() {
+        let options = StepOptions { max_grad_norm: Some(10.0), ..StepOptions::default() };
+        let run = |blocks| {
+            let device = Blocks { inner: gpu.device().clone(), blocks };
+            problem.run(&Gpu::on(device).reports(Reports::AtOnce), rule, constraint, &options, 3)
+        };
+        let one = run(1);
+        for blocks in [2, 5, 1000] {
+            assert!(run(blocks) == one, "{rule:?} under {constraint:?}: {blocks} blocks differ from one");
+        }
+    }
+}
+
 /// A refused step is skipped on the device, and reported by a later call, which does nothing else.
 pub(crate) fn late_reports_come_with_a_later_call<D: Device>(gpu: &Gpu<D>) {
     let gpu = gpu.clone().reports(Reports::Late);
@@ -292,6 +317,7 @@ macro_rules! device_suite {
         $crate::device_suite!(@tests $backend,
             large_tensors_match_the_cpu,
             mixed_types_match_the_cpu,
+            any_number_of_blocks_gives_the_same_bits,
             late_reports_come_with_a_later_call,
             deferred_projections_match_the_cpu,
             golden_cases_pass,
