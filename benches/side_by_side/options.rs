@@ -52,7 +52,7 @@ pub(crate) struct Args {
     /// projection update
     #[arg(long)]
     pub(crate) parts: bool,
-    /// File to which one JSON line per row is appended [default: benches/results/<device>.jsonl]
+    /// File to which one JSON line per row is appended [default: benches/results/DEVICE.jsonl]
     #[arg(long)]
     out: Option<PathBuf>,
     /// Print the table and write no rows
@@ -89,7 +89,7 @@ impl Args {
         ensure!(self.threads != Some(0), "--threads must be at least 1");
         ensure!(
             self.backend != Place::Emulated || self.model() == Model::Tiny,
-            "--backend emulated takes --model tiny only: emulated kernels are thousands of times slower than a GPU"
+            "--backend emulated takes --model tiny only: it tries the command and measures nothing"
         );
         ensure!(
             self.backend != Place::Emulated || self.vs.is_none(),
