@@ -13,9 +13,7 @@ __device__ inline float half_to_float(uint16_t bits) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
     return x;
 #else
-    _Float16 x;
-    memcpy(&x, &bits, sizeof(x));
-    return static_cast<float>(x);
+    return emulator_half_to_float(bits);
 #endif
 }
 
@@ -25,10 +23,7 @@ __device__ inline uint16_t float_to_half(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
     return bits;
 #else
-    _Float16 y = static_cast<_Float16>(x);
-    uint16_t bits;
-    memcpy(&bits, &y, sizeof(bits));
-    return bits;
+    return emulator_float_to_half(x);
 #endif
 }
 

@@ -69,6 +69,7 @@ void Block::run(Launch& of, unsigned index) {
     at_barrier.all = true;
     for (Warp& warp : warps) {
         std::fill(std::begin(warp.masks), std::end(warp.masks), 0u);
+        warp.last_mask = 0;
     }
     first = 0;
     queued = 0;
@@ -219,7 +220,7 @@ uint64_t Block::warp(EmulatorWarp kind, unsigned mask, uint64_t value, unsigned 
         fail(thread() + " shuffles from lane " + std::to_string(source) + ", which is not in the mask " +
              hexadecimal(mask));
     }
-    const unsigned before = warp.arrived(mask);
+    const unsigned before = mask == warp.last_mask ? warp.last_arrived : warp.arrived(mask);
     if (before != 0 && warp.kinds[__builtin_ctz(before)] != kind) {
         fail(std::string("divergent warp: lanes wait at ") + name(warp.kinds[__builtin_ctz(before)]) + " while " +
              thread() + " comes to " + name(kind) + " with the same mask " + hexadecimal(mask));
@@ -228,9 +229,12 @@ uint64_t Block::warp(EmulatorWarp kind, unsigned mask, uint64_t value, unsigned 
     warp.kinds[lane] = kind;
     warp.values[lane] = value;
     warp.sources[lane] = source;
-    if ((before | 1u << lane) == mask) {
+    warp.last_mask = mask;
+    warp.last_arrived = before | 1u << lane;
+    if (warp.last_arrived == mask) {
         current->state = State::InWarp;
         complete(index, kind, mask);
+        warp.last_arrived = 0;
     } else {
         wait(State::InWarp);
     }

@@ -72,6 +72,10 @@ struct Warp {
     // By the lowest lane of the mask, so that groups of lanes are apart.
     Order order[WARP];
 
+    // Who waits with the mask that was asked for last, which most often is asked for again.
+    unsigned last_mask = 0;
+    unsigned last_arrived = 0;
+
     // Who waits with this mask.
     unsigned arrived(unsigned mask) const;
 };

@@ -27,29 +27,40 @@ double setting(const char* name, double otherwise) {
     return value > 0 ? value : otherwise;
 }
 
+// At least two, so that blocks wait for each other anywhere.
+[[maybe_unused]] unsigned cores() { return std::min(std::max(std::thread::hardware_concurrency(), 2u), 16u); }
+
+// Blocks of a launch that run at a time.
 unsigned count_of_threads() {
 #ifdef TPGM_EMULATOR_ASAN
     return 1; // `__shared__` memory is one copy for all blocks: see `emulator.h`
 #else
-    // At least two, so that blocks wait for each other on any machine.
-    const unsigned cores = std::min(std::max(std::thread::hardware_concurrency(), 2u), 16u);
-    return unsigned(std::max(setting("TPGM_EMULATOR_THREADS", cores), 1.0));
+    return unsigned(std::max(setting("TPGM_EMULATOR_THREADS", cores()), 1.0));
 #endif
 }
 
-// The OS threads, with the stacks of a block for each. The caller of a launch is the first of them. Lives as long as the
-// process.
+// Launches that run at a time.
+unsigned count_of_machines() {
+#if defined(TPGM_EMULATOR_ASAN) || defined(TPGM_EMULATOR_TSAN)
+    return 1; // as above; and what their callers do between launches is ordered by locks the thread sanitizer cannot see
+#else
+    return cores();
+#endif
+}
+
+// OS threads for one launch at a time, with the stacks of a block for each. The caller of a launch is the first of them.
 class Machine {
   public:
-    static Machine& get() {
-        static Machine* const machine = new Machine;
-        return *machine;
+    Machine() : timeout(setting("TPGM_EMULATOR_TIMEOUT", 60)) {
+        const unsigned count = count_of_threads();
+        for (unsigned i = 0; i < count; ++i) {
+            blocks.push_back(std::make_unique<Block>());
+        }
     }
 
     unsigned threads() const { return unsigned(blocks.size()); }
 
     void run(Launch& launch) {
-        const std::lock_guard<std::mutex> one_at_a_time(launching);
         launch.timeout = timeout;
         launch.deadline =
             std::chrono::steady_clock::now() +
@@ -68,13 +79,6 @@ class Machine {
     }
 
   private:
-    Machine() : timeout(setting("TPGM_EMULATOR_TIMEOUT", 60)) {
-        const unsigned count = count_of_threads();
-        for (unsigned i = 0; i < count; ++i) {
-            blocks.push_back(std::make_unique<Block>());
-        }
-    }
-
     void start_helpers(Launch& launch, unsigned helpers) {
         while (started < helpers) {
             const unsigned helper = ++started;
@@ -126,7 +130,6 @@ class Machine {
 
     const double timeout;
     std::vector<std::unique_ptr<Block>> blocks;
-    std::mutex launching;
     unsigned started = 0;
 
     std::mutex lock;
@@ -136,6 +139,43 @@ class Machine {
     unsigned turn = 0;
     unsigned wanted = 0;
     unsigned working = 0;
+};
+
+// The machines, kept from launch to launch. Lives as long as the process.
+class Machines {
+  public:
+    static Machines& get() {
+        static Machines* const machines = new Machines;
+        return *machines;
+    }
+
+    void run(Launch& launch) {
+        const auto give_back = [this](Machine* machine) {
+            const std::lock_guard<std::mutex> guard(lock);
+            idle.push_back(machine);
+            returned.notify_one();
+        };
+        std::unique_ptr<Machine, decltype(give_back)>(take(), give_back)->run(launch);
+    }
+
+  private:
+    Machine* take() {
+        std::unique_lock<std::mutex> guard(lock);
+        if (idle.empty() && made < limit) {
+            idle.push_back(new Machine);
+            made += 1;
+        }
+        returned.wait(guard, [this] { return !idle.empty(); });
+        Machine* const machine = idle.back();
+        idle.pop_back();
+        return machine;
+    }
+
+    const unsigned limit = count_of_machines();
+    std::mutex lock;
+    std::condition_variable returned;
+    std::vector<Machine*> idle;
+    unsigned made = 0;
 };
 
 // Cut to what fits.
@@ -175,7 +215,7 @@ EXPORT int tpgm_emulator_launch(const char* kernel, uint32_t blocks, uint64_t ar
         launch.kernel = found->second;
         launch.argument = reinterpret_cast<const void*>(argument);
         launch.blocks = blocks;
-        emulator::Machine::get().run(launch);
+        emulator::Machines::get().run(launch);
         if (launch.failed) {
             report(launch.message, message, capacity);
             return 1;
@@ -190,14 +230,8 @@ EXPORT int tpgm_emulator_launch(const char* kernel, uint32_t blocks, uint64_t ar
 // Threads of a block that the kernels were compiled for.
 EXPORT uint32_t tpgm_emulator_threads_per_block(void) { return emulator::THREADS; }
 
-// Blocks that run at the same time.
-EXPORT uint32_t tpgm_emulator_resident_blocks(void) {
-    try {
-        return emulator::Machine::get().threads();
-    } catch (const std::exception&) {
-        return 1; // the launch says what is wrong
-    }
-}
+// Blocks of a launch that run at the same time.
+EXPORT uint32_t tpgm_emulator_resident_blocks(void) { return emulator::count_of_threads(); }
 
 // Names of the kernels, one a line.
 EXPORT const char* tpgm_emulator_kernels(void) {
