@@ -59,21 +59,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // What was compiled is kept aside: ptxas reads it there, and what `--check` complains about can be looked at.
     let fresh = target.join("ptx");
     write_all(&fresh, &files)?;
+    let problems = if args.check { compare(&committed, &files)? } else { Vec::new() };
+    for problem in &problems {
+        println!("FAILED  {problem}");
+    }
     let usages = assemble_all(&ptxas, &fresh, &files)?;
     println!("{}", table::of(&usages));
     let spills = table::spills(&usages);
     ensure!(spills.is_empty(), "registers are spilled to local memory:\n{}", spills.join("\n"));
-    if !args.check {
+    ensure!(problems.is_empty(), "`{}` is not up to date: run `cargo xtask ptx`", committed.display());
+    if args.check {
+        println!("{} files are what the kernels compile to", files.len());
+    } else {
         write_all(&committed, &files)?;
         println!("wrote {} files to {}", files.len(), committed.display());
-        return Ok(());
     }
-    let problems = compare(&committed, &files)?;
-    for problem in &problems {
-        println!("FAILED  {problem}");
-    }
-    ensure!(problems.is_empty(), "`{}` is not up to date: run `cargo xtask ptx`", committed.display());
-    println!("{} files are what the kernels compile to", files.len());
     Ok(())
 }
 
