@@ -10,8 +10,13 @@ using uint32_t = unsigned int;
 using int64_t = long long;
 using uint64_t = unsigned long long;
 
-// Declares a kernel; `TPGM_REGISTER` after it makes it known to the emulator by name.
+// Declares a kernel; `TPGM_REGISTER` after it makes it known to the emulator by name. A file may ask for the registers of
+// one resident block per multiprocessor where the assembler would rather spill than take them.
+#ifdef TPGM_ONE_BLOCK
+#define TPGM_KERNEL extern "C" __global__ void __launch_bounds__(TPGM_THREADS, 1)
+#else
 #define TPGM_KERNEL extern "C" __global__ void __launch_bounds__(TPGM_THREADS)
+#endif
 #define TPGM_REGISTER(name)
 #define TPGM_NOINLINE __noinline__
 #else
