@@ -46,7 +46,7 @@ pub(crate) const PTXAS: Tool = Tool {
 
 impl Tool {
     /// Path of the tool in `target`, the workspace's target folder, if it was fetched before.
-    fn fetched(&self, target: &Path) -> Option<PathBuf> {
+    pub(crate) fn fetched(&self, target: &Path) -> Option<PathBuf> {
         let file = self.folder(target).join(self.file);
         file.exists().then_some(file)
     }
@@ -129,7 +129,7 @@ impl Tool {
 }
 
 /// True if the user says that there is no network.
-fn offline() -> bool {
+pub(crate) fn offline() -> bool {
     std::env::var_os(OFFLINE).is_some_and(|value| value == "1")
 }
 

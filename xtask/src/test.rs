@@ -18,16 +18,18 @@ struct Stage {
     name: &'static str,
     args: &'static [&'static str],
     env: Option<(&'static str, &'static str)>,
+    /// Why the stage cannot run here, if so.
+    skip: fn() -> Result<Option<&'static str>>,
 }
 
 const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage { name, args, env: None }
+    Stage { name, args, env: None, skip: || Ok(None) }
 }
 
 /// All features but those of `tpgm-candle` that take a CUDA toolkit.
 const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated";
 
-const STAGES: [Stage; 9] = [
+const STAGES: [Stage; 10] = [
     stage("formatting", &["fmt", "--all", "--check"]),
     stage(
         "lints",
@@ -43,6 +45,7 @@ const STAGES: [Stage; 9] = [
         ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
     },
     stage("lints of the CUDA features", &["xtask", "cuda-check"]),
+    Stage { skip: crate::ptx::missing, ..stage("committed PTX", &["xtask", "ptx", "--check"]) },
     stage("kernels on the CPU", &["xtask", "emulate"]),
     stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
     stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
@@ -59,6 +62,11 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     let mut failed = Vec::new();
     for stage in &STAGES {
         println!("\n== {}: cargo {}", stage.name, stage.args.join(" "));
+        if let Some(reason) = (stage.skip)()? {
+            println!("skipped: {reason}");
+            lines.push(format!("skipped {}: {reason}", stage.name));
+            continue;
+        }
         let start = Instant::now();
         let mut command = cargo(stage.args);
         command.current_dir(root).envs(stage.env);
@@ -67,7 +75,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
             failed.push(stage.name);
         }
         let verdict = if success { "ok" } else { "FAILED" };
-        lines.push(format!("{verdict:<6}  {} ({} s)", stage.name, start.elapsed().as_secs()));
+        lines.push(format!("{verdict:<7} {} ({} s)", stage.name, start.elapsed().as_secs()));
     }
     println!("\n== summary\n{}", lines.join("\n"));
     ensure!(failed.is_empty(), "failed: {}", failed.join(", "));

@@ -77,6 +77,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Why the tools are not there and must not be fetched, if so.
+pub(crate) fn missing() -> Result<Option<&'static str>> {
+    let target = crate::root()?.join("target");
+    let fetched = [cuda_tools::NVRTC, cuda_tools::PTXAS].iter().all(|tool| tool.fetched(&target).is_some());
+    let missing = !fetched && cuda_tools::offline();
+    Ok(missing.then_some("TPGM_OFFLINE=1, and NVIDIA's compilers were not fetched before"))
+}
+
 /// One output of the compiler.
 struct File {
     /// Name of the kernel file, without extension.
