@@ -136,6 +136,7 @@ __device__ TPGM_NOINLINE inline void settle_move(const Job& job, uint32_t t) {
         }
     }
     if (deferred) survey(job, tensor, pull, stats);
+    __syncthreads(); // all have read `move`
     if (threadIdx.x == 0) {
         move.pull = pull;
         move.deferred = deferred;
