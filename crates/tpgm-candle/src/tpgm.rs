@@ -11,7 +11,7 @@ use crate::TpgmConfig;
 use crate::distributed::{Communicator, average, equalize, or_refuse};
 use crate::error::{Error, Result};
 use crate::optim::{Operands, Place, RadiusEngine, loss_value, named};
-use crate::params::Params;
+use crate::params::{Param, Params};
 
 /// Learns one radius per tensor on held-out data and projects (TPGM, arXiv 2303.10720), beside any optimizer.
 ///
@@ -55,6 +55,7 @@ pub struct Tpgm {
     operands: Operands,
     engine: Box<dyn RadiusEngine>,
     config: TpgmConfig,
+    params: Vec<Param>,
     communicator: Option<Arc<dyn Communicator>>,
 }
 
@@ -73,18 +74,17 @@ impl Tpgm {
         let settings = set.settings(&Sgd::default().into(), &config.into())?;
         let operands = Operands::new(&params)?.with_anchors(&params, &settings)?;
         let engine = Place::of(&params, None)?.projector(&set, config)?;
-        Ok(Self { set, operands, engine, config, communicator: None })
+        Ok(Self { set, operands, engine, config, params, communicator: None })
     }
 
     /// Makes this trainer one of several of the same model: see [`distributed`](crate::distributed). Held-out gradients
-    /// become their means over all ranks, so that all learn the same radii. The variables become those of rank 0; anchors
-    /// must be the same already.
+    /// become their means over all ranks, so that all learn the same radii. The variables become those of rank 0.
     ///
     /// # Errors
     ///
-    /// [`Error::Ranks`].
+    /// [`Error::Ranks`], also if the anchors of two ranks differ.
     pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Result<Self> {
-        equalize(&*communicator, &self.operands)?;
+        equalize(&*communicator, &self.params)?;
         self.communicator = Some(communicator);
         Ok(self)
     }

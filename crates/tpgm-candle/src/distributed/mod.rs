@@ -52,18 +52,18 @@ mod problem;
 
 use std::fmt::Debug;
 
+use bytemuck::cast_slice;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use tpgm_core::Slice;
 
 pub use self::in_process::InProcess;
 #[cfg(feature = "nccl")]
 pub use self::nccl::{GroupId, Nccl};
 pub use self::problem::RankProblem;
-#[cfg(doc)]
-use crate::error::Error;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::optim::Operands;
-use crate::params::Params;
+use crate::params::{Anchor, Param, Params};
 
 /// A tensor with its name, which errors use.
 pub type Named<'a> = (&'a str, &'a Tensor);
@@ -145,17 +145,48 @@ pub(crate) fn average(
     Ok(grads)
 }
 
-/// Makes the variables of all ranks those of rank 0.
-pub(crate) fn equalize(communicator: &dyn Communicator, operands: &Operands) -> Result<()> {
-    let vars = operands.vars().map(|(name, var)| (name, var.as_tensor()));
-    communicator.broadcast(&vars.collect::<Vec<_>>())
+/// Makes the variables of all ranks those of rank 0, and makes sure that their anchors are, too. Reads anchors once.
+pub(crate) fn equalize(communicator: &dyn Communicator, params: &[Param]) -> Result<()> {
+    let vars = params.iter().map(|param| (param.name(), param.var().as_tensor()));
+    communicator.broadcast(&vars.collect::<Vec<_>>())?;
+    let Some(first) = params.first() else { return Ok(()) };
+    let digests: Vec<f64> = params.iter().map(|param| digest(param.anchor())).collect();
+    let others = or_refuse(Some(communicator), Tensor::new(digests.as_slice(), first.var().device()))?;
+    communicator.broadcast(&[("digests of the anchors", &others)])?;
+    let others = or_refuse(Some(communicator), others.to_vec1::<f64>())?;
+    let differ = params.iter().zip(digests.iter().zip(others)).find(|(_, (own, other))| **own != *other);
+    let same = differ.map_or(Ok(()), |(param, _)| {
+        let (tensor, rank) = (param.name().to_owned(), communicator.rank());
+        let (got, expected) = ("anchored at one value".to_owned(), "at another".to_owned());
+        Err(Error::from(RankProblem::Differs { tensor, rank, got, expected }))
+    });
+    or_refuse(Some(communicator), same)?;
+    communicator.barrier()
+}
+
+/// Equal for equal anchors; exact in f64.
+fn digest(anchor: &Anchor) -> f64 {
+    let checksum = |bytes: &[u8]| f64::from(crc32c::crc32c(bytes));
+    match anchor {
+        Anchor::None => -1.0,
+        Anchor::Zero => -2.0,
+        Anchor::Pretrained(data) => match data.slice() {
+            Slice::F64(data) => checksum(cast_slice(data)),
+            Slice::F32(data) => checksum(cast_slice(data)),
+            Slice::F16(data) => checksum(cast_slice(data)),
+            Slice::BF16(data) => checksum(cast_slice(data)),
+        },
+    }
 }
 
 /// Tells the other ranks of an error, so that they do not wait for this one.
-pub(crate) fn or_refuse<T>(communicator: Option<&dyn Communicator>, result: Result<T>) -> Result<T> {
+pub(crate) fn or_refuse<T, E: Into<Error> + std::fmt::Display>(
+    communicator: Option<&dyn Communicator>,
+    result: Result<T, E>,
+) -> Result<T> {
     if let (Some(communicator), Err(error)) = (communicator, &result) {
         // What brought us here is the error to report.
         let _ = communicator.refuse(&error.to_string());
     }
-    result
+    result.map_err(Into::into)
 }

@@ -139,7 +139,7 @@ impl OptimizerBuilder {
 
     /// Makes this optimizer one of several that train the same model: see [`distributed`](crate::distributed). Gradients
     /// become their means over all ranks before anything looks at them. [`build`](Self::build) makes the variables those
-    /// of rank 0; anchors must be the same already, as they are if all ranks load one checkpoint.
+    /// of rank 0, and makes sure that anchors are the same, as they are if all ranks load one checkpoint.
     pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Self {
         self.communicator = Some(communicator);
         self
@@ -148,7 +148,8 @@ impl OptimizerBuilder {
     /// Sets when a GPU says that it refused a step, for example for a gradient that is not finite. It changes nothing then,
     /// whatever is chosen. By default ([`Reports::Late`](crate::Reports::Late)) the host does not wait for a step:
     /// the error is returned by a later call, which does nothing else, and [`StepInfo::grad_norm`](crate::StepInfo) is
-    /// `None`. Changes nothing on the CPU, where a call returns its own error.
+    /// `None`. Changes nothing on the CPU and under [`TpgmConfig`](crate::TpgmConfig), where every call returns its own
+    /// error.
     #[cfg(feature = "cuda")]
     pub fn reports(mut self, reports: tpgm_cuda::Reports) -> Self {
         self.reports = reports;
@@ -164,9 +165,9 @@ impl OptimizerBuilder {
     /// ([`Error::Device`](crate::Error::Device)) or on several ([`Error::Devices`](crate::Error::Devices)); a variance for an unknown name or of another shape;
     /// [`Error::Ranks`](crate::Error::Ranks).
     pub fn build(self) -> Result<RobustOptimizer> {
-        let communicator = self.communicator.clone();
+        let (communicator, params) = (self.communicator.clone(), self.params.clone());
         let optimizer = or_refuse(communicator.as_deref(), self.prepare())?;
-        communicator.map_or(Ok(()), |communicator| equalize(&*communicator, &optimizer.operands))?;
+        communicator.map_or(Ok(()), |communicator| equalize(&*communicator, &params.all()))?;
         Ok(optimizer)
     }
 
@@ -191,7 +192,11 @@ impl OptimizerBuilder {
         let audit = GradientAudit::new(&audit, &set)?;
         let place = Place::of(&params, threads)?;
         #[cfg(feature = "cuda")]
-        let place = place.reports(reports);
+        let place = match settings.iter().any(|settings| matches!(settings.constraint, Constraint::Tpgm(_))) {
+            // A projection update must know what was refused before it goes on.
+            true => place.reports(tpgm_cuda::Reports::AtOnce),
+            false => place.reports(reports),
+        };
         let engine = place.optimizer(&set, config.rule, config.constraint, config.engine)?;
         Ok(RobustOptimizer {
             accumulator: Accumulator::new(operands.len()),

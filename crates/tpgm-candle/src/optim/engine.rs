@@ -80,7 +80,10 @@ impl Place {
         match self {
             Place::Cpu(cpu) => Ok(Box::new(Projector::new(cpu, set, tpgm)?)),
             #[cfg(feature = "cuda")]
-            Place::Cuda(cuda) => Ok(Box::new(Projector::new(cuda, set, tpgm)?)),
+            Place::Cuda(cuda) => {
+                let cuda = cuda.reports(tpgm_cuda::Reports::AtOnce);
+                Ok(Box::new(Projector::new(cuda, set, tpgm)?))
+            }
         }
     }
 

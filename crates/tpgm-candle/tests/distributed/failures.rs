@@ -5,7 +5,7 @@ use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::distributed::{Communicator, InProcess, RankProblem};
-use tpgm_candle::{Error, Ftp, RobustOptimizer, TpgmConfig};
+use tpgm_candle::{Error, Ftp, Param, Params, RobustOptimizer, TpgmConfig};
 
 use crate::{Net, ROWS, numbers, part, ranks, tensor};
 
@@ -165,6 +165,22 @@ fn different_sets_are_an_error_that_names_the_tensor() {
         let expected = "tensor `b.weight` is missing on rank 1, but f32 [4, 16] on rank 0; \
                         nothing was changed on any rank";
         assert_eq!(error, expected);
+    });
+}
+
+#[test]
+fn different_anchors_are_an_error_that_names_the_tensor() {
+    ranks(2, |communicator| {
+        let (net, rank) = (Net::new(DType::F32), communicator.rank());
+        // The weights are those of rank 0 then, but an anchor was taken before.
+        net.vars[1].set(&(net.vars[1].as_tensor() + rank as f64).unwrap()).unwrap();
+        let vars = net.params.all().into_iter().map(|param| (param.name().to_owned(), param.var().clone()));
+        let params = vars.map(|(name, var)| Param::anchored_here(name, var).unwrap());
+        let params = Params::from_params(params).unwrap();
+        let error =
+            RobustOptimizer::builder(&params).communicator(Arc::new(communicator)).build().err().unwrap();
+        let expected = "tensor `a.bias` is anchored at one value on rank 1, but at another on rank 0";
+        assert!(error.to_string().contains(expected), "{error}");
     });
 }
 
