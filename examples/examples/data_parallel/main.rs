@@ -1,0 +1,204 @@
+//! One model fine-tuned by several ranks: each works on its part of every batch, gradients are averaged before the step,
+//! and all ranks end with the same weights, to the bit.
+//!
+//! Ranks are threads. They train on the CPU; with feature `nccl`, and as many GPUs as ranks, each has a GPU of its own:
+//!
+//! ```sh
+//! cargo run --release -p tpgm-examples --example data_parallel -- --ranks 2
+//! ```
+
+use std::collections::BTreeMap;
+use std::f64::consts::TAU;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use candle_core::{DType, Device, Module, Tensor, Var};
+use clap::Parser;
+use tpgm_candle::core::{AdamW, Ftp};
+use tpgm_candle::distributed::{Communicator, InProcess};
+use tpgm_candle::{Param, Params, RobustOptimizer, nn};
+use tpgm_examples::environment;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::table::Table;
+
+/// Fine-tunes a small network on several ranks and shows that all end with the same weights.
+#[derive(Debug, Parser)]
+#[command(name = "data_parallel", version)]
+struct Args {
+    /// Ranks, one thread each
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    ranks: u32,
+    /// Samples per step on all ranks together, a multiple of their number
+    #[arg(long, default_value_t = 192)]
+    batch: usize,
+    /// Steps of fine-tuning
+    #[arg(long, default_value_t = 200)]
+    steps: usize,
+}
+
+/// Arms of the spiral, which are the classes.
+const ARMS: usize = 3;
+/// Widths of the layers.
+const SIZES: [usize; 4] = [2, 64, 64, ARMS];
+/// How far the arms of the new task are turned from those of pre-training.
+const TURN: f64 = 0.4;
+
+fn main() -> Result<()> {
+    environment::for_small_models();
+    let args = Args::parse();
+    let ranks = args.ranks as usize;
+    ensure!(
+        args.batch > 0 && args.batch.is_multiple_of(ranks),
+        "--batch {} is not a multiple of --ranks {ranks}: the mean of their means would not be that of the batch",
+        args.batch
+    );
+    let progress = Progress::terminal();
+    let start = pretrain(&args)?;
+    progress.line(format!("pre-trained; fine-tuning on {ranks} ranks"));
+
+    let group = group(ranks, &progress)?;
+    let (args, start) = (&args, &start);
+    let done: Vec<Result<Rank>> = thread::scope(|scope| {
+        let threads: Vec<_> =
+            group.into_iter().map(|member| scope.spawn(move || member()?.train(args, start))).collect();
+        let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+            thread.join().map_err(|_| anyhow!("a rank panicked"))?
+        };
+        threads.into_iter().map(join).collect()
+    });
+
+    let mut table = Table::new(["rank", "device", "samples", "its loss", "mean loss", "weights"]);
+    let mut hashes = Vec::new();
+    for (number, rank) in done.into_iter().enumerate() {
+        let rank = rank.with_context(|| format!("rank {number}"))?;
+        let loss = |x: f64| format!("{x:.6}");
+        let samples = (args.batch / ranks * args.steps).to_string();
+        let cells = [number.to_string(), rank.device, samples, loss(rank.own), loss(rank.mean)];
+        table.rows.push(cells.into_iter().chain([format!("{:016x}", rank.hash)]).collect());
+        hashes.push(rank.hash);
+    }
+    progress.line(table.text());
+    ensure!(hashes.iter().all(|hash| *hash == hashes[0]), "the ranks have different weights");
+    progress.line("all ranks have the same weights");
+    Ok(())
+}
+
+/// A rank before it begins: made in its own thread, because the ends of a group of GPUs wait for each other.
+type Member = Box<dyn FnOnce() -> Result<Worker> + Send>;
+
+/// A rank at work.
+struct Worker {
+    device: Device,
+    communicator: Arc<dyn Communicator>,
+}
+
+/// What a rank has done.
+struct Rank {
+    device: String,
+    own: f64,
+    mean: f64,
+    hash: u64,
+}
+
+/// The members of a group: on a GPU each if there are enough of them, else on the CPU.
+fn group(ranks: usize, progress: &Progress) -> Result<Vec<Member>> {
+    #[cfg(feature = "nccl")]
+    {
+        use tpgm_candle::distributed::{GroupId, Nccl};
+        match (0..ranks).map(Device::new_cuda).collect::<candle_core::Result<Vec<_>>>() {
+            Ok(devices) => {
+                let id = GroupId::new()?;
+                let member = |(rank, device): (usize, Device)| -> Member {
+                    Box::new(move || {
+                        let communicator = Arc::new(Nccl::new(&device, rank, ranks, id)?);
+                        Ok(Worker { device, communicator })
+                    })
+                };
+                return Ok(devices.into_iter().enumerate().map(member).collect());
+            }
+            Err(error) => progress.line(format!("no {ranks} GPUs ({error}): ranks are threads on the CPU")),
+        }
+    }
+    #[cfg(not(feature = "nccl"))]
+    progress.line("built without feature `nccl`: ranks are threads on the CPU");
+    let member = |end: InProcess| -> Member {
+        Box::new(move || Ok(Worker { device: Device::Cpu, communicator: Arc::new(end) }))
+    };
+    Ok(InProcess::group(ranks).into_iter().map(member).collect())
+}
+
+impl Worker {
+    /// Fine-tunes on this rank's part of every batch.
+    fn train(self, args: &Args, start: &BTreeMap<String, Tensor>) -> Result<Rank> {
+        let Self { device, communicator } = self;
+        let param = |(name, value): (&String, &Tensor)| -> Result<Param> {
+            Ok(Param::anchored_here(name, Var::from_tensor(&value.to_device(&device)?.copy()?)?)?)
+        };
+        let params = Params::from_params(start.iter().map(param).collect::<Result<Vec<_>>>()?)?;
+        let mut optimizer = RobustOptimizer::builder(&params)
+            .rule(AdamW::default().lr(3e-3))
+            .constraint(Ftp::default())
+            .communicator(communicator.clone())
+            .build()?;
+        let mut last = None;
+        for step in 0..args.steps {
+            let part = (0..args.batch).skip(communicator.rank()).step_by(communicator.size());
+            let samples = part.map(|i| step * args.batch + i).collect::<Vec<_>>();
+            let loss = loss(&params, &samples, TURN, &device)?;
+            optimizer.backward_step(&loss)?;
+            last = Some(loss.detach());
+        }
+        let loss = last.context("--steps is 0: there is nothing to show")?;
+        let mean = loss.copy()?;
+        communicator.all_reduce_mean(&[("loss", &mean)])?;
+        let number = |loss: Tensor| -> Result<f64> { Ok(loss.to_dtype(DType::F64)?.to_scalar()?) };
+        let place = format!("{:?}", device.location());
+        Ok(Rank { device: place, own: number(loss)?, mean: number(mean)?, hash: hash(&params)? })
+    }
+}
+
+/// Trains on arms that are not turned, on one rank.
+fn pretrain(args: &Args) -> Result<BTreeMap<String, Tensor>> {
+    let params = Params::new(&Device::Cpu).head("*");
+    for (i, size) in SIZES.windows(2).enumerate() {
+        candle_nn::linear(size[0], size[1], params.var_builder().pp(i))?;
+    }
+    let mut optimizer = RobustOptimizer::builder(&params).rule(AdamW::default().lr(1e-2)).build()?;
+    for step in 0..args.steps {
+        let samples = (0..args.batch).map(|i| step * args.batch + i).collect::<Vec<_>>();
+        optimizer.backward_step(&loss(&params, &samples, 0.0, &Device::Cpu)?)?;
+    }
+    Ok(params.tensors())
+}
+
+/// Mean cross-entropy of points on the arms of a spiral.
+fn loss(params: &Params, samples: &[usize], turn: f64, device: &Device) -> Result<Tensor> {
+    let arm = |i: usize| i % ARMS;
+    let point = |i: usize| {
+        let along = (i as f64 * 0.618_033_988_749_895).fract();
+        let angle = TAU * arm(i) as f64 / ARMS as f64 + 4.0 * along + turn;
+        [angle.cos(), angle.sin()].map(|x| ((0.1 + along) * x) as f32)
+    };
+    let points: Vec<_> = samples.iter().flat_map(|i| point(*i)).collect();
+    let labels: Vec<_> = samples.iter().map(|i| arm(*i) as u32).collect();
+    let mut x = Tensor::from_vec(points, (samples.len(), 2), device)?;
+    for i in 0..SIZES.len() - 1 {
+        let get = |what| params.get(&format!("{i}.{what}")).map(|param| param.var().as_tensor().clone());
+        x = if i == 0 { x } else { nn::gelu(&x)? };
+        x = nn::Linear::new(get("weight")?, Some(get("bias")?)).forward(&x)?;
+    }
+    Ok(nn::cross_entropy(&x, &Tensor::new(labels, device)?)?)
+}
+
+/// Equal for equal weights.
+fn hash(params: &Params) -> Result<u64> {
+    let mut hasher = DefaultHasher::new();
+    for (name, tensor) in params.tensors() {
+        name.hash(&mut hasher);
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        values.iter().for_each(|value| value.to_bits().hash(&mut hasher));
+    }
+    Ok(hasher.finish())
+}
