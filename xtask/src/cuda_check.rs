@@ -42,7 +42,10 @@ fi
 "#;
 
 /// Each is linted by itself: code that leans on the other one's imports fails.
-const FEATURES: [&str; 2] = ["tpgm-candle/cuda", "tpgm-candle/nccl"];
+const FEATURES: [(&str, &[&str]); 2] = [
+    ("tpgm-candle/cuda", &["tpgm-candle", "tpgm-cuda"]),
+    ("tpgm-candle/nccl,tpgm-examples/nccl", &["tpgm-candle", "tpgm-examples"]),
+];
 
 /// Runs clippy with the stand-in; warnings are errors.
 ///
@@ -54,23 +57,23 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     let bin = write_nvcc(&stub)?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(bin.clone()).chain(std::env::split_paths(&path)))?;
-    for feature in FEATURES {
+    for (feature, packages) in FEATURES {
         println!("{feature}");
-        let status =
-            cargo(&["clippy", "--package", "tpgm-candle", "--package", "tpgm-cuda", "--all-targets"])
-                // Nothing runs but build scripts and macros; optimizing these takes longer than it saves.
-                .args(["--config", "profile.dev.package.\"*\".opt-level=0", "--features", feature])
-                .arg("--target-dir")
-                .arg(&stub)
-                .args(["--", "-D", "warnings"])
-                .env("PATH", &path)
-                .env("NVCC", bin.join("nvcc"))
-                .env("CUDA_HOME", &stub)
-                // Asked of `nvidia-smi` otherwise.
-                .env("CUDA_COMPUTE_CAP", "80")
-                .env_remove("CUDARC_CUDA_VERSION")
-                .status()
-                .context("cannot start cargo")?;
+        let status = cargo(&["clippy", "--all-targets"])
+            .args(packages.iter().flat_map(|package| ["--package", package]))
+            // Nothing runs but build scripts and macros; optimizing these takes longer than it saves.
+            .args(["--config", "profile.dev.package.\"*\".opt-level=0", "--features", feature])
+            .arg("--target-dir")
+            .arg(&stub)
+            .args(["--", "-D", "warnings"])
+            .env("PATH", &path)
+            .env("NVCC", bin.join("nvcc"))
+            .env("CUDA_HOME", &stub)
+            // Asked of `nvidia-smi` otherwise.
+            .env("CUDA_COMPUTE_CAP", "80")
+            .env_remove("CUDARC_CUDA_VERSION")
+            .status()
+            .context("cannot start cargo")?;
         ensure!(status.success(), "the lints with {feature} ended with {status}");
     }
     Ok(())

@@ -29,7 +29,7 @@ const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
 /// All features but those of `tpgm-candle` that take a CUDA toolkit.
 const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated";
 
-const STAGES: [Stage; 10] = [
+const STAGES: [Stage; 14] = [
     stage("formatting", &["fmt", "--all", "--check"]),
     stage(
         "lints",
@@ -47,6 +47,14 @@ const STAGES: [Stage; 10] = [
     stage("lints of the CUDA features", &["xtask", "cuda-check"]),
     Stage { skip: crate::ptx::missing, ..stage("committed PTX", &["xtask", "ptx", "--check"]) },
     stage("kernels on the CPU", &["xtask", "emulate"]),
+    // Addresses and undefined behavior; the tests that reach all kernels.
+    stage(
+        "kernels under the address sanitizer",
+        &["xtask", "emulate", "--asan", "--", "device::", "suite::averages", "suite::projector"],
+    ),
+    stage("kernels under the thread sanitizer", &["xtask", "emulate", "--tsan"]),
+    stage("mistakes planted in kernels", &["xtask", "emulate", "--self-test"]),
+    stage("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"]),
     stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
     stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
 ];

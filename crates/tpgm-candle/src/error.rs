@@ -54,6 +54,14 @@ pub enum Error {
         /// Name of the other.
         second: String,
     },
+    /// A model's configuration makes no sense, or asks for what is not supported.
+    #[error("model configuration: `{entry}`: {problem}")]
+    ModelConfig {
+        /// The entry, as in the configuration's file.
+        entry: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// An operand's shape differs from its parameter's.
     #[error("tensor `{tensor}`: its {what} has shape {got:?}, but {expected:?} is needed")]
     ShapeMismatch {

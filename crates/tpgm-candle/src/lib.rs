@@ -54,6 +54,7 @@ pub mod distributed;
 mod dtype;
 mod error;
 pub mod lora;
+pub mod models;
 pub mod nn;
 mod optim;
 mod params;

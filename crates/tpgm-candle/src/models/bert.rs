@@ -1,0 +1,372 @@
+//! BERT encoders (Devlin et al., arXiv 1810.04805): BERT, MiniLM, E5, BGE and other sentence encoders of this kind.
+//!
+//! ```no_run
+//! use candle_core::{DType, Device, ModuleT, Tensor};
+//! use tpgm_candle::models::bert::{Bert, BertClassifier, BertConfig, BertInput, Pooling};
+//! use tpgm_candle::nn::{DropoutRng, cross_entropy};
+//! use tpgm_candle::Params;
+//!
+//! let config = BertConfig::from_file("model/config.json")?;
+//! let params = Params::open("model/model.safetensors", &Device::Cpu)?.head("classifier.*");
+//! let model = BertClassifier::new(&config, 10, Pooling::Mean, &DropoutRng::new(0), params.var_builder())?;
+//! let ids = Tensor::zeros((32, 64), DType::U32, &Device::Cpu)?; // from a tokenizer
+//! let mask = Tensor::ones((32, 64), DType::U32, &Device::Cpu)?;
+//! let logits = model.forward(&BertInput::new(&ids, &mask), true)?;
+//! # Ok::<(), tpgm_candle::Error>(())
+//! ```
+
+use std::path::Path;
+
+use candle_core::{DType, Module, ModuleT, Result, Tensor};
+use candle_nn::{Embedding, VarBuilder, embedding};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result as OurResult};
+use crate::nn::{
+    Dropout, DropoutRng, LayerNorm, Linear, gelu, gelu_tanh, layer_norm, linear, relu, softmax_last_dim,
+};
+
+/// The activation between the two halves of a feed-forward block, by Hugging Face's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// The exact GELU.
+    Gelu,
+    /// Its tanh approximation.
+    #[serde(alias = "gelu_pytorch_tanh")]
+    GeluNew,
+    /// Rectified linear.
+    Relu,
+}
+
+impl Activation {
+    fn apply(self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Activation::Gelu => gelu(x),
+            Activation::GeluNew => gelu_tanh(x),
+            Activation::Relu => relu(x),
+        }
+    }
+}
+
+/// The shape of a model: `config.json` of a checkpoint. Unknown entries are ignored; defaults are those of BERT base.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BertConfig {
+    /// Number of tokens.
+    pub vocab_size: usize,
+    /// Width of a token's vector; a multiple of `num_attention_heads`.
+    pub hidden_size: usize,
+    /// Number of blocks.
+    pub num_hidden_layers: usize,
+    /// Heads of an attention.
+    pub num_attention_heads: usize,
+    /// Width inside a feed-forward block.
+    pub intermediate_size: usize,
+    /// Activation inside a feed-forward block.
+    pub hidden_act: Activation,
+    /// Probability of dropout after embeddings, attentions and feed-forward blocks, in `[0, 1)`.
+    pub hidden_dropout_prob: f64,
+    /// Probability of dropout of attention weights, in `[0, 1)`.
+    pub attention_probs_dropout_prob: f64,
+    /// Longest sequence in tokens.
+    pub max_position_embeddings: usize,
+    /// Number of segments.
+    pub type_vocab_size: usize,
+    /// Epsilon of the layer norms.
+    pub layer_norm_eps: f64,
+    /// How positions enter; only `absolute` is supported.
+    pub position_embedding_type: String,
+}
+
+impl Default for BertConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 30522,
+            hidden_size: 768,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            intermediate_size: 3072,
+            hidden_act: Activation::Gelu,
+            hidden_dropout_prob: 0.1,
+            attention_probs_dropout_prob: 0.1,
+            max_position_embeddings: 512,
+            type_vocab_size: 2,
+            layer_norm_eps: 1e-12,
+            position_embedding_type: "absolute".to_owned(),
+        }
+    }
+}
+
+impl BertConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::BadFile`] or [`Error::ModelConfig`].
+    pub fn from_file(path: impl AsRef<Path>) -> OurResult<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let config: Self = serde_json::from_slice(&bytes)
+            .map_err(|problem| Error::file(path, "the configuration of a BERT model", problem))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks that the numbers fit together.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelConfig`].
+    pub fn validate(&self) -> OurResult<()> {
+        let bad = |entry, problem: String| Err(Error::ModelConfig { entry, problem });
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            let problem =
+                format!("{} does not divide into {} heads", self.hidden_size, self.num_attention_heads);
+            return bad("hidden_size", problem);
+        }
+        if self.position_embedding_type != "absolute" {
+            let problem = format!("`{}` is not supported, only `absolute`", self.position_embedding_type);
+            return bad("position_embedding_type", problem);
+        }
+        Ok(())
+    }
+}
+
+/// A batch of token sequences.
+#[derive(Debug, Clone)]
+pub struct BertInput {
+    ids: Tensor,
+    segments: Option<Tensor>,
+    mask: Tensor,
+}
+
+impl BertInput {
+    /// `ids` and `mask` have the shape (batch, length); `mask` is 1 for tokens and 0 for padding, of any type.
+    pub fn new(ids: &Tensor, mask: &Tensor) -> Self {
+        Self { ids: ids.clone(), segments: None, mask: mask.clone() }
+    }
+
+    /// Adds the segment of each token, of the same shape; without, all are in the first.
+    #[must_use]
+    pub fn segments(mut self, segments: &Tensor) -> Self {
+        self.segments = Some(segments.clone());
+        self
+    }
+}
+
+/// The encoder: token vectors from token ids.
+#[derive(Debug, Clone)]
+pub struct Bert {
+    words: Embedding,
+    positions: Embedding,
+    segments: Embedding,
+    norm: LayerNorm,
+    dropout: Dropout,
+    blocks: Vec<Block>,
+    max_length: usize,
+}
+
+impl Bert {
+    /// Takes `embeddings.*` and `encoder.layer.*`; for a checkpoint with a prefix (`bert.`), give `vb.pp("bert")`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelConfig`], or a parameter that `vb` has not, or not in this shape.
+    pub fn new(config: &BertConfig, dropout: &DropoutRng, vb: VarBuilder) -> OurResult<Self> {
+        config.validate()?;
+        let embeddings = vb.pp("embeddings");
+        let size = config.hidden_size;
+        let table = |n, name: &str| embedding(n, size, embeddings.pp(name));
+        let blocks = (0..config.num_hidden_layers)
+            .map(|i| Block::new(config, dropout, vb.pp("encoder.layer").pp(i)))
+            .collect::<OurResult<_>>()?;
+        Ok(Self {
+            words: table(config.vocab_size, "word_embeddings")?,
+            positions: table(config.max_position_embeddings, "position_embeddings")?,
+            segments: table(config.type_vocab_size, "token_type_embeddings")?,
+            norm: layer_norm(size, config.layer_norm_eps, embeddings.pp("LayerNorm"))?,
+            dropout: Dropout::new(config.hidden_dropout_prob, dropout)?,
+            blocks,
+            max_length: config.max_position_embeddings,
+        })
+    }
+
+    /// Token vectors, of shape (batch, length, hidden size). Drops out if `train`.
+    ///
+    /// # Errors
+    ///
+    /// Sequences longer than the position embeddings, a token outside the vocabulary, or wrong shapes.
+    pub fn forward(&self, input: &BertInput, train: bool) -> Result<Tensor> {
+        let (_, length) = input.ids.dims2()?;
+        if length > self.max_length {
+            candle_core::bail!("sequences have {length} tokens, the model takes up to {}", self.max_length)
+        }
+        let positions = Tensor::arange(0, length as u32, input.ids.device())?;
+        let words = self.words.forward(&input.ids)?;
+        let segments = match &input.segments {
+            Some(segments) => self.segments.forward(segments)?,
+            None => self.segments.forward(&input.ids.zeros_like()?)?,
+        };
+        let x = (words + segments)?.broadcast_add(&self.positions.forward(&positions)?)?;
+        let mut x = self.dropout.forward_t(&self.norm.forward(&x)?, train)?;
+        let mask = additive_mask(&input.mask, x.dtype())?;
+        for block in &self.blocks {
+            x = block.forward(&x, &mask, train)?;
+        }
+        Ok(x)
+    }
+}
+
+/// 0 for tokens and a very small number for padding, of shape (batch, 1, 1, length).
+fn additive_mask(mask: &Tensor, dtype: DType) -> Result<Tensor> {
+    let (batch, length) = mask.dims2()?;
+    // The most negative number of half precision: added to any score, its exponential is 0.
+    let lowest = if dtype == DType::F16 { -65504.0 } else { f64::from(f32::MIN) / 2.0 };
+    let mask = mask.to_dtype(DType::F32)?.affine(-lowest, lowest)?;
+    mask.to_dtype(dtype)?.reshape((batch, 1, 1, length))
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    heads: usize,
+    attention_dropout: Dropout,
+    attended: Linear,
+    attended_norm: LayerNorm,
+    wide: Linear,
+    activation: Activation,
+    narrow: Linear,
+    norm: LayerNorm,
+    dropout: Dropout,
+}
+
+impl Block {
+    fn new(config: &BertConfig, dropout: &DropoutRng, vb: VarBuilder) -> OurResult<Self> {
+        let (size, eps) = (config.hidden_size, config.layer_norm_eps);
+        let (this, output) = (vb.pp("attention.self"), vb.pp("attention.output"));
+        Ok(Self {
+            query: linear(size, size, this.pp("query"))?,
+            key: linear(size, size, this.pp("key"))?,
+            value: linear(size, size, this.pp("value"))?,
+            heads: config.num_attention_heads,
+            attention_dropout: Dropout::new(config.attention_probs_dropout_prob, dropout)?,
+            attended: linear(size, size, output.pp("dense"))?,
+            attended_norm: layer_norm(size, eps, output.pp("LayerNorm"))?,
+            wide: linear(size, config.intermediate_size, vb.pp("intermediate.dense"))?,
+            activation: config.hidden_act,
+            narrow: linear(config.intermediate_size, size, vb.pp("output.dense"))?,
+            norm: layer_norm(size, eps, vb.pp("output.LayerNorm"))?,
+            dropout: Dropout::new(config.hidden_dropout_prob, dropout)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mask: &Tensor, train: bool) -> Result<Tensor> {
+        let attended = self.attended.forward(&self.attend(x, mask, train)?)?;
+        let x = self.attended_norm.forward(&(self.dropout.forward_t(&attended, train)? + x)?)?;
+        let fed = self.narrow.forward(&self.activation.apply(&self.wide.forward(&x)?)?)?;
+        self.norm.forward(&(self.dropout.forward_t(&fed, train)? + x)?)
+    }
+
+    fn attend(&self, x: &Tensor, mask: &Tensor, train: bool) -> Result<Tensor> {
+        let (batch, length, size) = x.dims3()?;
+        let head = size / self.heads;
+        let split = |x: Tensor| x.reshape((batch, length, self.heads, head))?.transpose(1, 2)?.contiguous();
+        let query = split((self.query.forward(x)? * (head as f64).powf(-0.5))?)?;
+        let (key, value) = (split(self.key.forward(x)?)?, split(self.value.forward(x)?)?);
+        let scores = query.matmul(&key.transpose(2, 3)?.contiguous()?)?.broadcast_add(mask)?;
+        let weights = self.attention_dropout.forward_t(&softmax_last_dim(&scores)?, train)?;
+        weights.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((batch, length, size))
+    }
+}
+
+/// How a sequence becomes one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// Mean over its tokens, padding left out (sentence-transformers' default).
+    Mean,
+    /// The vector of its first token.
+    Cls,
+}
+
+impl Pooling {
+    /// From (batch, length, size) to (batch, size). A sequence without tokens is all zeros.
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit.
+    pub fn apply(self, tokens: &Tensor, mask: &Tensor) -> Result<Tensor> {
+        match self {
+            Pooling::Cls => tokens.narrow(1, 0, 1)?.squeeze(1),
+            Pooling::Mean => {
+                let mask = mask.to_dtype(tokens.dtype())?;
+                let counts = mask.sum_keepdim(1)?.maximum(1.0)?;
+                // A matrix product adds the tokens up: one pass, forward and backward.
+                let shares = mask.broadcast_div(&counts)?.unsqueeze(1)?;
+                shares.matmul(tokens)?.squeeze(1)
+            }
+        }
+    }
+}
+
+/// An encoder, pooled, with a linear head named `classifier`.
+#[derive(Debug, Clone)]
+pub struct BertClassifier {
+    encoder: Bert,
+    pooling: Pooling,
+    dropout: Dropout,
+    head: Linear,
+}
+
+impl BertClassifier {
+    /// Takes the encoder's parameters as [`Bert::new`] does, and `classifier.weight` and `classifier.bias`, which a checkpoint
+    /// without a head lacks: declare it with [`Params::head`](crate::Params::head).
+    ///
+    /// # Errors
+    ///
+    /// As [`Bert::new`].
+    pub fn new(
+        config: &BertConfig,
+        classes: usize,
+        pooling: Pooling,
+        dropout: &DropoutRng,
+        vb: VarBuilder,
+    ) -> OurResult<Self> {
+        Ok(Self {
+            encoder: Bert::new(config, dropout, vb.clone())?,
+            pooling,
+            dropout: Dropout::new(config.hidden_dropout_prob, dropout)?,
+            head: linear(config.hidden_size, classes, vb.pp("classifier"))?,
+        })
+    }
+
+    /// The pooled vectors, of shape (batch, hidden size): what the head sees, and all that a linear probe needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bert::forward`].
+    pub fn features(&self, input: &BertInput, train: bool) -> Result<Tensor> {
+        self.pooling.apply(&self.encoder.forward(input, train)?, &input.mask)
+    }
+
+    /// Logits from pooled vectors, of shape (batch, classes).
+    ///
+    /// # Errors
+    ///
+    /// A wrong shape.
+    pub fn classify(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        self.head.forward(&self.dropout.forward_t(features, train)?)
+    }
+
+    /// Logits, of shape (batch, classes).
+    ///
+    /// # Errors
+    ///
+    /// As [`Bert::forward`].
+    pub fn forward(&self, input: &BertInput, train: bool) -> Result<Tensor> {
+        self.classify(&self.features(input, train)?, train)
+    }
+}
