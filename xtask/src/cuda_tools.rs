@@ -128,6 +128,11 @@ impl Tool {
     }
 }
 
+/// True if Python 3 can be started.
+pub(crate) fn python_is_there() -> bool {
+    Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
 /// True if the user says that there is no network.
 pub(crate) fn offline() -> bool {
     std::env::var_os(OFFLINE).is_some_and(|value| value == "1")

@@ -52,6 +52,11 @@ const TSAN_TESTS: &[&str] = &[
     "suite::wrong_operands",
 ];
 
+/// Why the kernels cannot be compiled for the CPU, if so.
+pub(crate) fn missing() -> Result<Option<&'static str>> {
+    Ok(library::compiler().is_none().then_some("there is no C++ compiler"))
+}
+
 /// Builds the library if need be and runs the tests. Says so and passes where there is no C++ compiler.
 ///
 /// # Errors

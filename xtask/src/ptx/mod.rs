@@ -77,12 +77,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Why the tools are not there and must not be fetched, if so.
+/// Why the tools are not there and cannot or must not be fetched, if so.
 pub(crate) fn missing() -> Result<Option<&'static str>> {
     let target = crate::root()?.join("target");
     let fetched = [cuda_tools::NVRTC, cuda_tools::PTXAS].iter().all(|tool| tool.fetched(&target).is_some());
-    let missing = !fetched && cuda_tools::offline();
-    Ok(missing.then_some("TPGM_OFFLINE=1, and NVIDIA's compilers were not fetched before"))
+    Ok(match (fetched, cuda_tools::offline()) {
+        (true, _) => None,
+        (false, true) => Some("TPGM_OFFLINE=1, and NVIDIA's compilers were not fetched before"),
+        (false, false) if !cuda_tools::python_is_there() => {
+            Some("there is no Python 3, which fetches NVIDIA's compilers")
+        }
+        (false, false) => None,
+    })
 }
 
 /// One output of the compiler.
