@@ -7,4 +7,5 @@ pub mod plot;
 pub mod progress;
 pub mod stop;
 pub mod table;
+pub mod timing;
 pub mod workers;
