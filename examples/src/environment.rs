@@ -6,22 +6,29 @@ use std::{os::unix::process::CommandExt, process::Command};
 
 /// candle splits element-wise work over threads that wait for each other in a loop, which costs more than it brings for
 /// small tensors, and twice as much again when several models train at the same time: half of the processor time of
-/// `domainnet_mini`. The C library of Linux hands freed memory back to the system, and every tensor gets fresh pages: a
-/// fifth of the rest.
+/// `domainnet_mini`. So each model gets its share of the processors.
 #[cfg(unix)]
-const VARIABLES: [(&str, &str); 4] = [
-    ("CANDLE_NUM_THREADS", "1"),
+const THREADS: &str = "CANDLE_NUM_THREADS";
+
+/// The C library of Linux hands freed memory back to the system, and every tensor gets fresh pages: a fifth of the
+/// processor time of `domainnet_mini`.
+#[cfg(unix)]
+const KEEP_MEMORY: [(&str, &str); 3] = [
     ("MALLOC_MMAP_THRESHOLD_", "1073741824"),
     ("MALLOC_TRIM_THRESHOLD_", "4294967296"),
     ("MALLOC_TOP_PAD_", "67108864"),
 ];
 
-/// Starts the program anew, in its place, with an environment for small models: one thread per model, and freed memory is
-/// kept. Does nothing if `CANDLE_NUM_THREADS` is set, or on systems where a program cannot be replaced.
-pub fn for_small_models() {
+/// Starts the program anew, in its place, with an environment for models of `threads` threads each: candle uses no more,
+/// and freed memory is kept. Does nothing if `CANDLE_NUM_THREADS` is set, or on systems where a program cannot be replaced.
+pub fn for_threads(threads: usize) {
     #[cfg(unix)]
-    if let (None, Ok(program)) = (env::var_os(VARIABLES[0].0), env::current_exe()) {
+    if let (None, Ok(program)) = (env::var_os(THREADS), env::current_exe()) {
+        let mut command = Command::new(program);
+        command.args(env::args_os().skip(1)).env(THREADS, threads.to_string()).envs(KEEP_MEMORY);
         // Returns only if it fails; then the program is merely slower.
-        let _error = Command::new(program).args(env::args_os().skip(1)).envs(VARIABLES).exec();
+        let _error = command.exec();
     }
+    #[cfg(not(unix))]
+    let _ = threads;
 }

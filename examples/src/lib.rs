@@ -1,11 +1,16 @@
 //! What the fine-tuning examples share.
 
+pub mod data;
 pub mod environment;
 pub mod files;
+pub mod hub;
+pub mod loader;
+pub mod metrics;
 pub mod mosaic;
 pub mod plot;
 pub mod progress;
 pub mod stop;
+pub mod study;
 pub mod table;
 pub mod timing;
 pub mod workers;

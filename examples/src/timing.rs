@@ -21,9 +21,11 @@ pub enum Part {
 }
 
 impl Part {
-    const ALL: [Part; 5] = [Part::Data, Part::Forward, Part::Backward, Part::Step, Part::Projection];
+    /// All, in the order in which they run.
+    pub const ALL: [Part; 5] = [Part::Data, Part::Forward, Part::Backward, Part::Step, Part::Projection];
 
-    const fn name(self) -> &'static str {
+    /// As in tables.
+    pub const fn name(self) -> &'static str {
         match self {
             Part::Data => "data",
             Part::Forward => "forward",

@@ -5,16 +5,22 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 
+/// As many as there are processors, at most 4.
+pub fn default_count() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().min(4))
+}
+
 /// Runs `work` on every task, at most `workers` at a time, and returns the results in the order of the tasks.
 ///
-/// Each worker has one thread and a thread pool of its own with that thread: small models train faster side by side than
-/// one after the other on several threads, because much of candle's work is not parallel.
+/// Each worker has a thread pool of its own with `threads` threads: small models train faster side by side than one after
+/// the other on several threads, because much of candle's work is not parallel.
 ///
 /// # Errors
 ///
 /// The first error of a task; tasks that have not begun then never do.
 pub fn run<T: Send, R: Send>(
     workers: usize,
+    threads: usize,
     tasks: Vec<T>,
     work: impl Fn(T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
@@ -24,7 +30,7 @@ pub fn run<T: Send, R: Send>(
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let worker = || -> Result<()> {
         let pool =
-            rayon::ThreadPoolBuilder::new().num_threads(1).build().context("no thread for a worker")?;
+            rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("no thread for a worker")?;
         pool.install(|| {
             while let Some((number, task)) = next() {
                 let result = work(task).inspect_err(|_| {
@@ -54,17 +60,17 @@ mod tests {
 
     #[test]
     fn results_come_in_the_order_of_the_tasks() {
-        let squares = run(3, (0..20).collect(), |n: u64| {
+        let squares = run(3, 1, (0..20).collect(), |n: u64| {
             assert_eq!(rayon::current_num_threads(), 1);
             Ok(n * n)
         });
         assert_eq!(squares.unwrap(), (0..20).map(|n| n * n).collect::<Vec<_>>());
-        assert!(run(2, Vec::<u32>::new(), Ok).unwrap().is_empty());
+        assert!(run(2, 1, Vec::<u32>::new(), Ok).unwrap().is_empty());
     }
 
     #[test]
     fn the_first_error_ends_the_run() {
-        let error = run(1, vec![1, 2, 3], |n| {
+        let error = run(1, 2, vec![1, 2, 3], |n| {
             assert!(n < 3, "task 3 never begins");
             if n == 2 { bail!("task {n}") } else { Ok(()) }
         });

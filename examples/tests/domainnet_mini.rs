@@ -11,20 +11,14 @@ mod cli;
 mod data;
 #[path = "../examples/domainnet_mini/evaluate.rs"]
 mod evaluate;
-#[path = "../examples/domainnet_mini/experiment.rs"]
-mod experiment;
-#[path = "../examples/domainnet_mini/lab.rs"]
-mod lab;
-#[path = "../examples/domainnet_mini/method.rs"]
-mod method;
 #[path = "../examples/domainnet_mini/neighbors.rs"]
 mod neighbors;
 #[path = "../examples/domainnet_mini/pretrain.rs"]
 mod pretrain;
-#[path = "../examples/domainnet_mini/report.rs"]
-mod report;
-#[path = "../examples/domainnet_mini/train.rs"]
-mod train;
+#[path = "../examples/domainnet_mini/samples.rs"]
+mod samples;
+#[path = "../examples/domainnet_mini/task.rs"]
+mod task;
 #[path = "../examples/domainnet_mini/world.rs"]
 mod world;
 
@@ -37,12 +31,12 @@ use clap::Parser;
 use tpgm_candle::Params;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
+use tpgm_examples::study::{Lab, Method, Outcome, Setting};
+use tpgm_examples::timing::StepTimes;
 
 use crate::backbone::{Backbone, labels, windows};
-use crate::cli::{Args, run};
+use crate::cli::{Args, recipe, run};
 use crate::data::{Domain, Request, Split};
-use crate::lab::{Lab, Outcome, Setting};
-use crate::method::Method;
 use crate::neighbors::neighbors;
 use crate::world::{Scale, World};
 
@@ -161,11 +155,11 @@ fn a_loss_that_is_not_finite_is_reported_with_step_and_learning_rate() {
     let folder = tempfile::tempdir().unwrap();
     let world = World::draw(0, &Scale::QUICK).unwrap();
     let lab = Lab {
-        world: &world,
-        scale: Scale::QUICK,
+        task: &world,
+        recipe: &recipe(&Scale::QUICK, true),
         checkpoint: checkpoint(),
+        tuned: None,
         runs: folder.path().to_owned(),
-        save_every: 0,
         progress: &Progress::hidden(),
         stop: &Stop::never(),
     };
@@ -197,7 +191,9 @@ fn a_checkpoint_of_half_precision_is_trained_in_single_precision() {
 fn results(out: &Path) -> (Vec<Outcome>, Vec<(String, Vec<u8>)>) {
     let text = fs::read(out.join("outcomes.json")).unwrap();
     let mut outcomes: Vec<Outcome> = serde_json::from_slice(&text).unwrap();
-    outcomes.iter_mut().for_each(|outcome| outcome.seconds = 0.0);
+    for outcome in &mut outcomes {
+        (outcome.seconds, outcome.times) = (0.0, StepTimes::default());
+    }
     let mut models = Vec::new();
     for run in fs::read_dir(out.join("runs")).unwrap() {
         let run = run.unwrap();

@@ -46,7 +46,7 @@ const SIZES: [usize; 4] = [2, 64, 64, ARMS];
 const TURN: f64 = 0.4;
 
 fn main() -> Result<()> {
-    environment::for_small_models();
+    environment::for_threads(1);
     let args = Args::parse();
     let ranks = args.ranks as usize;
     ensure!(

@@ -1,24 +1,20 @@
 //! The command line, and the order of things.
 
-use std::fs;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
-use tpgm_examples::files;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
+use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe};
+use tpgm_examples::{files, workers};
 
-use crate::experiment::{Outcomes, once, sweep};
-use crate::lab::Lab;
-use crate::method::Method;
 use crate::pretrain::{Pretrain, pretrain};
-use crate::report::{Quantity, frontier, over_steps, samples, table};
-use crate::train::{Net, Start};
+use crate::samples::samples;
+use crate::task::rule;
 use crate::world::{Scale, World};
 
 /// Fine-tunes a small pre-trained backbone on real images with eleven methods and tests it in six domains.
@@ -99,37 +95,62 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let scale = config.scale;
     ensure!(scale.batch > 0, "--batch is 0: a step needs at least one image");
     ensure!(scale.steps > 0, "--steps is 0: there is nothing to compare without training");
-    let runs = prepare(&args.out, args.resume, &config)?;
+    let runs = study::prepare(&args.out, args.resume, &config)?;
 
     progress.line("drawing the images");
     let world = World::draw(WORLD, &scale)?;
     files::write(&args.out.join("samples.svg"), samples(WORLD, scale.classes)?)?;
+    let recipe = recipe(&scale, args.full);
+    let lab = Lab {
+        task: &world,
+        recipe: &recipe,
+        checkpoint: config.checkpoint,
+        tuned: None,
+        runs,
+        progress,
+        stop,
+    };
+    lab.audit(args.seed)?;
 
-    let net = Net::open(&config.checkpoint, Start::NewHead, scale.classes, args.seed)?;
-    let batch: Vec<_> = (0..scale.batch.min(world.train.len())).collect();
-    net.params.audit(|| net.loss(&world.train, &batch))?;
-    let tensors = net.params.all();
-    let numbers: usize = tensors.iter().map(|param| param.var().elem_count()).sum();
-    progress.line(format!(
-        "audit: all {} trainable tensors ({numbers} parameters) get a gradient",
-        tensors.len()
-    ));
-
-    let save_every = if args.full { 0 } else { (scale.steps / 4).max(1) };
-    let lab =
-        Lab { world: &world, scale, checkpoint: config.checkpoint.clone(), runs, save_every, progress, stop };
-    let threads = args.jobs.map_or_else(default_jobs, NonZero::get);
-    let outcomes =
-        if args.full { sweep(&lab, threads, args.seed, SEEDS)? } else { once(&lab, threads, args.seed)? };
+    let jobs = args.jobs.map_or_else(workers::default_count, NonZero::get);
+    let outcomes = if args.full {
+        study::sweep(&lab, jobs, args.seed, SEEDS)?
+    } else {
+        study::once(&lab, jobs, args.seed)?
+    };
     let Some(outcomes) = outcomes else {
-        let again: Vec<_> = std::env::args().skip(1).filter(|arg| arg != "--resume").collect();
-        let again = again.iter().map(|arg| format!("{arg} ")).collect::<String>();
-        progress.line(format!("\nstopped and saved. To go on: the same command with `-- {again}--resume`"));
+        progress.line(study::how_to_resume());
         return Ok(());
     };
-    write_report(&args.out, &lab, &outcomes, progress)?;
+    let described = Described {
+        title: "each method's settings; the one chosen on held-out real images is large",
+        id: "on real images",
+        ood: "in five other domains",
+    };
+    study::write(&args.out, &lab, &outcomes, described)?;
     progress.line(format!("{:.0} seconds in all; see {}", begun.elapsed().as_secs_f64(), args.out.display()));
     Ok(())
+}
+
+/// How every model is trained.
+pub(crate) fn recipe(scale: &Scale, full: bool) -> Recipe {
+    Recipe {
+        head: Head::New,
+        steps: scale.steps,
+        batch: scale.batch,
+        radii_batch: scale.batch,
+        rule,
+        warmup: scale.steps / 20,
+        lr_every: 1,
+        head_lr: Some(1e-2),
+        rates: vec![3e-4, 1e-3],
+        rate: 1e-3,
+        own_rates: Vec::new(),
+        strengths: Method::strengths,
+        methods: Method::ALL.to_vec(),
+        save_every: if full { 0 } else { (scale.steps / 4).max(1) },
+        threads: 1,
+    }
 }
 
 impl Args {
@@ -144,50 +165,4 @@ impl Args {
         let checkpoint = self.checkpoint.clone().unwrap_or_else(own);
         Config { full: self.full, seed: self.seed, scale, checkpoint }
     }
-}
-
-fn default_jobs() -> usize {
-    thread::available_parallelism().map_or(1, |processors| processors.get().min(4))
-}
-
-/// Makes the folder ready and returns that of the runs.
-fn prepare(out: &Path, resume: bool, config: &Config) -> Result<PathBuf> {
-    let (runs, path) = (out.join("runs"), out.join("config.json"));
-    let saved: Option<Config> = files::read_json(&path)?;
-    match saved {
-        None if resume => bail!("there is no run in {}: leave out --resume to begin one", out.display()),
-        Some(saved) if resume => ensure!(
-            saved == *config,
-            "{} was begun with other options ({saved:?}): give the same ones, or leave out --resume to begin anew",
-            out.display()
-        ),
-        // Only what an earlier run of this example wrote is deleted.
-        Some(_) if runs.exists() => {
-            fs::remove_dir_all(&runs).with_context(|| format!("cannot delete {}", runs.display()))?;
-        }
-        _ => {}
-    }
-    files::write_json(&path, config)?;
-    Ok(runs)
-}
-
-fn write_report(out: &Path, lab: &Lab<'_>, outcomes: &Outcomes, progress: &Progress) -> Result<()> {
-    let table = table(&outcomes.chosen);
-    files::write(&out.join("table.md"), table.markdown())?;
-    files::write(&out.join("table.csv"), table.csv())?;
-    files::write_json(&out.join("outcomes.json"), &outcomes.all)?;
-    let title = "each method's settings; the one chosen on held-out real images is large";
-    files::write(&out.join("frontier.svg"), frontier(&outcomes.all, &outcomes.chosen, title)?)?;
-    for chosen in &outcomes.chosen {
-        let setting = chosen[0].setting;
-        if matches!(setting.method, Method::Tpgm | Method::Ftp) {
-            let name = setting.method.name().to_lowercase();
-            for (kind, quantity) in [("radius", Quantity::Radius), ("ratio", Quantity::Ratio)] {
-                let plot = over_steps(&lab.log(&setting), setting.method, quantity)?;
-                files::write(&out.join(format!("{kind}_{name}.svg")), plot)?;
-            }
-        }
-    }
-    progress.line(format!("\n{}", table.text()));
-    Ok(())
 }

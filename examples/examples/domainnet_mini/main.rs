@@ -5,13 +5,10 @@ mod backbone;
 mod cli;
 mod data;
 mod evaluate;
-mod experiment;
-mod lab;
-mod method;
 mod neighbors;
 mod pretrain;
-mod report;
-mod train;
+mod samples;
+mod task;
 mod world;
 
 use anyhow::Result;
@@ -21,7 +18,7 @@ use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
 fn main() -> Result<()> {
-    environment::for_small_models();
+    environment::for_threads(1);
     let args = cli::Args::parse();
     let stop = Stop::never();
     stop.on_ctrl_c()?;

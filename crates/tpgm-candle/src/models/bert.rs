@@ -322,7 +322,7 @@ pub struct BertClassifier {
 }
 
 impl BertClassifier {
-    /// Takes the encoder's parameters as [`Bert::new`] does, and `classifier.weight` and `classifier.bias`, which a checkpoint
+    /// Takes the encoder's parameters as [`Bert::new`] does, under `bert.` if `vb` has them there, and `classifier.weight` and `classifier.bias`, which a checkpoint
     /// without a head lacks: declare it with [`Params::head`](crate::Params::head).
     ///
     /// # Errors
@@ -335,8 +335,11 @@ impl BertClassifier {
         dropout: &DropoutRng,
         vb: VarBuilder,
     ) -> OurResult<Self> {
+        // Checkpoints that were saved with a head of their own have the encoder beside it.
+        let prefixed = vb.contains_tensor("bert.embeddings.word_embeddings.weight");
+        let encoder = if prefixed { vb.pp("bert") } else { vb.clone() };
         Ok(Self {
-            encoder: Bert::new(config, dropout, vb.clone())?,
+            encoder: Bert::new(config, dropout, encoder)?,
             pooling,
             dropout: Dropout::new(config.hidden_dropout_prob, dropout)?,
             head: linear(config.hidden_size, classes, vb.pp("classifier"))?,

@@ -88,6 +88,27 @@ fn every_gradient_agrees_with_finite_differences() {
 }
 
 #[test]
+fn an_encoder_under_a_prefix_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prefixed.safetensors");
+    let plain = params(folder.path());
+    let load = |path: &std::path::Path| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let prefix = |(name, tensor)| (format!("bert.{name}"), tensor);
+    let prefixed: std::collections::HashMap<_, _> =
+        load(&folder.path().join("model.safetensors")).into_iter().map(prefix).collect();
+    candle_core::safetensors::save(&prefixed, &path).unwrap();
+    let prefixed = Params::open(&path, &Device::Cpu).unwrap().dtype(DType::F64).head("classifier.*");
+    let (ids, _, mask) = input();
+    let logits = |params: &Params| {
+        let model = BertClassifier::new(&tiny(), 4, Pooling::Mean, &DropoutRng::new(0), params.var_builder())
+            .unwrap();
+        model.forward(&BertInput::new(&ids, &mask), false).unwrap()
+    };
+    assert_eq!(deviation(&logits(&prefixed), &logits(&plain)), 0.0);
+    assert!(prefixed.get("bert.encoder.layer.1.output.dense.weight").is_ok());
+}
+
+#[test]
 fn padding_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let params = params(folder.path());

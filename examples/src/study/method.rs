@@ -1,13 +1,16 @@
 //! The methods that are compared, and the settings they are tried with.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tpgm_candle::core::{Constraint, Digrap, FixedRadius, Ftp, L2Sp, Norm, RadiusAdam, Spd, Tpgm};
 
 /// A way to fine-tune.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Method {
-    /// AdamW from the pre-trained weights, with a new head.
+pub enum Method {
+    /// The checkpoint as it is.
+    ZeroShot,
+    /// From the pre-trained weights, without a constraint.
     FineTuning,
     /// Only the head is trained.
     LinearProbe,
@@ -17,11 +20,11 @@ pub(crate) enum Method {
     L2Sp,
     /// Projection on a ball of given radius after every step.
     FixedRadius,
-    /// Between the linear probe and LP-FT; the strength is the share of LP-FT.
+    /// Between the weights before and after fine-tuning; the strength is the share of the latter.
     WiseFt,
     /// Radii learned on held-out data during training.
     Tpgm,
-    /// Radii learned on held-out data between the linear probe and LP-FT; the strength is the number of updates.
+    /// Radii learned on held-out data after fine-tuning; the strength is the number of updates.
     TpgmPostHoc,
     /// Radii learned from the training gradient.
     Ftp,
@@ -32,8 +35,8 @@ pub(crate) enum Method {
 }
 
 impl Method {
-    /// All, in the order of the table.
-    pub(crate) const ALL: [Method; 11] = [
+    /// All that begin with a new head, in the order of the table.
+    pub const ALL: [Method; 11] = [
         Method::LinearProbe,
         Method::FineTuning,
         Method::LpFt,
@@ -48,8 +51,9 @@ impl Method {
     ];
 
     /// Name as in tables.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
+            Method::ZeroShot => "zero-shot",
             Method::FineTuning => "fine-tuning",
             Method::LinearProbe => "linear probe",
             Method::LpFt => "LP-FT",
@@ -65,9 +69,9 @@ impl Method {
     }
 
     /// What its one strength is called; `None` if it has none.
-    pub(crate) const fn strength_name(self) -> Option<&'static str> {
+    pub const fn strength_name(self) -> Option<&'static str> {
         match self {
-            Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
+            Method::ZeroShot | Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
             Method::L2Sp => Some("alpha"),
             Method::FixedRadius => Some("radius"),
             Method::WiseFt => Some("share"),
@@ -80,9 +84,9 @@ impl Method {
     }
 
     /// The strengths of the sweep; none if it has none.
-    pub(crate) const fn strengths(self) -> &'static [f64] {
+    pub const fn strengths(self) -> &'static [f64] {
         match self {
-            Method::FineTuning | Method::LinearProbe | Method::LpFt => &[],
+            Method::ZeroShot | Method::FineTuning | Method::LinearProbe | Method::LpFt => &[],
             Method::L2Sp => &[0.03, 0.3],
             Method::FixedRadius => &[1.0, 4.0],
             Method::WiseFt => &[0.3, 0.5, 0.7],
@@ -94,9 +98,9 @@ impl Method {
     }
 
     /// The strength without a sweep: what the papers or their code use where they say so.
-    pub(crate) const fn strength(self) -> Option<f64> {
+    pub const fn strength(self) -> Option<f64> {
         match self {
-            Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
+            Method::ZeroShot | Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
             Method::L2Sp => Some(0.1),
             Method::FixedRadius => Some(2.0),
             Method::WiseFt => Some(0.5),
@@ -107,10 +111,11 @@ impl Method {
     }
 
     /// The constraint of a training run; none for methods that act before or after training.
-    pub(crate) fn constraint(self, strength: f64) -> Constraint {
+    pub fn constraint(self, strength: f64) -> Constraint {
         let adam = RadiusAdam { lr: strength, ..RadiusAdam::default() };
         match self {
-            Method::FineTuning
+            Method::ZeroShot
+            | Method::FineTuning
             | Method::LinearProbe
             | Method::LpFt
             | Method::WiseFt

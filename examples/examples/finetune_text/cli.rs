@@ -1,0 +1,229 @@
+//! The command line, and the order of things.
+
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use serde::{Deserialize, Serialize};
+use tpgm_candle::models::bert::BertConfig;
+use tpgm_examples::data::text::{Fields, TextEncoder, named};
+use tpgm_examples::data::{Problems, Strictness};
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Task};
+use tpgm_examples::{hub, workers};
+
+use crate::pooling;
+use crate::task::{Classification, rule};
+use crate::texts::{Files, Texts};
+
+/// Fine-tunes a BERT-like sentence encoder on classified texts with nine methods, and tests it on shifted texts.
+///
+/// Texts come from CSV files with a header line, or JSONL files. Ctrl-C saves; the same command with --resume goes on.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "finetune_text", version, args_override_self = true)]
+pub(crate) struct Args {
+    /// Folder with config.json, model.safetensors and tokenizer.json, or a model of the Hugging Face hub (feature hf-hub)
+    #[arg(long)]
+    model: String,
+    /// Training texts
+    #[arg(long, value_name = "FILE")]
+    train: PathBuf,
+    /// Held-out texts, like the training texts: one half for learning radii, one for choosing settings [default: a fifth
+    /// of the training texts]
+    #[arg(long, value_name = "FILE")]
+    held_out: Option<PathBuf>,
+    /// Test texts; the first file is in distribution, the others are shifted. No setting is chosen on them
+    #[arg(long = "test", value_name = "[NAME=]FILE", required = true)]
+    tests: Vec<String>,
+    /// Column (or field) of the texts
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    text_column: String,
+    /// Column (or field) of the classes
+    #[arg(long, value_name = "NAME", default_value = "label")]
+    label_column: String,
+    /// Stop at a row that cannot be used, instead of counting and naming it
+    #[arg(long)]
+    strict: bool,
+    /// Folder for tables, plots, logs and models
+    #[arg(long, default_value = "runs/finetune_text")]
+    out: PathBuf,
+    /// Go on with the interrupted run in --out
+    #[arg(long)]
+    resume: bool,
+    /// Sweep learning rate and strength of every method, then repeat the best with other seeds
+    #[arg(long)]
+    full: bool,
+    /// Methods to compare
+    #[arg(long, value_delimiter = ',', value_name = "METHODS", value_enum, default_values_t = NINE)]
+    methods: Vec<Method>,
+    /// Seed of the head's initial weights, dropout and the order of texts; with --full the first of several
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Seeds of --full
+    #[arg(long, default_value_t = 3)]
+    seeds: u64,
+    /// Passes over the training texts
+    #[arg(long, default_value_t = 5)]
+    epochs: u64,
+    /// Texts per step
+    #[arg(long, default_value_t = NonZero::new(32).unwrap())]
+    batch: NonZero<usize>,
+    /// Tokens of a text; the rest is cut off
+    #[arg(long, default_value_t = 128)]
+    max_length: usize,
+    /// Learning rates of the encoder that --full tries; without it, the first one is used
+    #[arg(long, value_delimiter = ',', value_name = "RATES", default_values_t = [1e-4, 3e-5])]
+    rates: Vec<f64>,
+    /// Learning rate of the head
+    #[arg(long, default_value_t = 5e-3)]
+    head_lr: f64,
+    /// Runs at the same time; processors are divided among them [default: number of processors, at most 4]
+    #[arg(long)]
+    jobs: Option<NonZero<usize>>,
+}
+
+const NINE: [Method; 9] = [
+    Method::LinearProbe,
+    Method::FineTuning,
+    Method::LpFt,
+    Method::L2Sp,
+    Method::WiseFt,
+    Method::Tpgm,
+    Method::Ftp,
+    Method::Spd,
+    Method::Digrap,
+];
+
+/// What must be the same to go on with a run.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Config {
+    model: PathBuf,
+    train: PathBuf,
+    held_out: Option<PathBuf>,
+    tests: Vec<(String, PathBuf)>,
+    columns: [String; 2],
+    full: bool,
+    seed: u64,
+    epochs: u64,
+    batch: usize,
+    max_length: usize,
+    rates: Vec<f64>,
+    head_lr: f64,
+}
+
+impl Args {
+    fn jobs(&self) -> usize {
+        self.jobs.map_or_else(workers::default_count, NonZero::get)
+    }
+
+    /// Processors for each run.
+    pub(crate) fn threads(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        (processors / self.jobs()).max(1)
+    }
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+///
+/// Options that do not fit, files that cannot be read or written, a loss that is not finite.
+pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
+    let begun = Instant::now();
+    ensure!(args.epochs > 0, "--epochs is 0: there is nothing to compare without training");
+    ensure!(!args.rates.is_empty(), "--rates is empty");
+    ensure!(args.seeds > 0, "--seeds is 0");
+    let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
+    let files = ["config.json", "model.safetensors", "tokenizer.json"];
+    let model = hub::model_folder(&args.model, &files, &[pooling::FILE])?;
+    let bert = BertConfig::from_file(model.join("config.json"))?;
+    ensure!(
+        args.max_length <= bert.max_position_embeddings,
+        "--max-length is {}, the model takes up to {} tokens",
+        args.max_length,
+        bert.max_position_embeddings
+    );
+    let config = Config {
+        model: model.clone(),
+        train: args.train.clone(),
+        held_out: args.held_out.clone(),
+        tests: tests.clone(),
+        columns: [args.label_column.clone(), args.text_column.clone()],
+        full: args.full,
+        seed: args.seed,
+        epochs: args.epochs,
+        batch: args.batch.get(),
+        max_length: args.max_length,
+        rates: args.rates.clone(),
+        head_lr: args.head_lr,
+    };
+
+    let problems = Problems::new(if args.strict { Strictness::Fail } else { Strictness::PassOver });
+    let fields = Fields { label: args.label_column.clone(), text: args.text_column.clone() };
+    let files = Files { train: &args.train, held_out: args.held_out.as_deref(), tests: &tests, fields };
+    let texts = Texts::read(&files, &TextEncoder::open(&model, args.max_length)?, &problems)?;
+    describe(&texts, &problems, progress);
+    let steps = texts.train.len().div_ceil(args.batch.get()) as u64 * args.epochs;
+    let task = Classification { config: bert, pooling: pooling::of_model(&model)?, texts };
+    let recipe = Recipe {
+        head: Head::New,
+        steps,
+        batch: args.batch.get(),
+        radii_batch: args.batch.get(),
+        rule,
+        warmup: steps / 20,
+        lr_every: 1,
+        head_lr: Some(args.head_lr),
+        rates: args.rates.clone(),
+        rate: args.rates[0],
+        own_rates: Vec::new(),
+        strengths: Method::strengths,
+        methods: args.methods.clone(),
+        save_every: 0,
+        threads: args.threads(),
+    };
+    recipe.validate()?;
+    let runs = study::prepare(&args.out, args.resume, &config)?;
+    let checkpoint = model.join("model.safetensors");
+    let lab = Lab { task: &task, recipe: &recipe, checkpoint, tuned: None, runs, progress, stop };
+    lab.audit(args.seed)?;
+
+    let outcomes = if args.full {
+        study::sweep(&lab, args.jobs(), args.seed, args.seeds)?
+    } else {
+        study::once(&lab, args.jobs(), args.seed)?
+    };
+    let Some(outcomes) = outcomes else {
+        progress.line(study::how_to_resume());
+        return Ok(());
+    };
+    let domains = task.domains();
+    let described = Described {
+        title: "each method's settings; the one chosen on held-out texts is large",
+        id: &format!("on {}", domains[0]),
+        ood: &format!("on {} shifted sets", domains.len() - 1),
+    };
+    study::write(&args.out, &lab, &outcomes, described)?;
+    progress.line(format!("{:.0} seconds in all; see {}", begun.elapsed().as_secs_f64(), args.out.display()));
+    Ok(())
+}
+
+/// How many texts there are.
+fn describe(texts: &Texts, problems: &Problems, progress: &Progress) {
+    let classes = texts.classes.len();
+    let sets = [("training", &texts.train), ("radii", &texts.radii), ("choice", &texts.choice)];
+    let tests = texts.tests.iter().map(|(name, texts)| (name.as_str(), texts));
+    let sets: Vec<_> =
+        sets.into_iter().chain(tests).map(|(name, set)| format!("{name} {}", set.len())).collect();
+    let length = texts.train.tokens() as f64 / texts.train.len() as f64;
+    progress.line(format!(
+        "{classes} classes; texts: {}; a training text has {length:.0} tokens in the mean",
+        sets.join(", ")
+    ));
+    if problems.count() > 0 {
+        progress.line(problems.to_string());
+    }
+}

@@ -1,0 +1,21 @@
+//! Fine-tunes a BERT-like sentence encoder on classified texts with nine methods, and looks at shifted test sets. The README
+//! beside this file has the results on a real model and real texts.
+
+mod cli;
+mod pooling;
+mod task;
+mod texts;
+
+use anyhow::Result;
+use clap::Parser;
+use tpgm_examples::environment;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+
+fn main() -> Result<()> {
+    let args = cli::Args::parse();
+    environment::for_threads(args.threads());
+    let stop = Stop::never();
+    stop.on_ctrl_c()?;
+    cli::run(&args, &Progress::terminal(), &stop)
+}

@@ -1,0 +1,74 @@
+//! How well classes were told apart.
+
+/// Counts of (class, prediction) pairs.
+#[derive(Debug, Clone)]
+pub struct Confusion {
+    classes: usize,
+    /// Row: the class; column: what was predicted.
+    counts: Vec<u64>,
+}
+
+impl Confusion {
+    /// Nothing counted yet, of this many classes.
+    pub fn new(classes: usize) -> Self {
+        Self { classes, counts: vec![0; classes * classes] }
+    }
+
+    /// Counts one sample.
+    ///
+    /// # Panics
+    ///
+    /// A class beyond the number of classes.
+    pub fn add(&mut self, class: usize, predicted: usize) {
+        assert!(class < self.classes && predicted < self.classes, "class {class}, predicted {predicted}");
+        self.counts[class * self.classes + predicted] += 1;
+    }
+
+    /// Samples counted.
+    pub fn total(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Share of samples whose class was predicted, in `[0, 1]`; NaN of no samples.
+    pub fn accuracy(&self) -> f64 {
+        let right: u64 = (0..self.classes).map(|class| self.at(class, class)).sum();
+        right as f64 / self.total() as f64
+    }
+
+    /// Mean of the F1 scores of the classes that occur or were predicted, in `[0, 1]`; NaN of no samples. As scikit-learn's
+    /// `f1_score(average="macro", zero_division=0)`.
+    pub fn macro_f1(&self) -> f64 {
+        let (mut sum, mut classes) = (0.0, 0.0);
+        for class in 0..self.classes {
+            let of_class: u64 = (0..self.classes).map(|other| self.at(class, other)).sum();
+            let predicted: u64 = (0..self.classes).map(|other| self.at(other, class)).sum();
+            if of_class + predicted > 0 {
+                sum += 2.0 * self.at(class, class) as f64 / (of_class + predicted) as f64;
+                classes += 1.0;
+            }
+        }
+        sum / classes
+    }
+
+    fn at(&self, class: usize, predicted: usize) -> u64 {
+        self.counts[class * self.classes + predicted]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_those_of_a_hand_computed_example() {
+        let mut confusion = Confusion::new(4);
+        // Classes 0, 0, 0, 1, 2 predicted as 0, 0, 1, 1, 0; class 3 never occurs.
+        for (class, predicted) in [(0, 0), (0, 0), (0, 1), (1, 1), (2, 0)] {
+            confusion.add(class, predicted);
+        }
+        assert_eq!(confusion.accuracy(), 3.0 / 5.0);
+        // F1: 2*2/(3+3), 2*1/(1+2), 0.
+        assert!((confusion.macro_f1() - (4.0 / 6.0 + 2.0 / 3.0) / 3.0).abs() < 1e-15);
+        assert!(Confusion::new(2).accuracy().is_nan() && Confusion::new(2).macro_f1().is_nan());
+    }
+}

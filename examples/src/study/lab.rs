@@ -1,0 +1,293 @@
+//! Runs methods and keeps what came out: every result is a file, so that an interrupted run goes on where it was.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use tpgm_candle::core::{Constraint, Norm, RadiusAdam};
+use tpgm_candle::weight_space::Interpolation;
+use tpgm_candle::{DataOrder, Tpgm, TpgmConfig};
+
+use super::run::{Ended, Net, Run, Start};
+use super::{Head, Method, Mode, Pool, Recipe, Scores, Task};
+use crate::files;
+use crate::loader::Loader;
+use crate::progress::Progress;
+use crate::stop::Stop;
+use crate::timing::StepTimes;
+
+/// One setting of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Setting {
+    /// What constrains it.
+    pub method: Method,
+    /// Learning rate of all but the head; zero for a linear probe.
+    pub lr: f64,
+    /// See [`Method::strength_name`].
+    pub strength: Option<f64>,
+    /// Of the head's initial weights and the order of the samples.
+    pub seed: u64,
+}
+
+impl Setting {
+    /// Name of its folder.
+    fn folder(&self) -> String {
+        let name = self.method.name().replace(' ', "-");
+        let strength = self.strength.map(|strength| format!("_{strength}")).unwrap_or_default();
+        format!("{name}_lr{}{strength}_seed{}", self.lr, self.seed)
+    }
+}
+
+/// What a setting led to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What was run.
+    pub setting: Setting,
+    /// How good the model is.
+    #[serde(flatten)]
+    pub scores: Scores,
+    /// Seconds of training to get there, with the runs that it builds on.
+    pub seconds: f64,
+    /// Where the time of a training step went.
+    #[serde(default)]
+    pub times: StepTimes,
+}
+
+/// Where methods are run.
+pub struct Lab<'a, T> {
+    /// What is fine-tuned.
+    pub task: &'a T,
+    /// How.
+    pub recipe: &'a Recipe,
+    /// The pre-trained checkpoint, a safetensors file.
+    pub checkpoint: PathBuf,
+    /// A checkpoint that was fine-tuned elsewhere: fine-tuning then only evaluates it.
+    pub tuned: Option<PathBuf>,
+    /// The folder of the runs.
+    pub runs: PathBuf,
+    /// Where bars go.
+    pub progress: &'a Progress,
+    /// Asks for an early end.
+    pub stop: &'a Stop,
+}
+
+impl<T: Task> Lab<'_, T> {
+    /// Checks that every trainable tensor of the model gets a gradient, and says so.
+    ///
+    /// # Errors
+    ///
+    /// The checkpoint does not fit, or a tensor gets no gradient.
+    pub fn audit(&self, seed: u64) -> Result<()> {
+        let net = Net::open(self.task, self.recipe, &self.checkpoint, Start::Pretrained, seed)?;
+        let samples: Vec<_> = (0..self.recipe.batch.min(self.task.samples(Pool::Train))).collect();
+        let batch =
+            self.task.batch(Pool::Train, &samples, 0)?.context("none of the first samples can be read")?;
+        net.params.audit(|| self.task.loss(&net.model, &batch, Mode::Train))?;
+        let tensors = net.params.all();
+        let numbers: usize = tensors.iter().map(|param| param.var().elem_count()).sum();
+        self.progress.line(format!(
+            "audit: all {} trainable tensors ({numbers} parameters) get a gradient",
+            tensors.len()
+        ));
+        Ok(())
+    }
+
+    /// Trains with a constraint and evaluates. `None` if stopped.
+    ///
+    /// # Errors
+    ///
+    /// A loss or gradient that is not finite (the error says at which step and learning rate), or files that cannot be read or
+    /// written.
+    pub fn train(&self, setting: Setting) -> Result<Option<Outcome>> {
+        let constraint =
+            setting.strength.map_or(Constraint::None, |strength| setting.method.constraint(strength));
+        let start = if setting.method == Method::LinearProbe { Start::Probe } else { Start::Pretrained };
+        self.trained(setting, start, &self.checkpoint, constraint, 0.0)
+    }
+
+    /// The row of runs that build on each other: a linear probe (or the zero-shot model) and, for each learning rate, LP-FT
+    /// from it (or fine-tuning), and what can be made of the two afterwards: WiSE-FT with each of `shares`, TPGM post hoc
+    /// with each number of updates. `None` if stopped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::train`].
+    pub fn row(
+        &self,
+        seed: u64,
+        lrs: &[f64],
+        shares: &[f64],
+        updates: &[f64],
+    ) -> Result<Option<Vec<Outcome>>> {
+        let setting = |method, lr| Setting { method, lr, strength: None, seed };
+        let (first, base, method) = match self.recipe.head {
+            Head::New => {
+                let probe = setting(Method::LinearProbe, 0.0);
+                (self.train(probe)?, self.model(&probe), Method::LpFt)
+            }
+            Head::InCheckpoint => {
+                let zero_shot = setting(Method::ZeroShot, 0.0);
+                let outcome = self.evaluated(zero_shot, &self.checkpoint)?;
+                (Some(outcome), self.checkpoint.clone(), Method::FineTuning)
+            }
+        };
+        let Some(first) = first else { return Ok(None) };
+        let seconds = first.seconds;
+        let mut outcomes = vec![first];
+        for lr in lrs {
+            let tuned = setting(method, *lr);
+            let trained = match &self.tuned {
+                Some(file) if method == Method::FineTuning => Some(self.evaluated(tuned, file)?),
+                _ => self.trained(tuned, Start::Whole, &base, Constraint::None, seconds)?,
+            };
+            let Some(outcome) = trained else { return Ok(None) };
+            let seconds = outcome.seconds;
+            outcomes.push(outcome);
+            let file = match &self.tuned {
+                Some(file) if method == Method::FineTuning => file.clone(),
+                _ => self.model(&tuned),
+            };
+            let strengths = shares.iter().map(|share| (Method::WiseFt, *share));
+            for (method, strength) in strengths.chain(updates.iter().map(|n| (Method::TpgmPostHoc, *n))) {
+                if self.stop.requested() {
+                    return Ok(None);
+                }
+                let between = Setting { method, lr: *lr, strength: Some(strength), seed };
+                outcomes.push(self.between(between, &base, &file, seconds)?);
+            }
+        }
+        Ok(Some(outcomes))
+    }
+
+    /// A model that is trained already.
+    fn evaluated(&self, setting: Setting, file: &Path) -> Result<Outcome> {
+        match self.known(&setting)? {
+            Some(outcome) => Ok(outcome),
+            None => self.finish(setting, &self.open(file, setting.seed)?, 0.0, StepTimes::default()),
+        }
+    }
+
+    fn trained(
+        &self,
+        setting: Setting,
+        start: Start,
+        checkpoint: &Path,
+        constraint: Constraint,
+        seconds_before: f64,
+    ) -> Result<Option<Outcome>> {
+        if let Some(outcome) = self.known(&setting)? {
+            return Ok(Some(outcome));
+        }
+        let run = Run {
+            task: self.task,
+            recipe: self.recipe,
+            title: setting.method.name().to_owned(),
+            start,
+            checkpoint,
+            folder: self.runs.join(setting.folder()),
+            constraint,
+            lr: match (setting.method, self.recipe.head_lr) {
+                (Method::LinearProbe, Some(lr)) => lr,
+                (Method::LinearProbe, None) => self.recipe.rate,
+                _ => setting.lr,
+            },
+            seed: setting.seed,
+        };
+        match run.train(self.progress, self.stop)? {
+            Ended::Stopped => Ok(None),
+            Ended::Done(net, times) => {
+                self.keep_model(&setting, checkpoint, &net)?;
+                self.finish(setting, &net, seconds_before + times.total(), times).map(Some)
+            }
+        }
+    }
+
+    /// WiSE-FT and TPGM post hoc: a model between two checkpoints.
+    fn between(&self, setting: Setting, from: &Path, to: &Path, seconds_before: f64) -> Result<Outcome> {
+        if let Some(outcome) = self.known(&setting)? {
+            return Ok(outcome);
+        }
+        let begun = Instant::now();
+        let net = self.open(from, setting.seed)?;
+        let tuned = self.open(to, setting.seed)?;
+        for param in net.params.all() {
+            param.var().set(tuned.params.get(param.name())?.var())?;
+        }
+        let strength = setting.strength.context("a method between two models has a strength")?;
+        if setting.method == Method::WiseFt {
+            let mut interpolation = Interpolation::new(&net.params)?;
+            interpolation.set(strength)?;
+            interpolation.keep();
+        } else {
+            self.learn_radii(&net, strength as usize, setting.seed)?;
+        }
+        let seconds = seconds_before + begun.elapsed().as_secs_f64();
+        self.finish(setting, &net, seconds, StepTimes::default())
+    }
+
+    /// TPGM post hoc: leaves the weights projected.
+    fn learn_radii(&self, net: &Net<T::Model>, updates: usize, seed: u64) -> Result<()> {
+        let order = DataOrder::new(self.task.samples(Pool::Radii), self.recipe.radii_batch, seed)?;
+        std::thread::scope(|scope| {
+            let make = |samples: &[usize], epoch| self.task.batch(Pool::Radii, samples, epoch);
+            let mut batches = Loader::new(scope, order, self.task.ahead(), make);
+            let config = TpgmConfig { norm: Norm::L2, adam: RadiusAdam::default() };
+            let loss = |_| {
+                let batch = batches.next().map_err(candle_core::Error::wrap)?;
+                self.task.loss(&net.model, &batch, Mode::Evaluate)
+            };
+            Tpgm::post_hoc(&net.params, config, updates, loss)?;
+            Ok(())
+        })
+    }
+
+    /// A model whose weights are all in a checkpoint.
+    fn open(&self, checkpoint: &Path, seed: u64) -> Result<Net<T::Model>> {
+        Net::open(self.task, self.recipe, checkpoint, Start::Whole, seed)
+    }
+
+    fn finish(
+        &self,
+        setting: Setting,
+        net: &Net<T::Model>,
+        seconds: f64,
+        times: StepTimes,
+    ) -> Result<Outcome> {
+        let outcome = Outcome { setting, scores: self.task.scores(&net.model)?, seconds, times };
+        files::write_json(&self.outcome(&setting), &outcome)?;
+        Ok(outcome)
+    }
+
+    /// The outcome of an earlier call.
+    fn known(&self, setting: &Setting) -> Result<Option<Outcome>> {
+        files::read_json(&self.outcome(setting))
+    }
+
+    /// Writes all weights of a trained model, those that were frozen too.
+    fn keep_model(&self, setting: &Setting, checkpoint: &Path, net: &Net<T::Model>) -> Result<()> {
+        let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load(checkpoint, &Device::Cpu)?;
+        tensors.extend(net.params.tensors());
+        let path = self.model(setting);
+        let beside = path.with_extension("part");
+        candle_core::safetensors::save(&tensors, &beside)
+            .with_context(|| format!("cannot write {}", beside.display()))?;
+        std::fs::rename(&beside, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn outcome(&self, setting: &Setting) -> PathBuf {
+        self.runs.join(setting.folder()).join("outcome.json")
+    }
+
+    /// The weights of a finished run.
+    pub fn model(&self, setting: &Setting) -> PathBuf {
+        self.runs.join(setting.folder()).join("model.safetensors")
+    }
+
+    /// The log of a run.
+    pub fn log(&self, setting: &Setting) -> PathBuf {
+        self.runs.join(setting.folder()).join("log.jsonl")
+    }
+}

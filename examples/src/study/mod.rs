@@ -1,0 +1,212 @@
+//! Methods of robust fine-tuning side by side: the same data, the same sweep, one table.
+//!
+//! An example says what is fine-tuned, as a [`Task`], and how long, as a [`Recipe`]. Every result is a file, so that an
+//! interrupted study goes on where it was.
+
+mod experiment;
+mod folder;
+mod lab;
+mod method;
+mod report;
+mod run;
+
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+use tpgm_candle::Rule;
+use tpgm_candle::nn::DropoutRng;
+
+pub use self::experiment::{Outcomes, once, sweep};
+pub use self::folder::{how_to_resume, prepare};
+pub use self::lab::{Lab, Outcome, Setting};
+pub use self::method::Method;
+pub use self::report::{Described, write};
+pub use self::run::{Net, Start};
+
+/// Which samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// For training.
+    Train,
+    /// Held out, for learning radii.
+    Radii,
+}
+
+/// Which of a model's two behaviors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// With dropout, statistics of the batch, and other things that training does.
+    Train,
+    /// As it is used.
+    Evaluate,
+}
+
+impl Mode {
+    /// The flag of candle's `forward_t`.
+    pub fn is_train(self) -> bool {
+        self == Mode::Train
+    }
+}
+
+/// What is fine-tuned, on what, and how it is judged.
+pub trait Task: Sync {
+    /// The network.
+    type Model;
+    /// Some samples, ready for the model.
+    type Batch: Send + 'static;
+
+    /// What the names of the head's tensors begin with, before a dot.
+    fn head(&self) -> &str;
+
+    /// Asks `vb` for every tensor.
+    ///
+    /// # Errors
+    ///
+    /// `vb` has no tensor of a name, or of another shape.
+    fn model(&self, vb: VarBuilder, dropout: &DropoutRng) -> Result<Self::Model>;
+
+    /// Number of samples.
+    fn samples(&self, pool: Pool) -> usize;
+
+    /// Reads samples; `None` if none of them can be read. The same arguments give the same batch.
+    ///
+    /// # Errors
+    ///
+    /// What the task does not pass over.
+    fn batch(&self, pool: Pool, samples: &[usize], epoch: u64) -> Result<Option<Self::Batch>>;
+
+    /// Batches to make ahead on another thread.
+    fn ahead(&self) -> usize {
+        0
+    }
+
+    /// Mean loss of a batch.
+    ///
+    /// # Errors
+    ///
+    /// The model fails.
+    fn loss(&self, model: &Self::Model, batch: &Self::Batch, mode: Mode) -> candle_core::Result<Tensor>;
+
+    /// Names of the test sets. The first has the distribution of the training data.
+    fn domains(&self) -> Vec<String>;
+
+    /// Judges a model.
+    ///
+    /// # Errors
+    ///
+    /// The model fails, or a set has no samples.
+    fn scores(&self, model: &Self::Model) -> Result<Scores>;
+}
+
+/// Shares in `[0, 1]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Accuracy on held-out samples of the training distribution: what settings are chosen by.
+    pub choice: f64,
+    /// Accuracy on each of [`Task::domains`].
+    #[serde(rename = "domains")]
+    pub accuracy: Vec<f64>,
+    /// Macro-F1 on each of them; empty where it is not reported.
+    #[serde(default)]
+    pub macro_f1: Vec<f64>,
+}
+
+impl Scores {
+    /// Accuracy in the domain of fine-tuning.
+    pub fn id(&self) -> f64 {
+        self.accuracy[0]
+    }
+
+    /// Mean accuracy in the other domains; NaN if there are none.
+    pub fn ood(&self) -> f64 {
+        mean(&self.accuracy[1..])
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// What a study starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// The checkpoint has no head for these classes: it is made anew, and WiSE-FT and TPGM post hoc go from a linear probe to
+    /// LP-FT.
+    New,
+    /// The checkpoint classifies already, as a zero-shot model does: WiSE-FT and TPGM post hoc go from it to fine-tuning.
+    InCheckpoint,
+}
+
+/// How every model of a study is trained.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// Where the head comes from.
+    pub head: Head,
+    /// Optimizer steps of a training run.
+    pub steps: u64,
+    /// Samples per step.
+    pub batch: usize,
+    /// Samples per update of radii.
+    pub radii_batch: usize,
+    /// The rule at a learning rate.
+    pub rule: fn(f64) -> Rule,
+    /// Steps in which the learning rate rises; along half a cosine wave it falls to zero afterwards.
+    pub warmup: u64,
+    /// Steps between two changes of the learning rate.
+    pub lr_every: u64,
+    /// Learning rate of the head, and of everything that is trained of a linear probe; `None`: as the rest.
+    pub head_lr: Option<f64>,
+    /// Learning rates of the rest that a sweep tries.
+    pub rates: Vec<f64>,
+    /// The learning rate without a sweep.
+    pub rate: f64,
+    /// Methods with another learning rate without a sweep.
+    pub own_rates: Vec<(Method, f64)>,
+    /// The strengths that a sweep tries.
+    pub strengths: fn(Method) -> &'static [f64],
+    /// The methods to compare, in the order of the table.
+    pub methods: Vec<Method>,
+    /// Steps between two checkpoints; 0 saves only when stopped.
+    pub save_every: u64,
+    /// Threads of a training run.
+    pub threads: usize,
+}
+
+impl Recipe {
+    /// The learning rate of a method without a sweep.
+    fn rate(&self, method: Method) -> f64 {
+        self.own_rates.iter().find(|(of, _)| *of == method).map_or(self.rate, |(_, rate)| *rate)
+    }
+
+    /// Whether a method is part of the row of runs that begins with the linear probe or the zero-shot model.
+    fn in_row(&self, method: Method) -> bool {
+        match method {
+            Method::LinearProbe | Method::LpFt => self.head == Head::New,
+            Method::ZeroShot | Method::FineTuning => self.head == Head::InCheckpoint,
+            Method::WiseFt | Method::TpgmPostHoc => true,
+            _ => false,
+        }
+    }
+
+    /// Checks that the methods fit what the study starts from.
+    ///
+    /// # Errors
+    ///
+    /// Names the method that does not.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(!self.methods.is_empty(), "no methods to compare");
+        for method in &self.methods {
+            let fits = match self.head {
+                Head::New => *method != Method::ZeroShot,
+                Head::InCheckpoint => !matches!(method, Method::LinearProbe | Method::LpFt),
+            };
+            let why = match self.head {
+                Head::New => "needs a checkpoint that classifies already",
+                Head::InCheckpoint => "makes a new head, but the checkpoint has one",
+            };
+            ensure!(fits, "{} {why}", method.name());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,236 @@
+//! `finetune_text` from files to tables, with a tiny random model. Nothing here is about accuracy.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, too")]
+
+// The modules of the example, as its main file has them: an example is not a library that a test could use.
+#[path = "../examples/finetune_text/cli.rs"]
+mod cli;
+#[path = "../examples/finetune_text/pooling.rs"]
+mod pooling;
+#[path = "../examples/finetune_text/task.rs"]
+mod task;
+#[path = "../examples/finetune_text/texts.rs"]
+mod texts;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use clap::Parser;
+use serde_json::json;
+use tpgm_candle::models::bert::{Bert, BertConfig};
+use tpgm_candle::nn::DropoutRng;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+use tpgm_examples::study::{Method, Outcome};
+use tpgm_examples::timing::StepTimes;
+
+use crate::cli::{Args, run};
+
+const WORDS: [&str; 6] = ["draw", "paint", "shoot", "jump", "mail", "chat"];
+
+/// A model of one block with a word for a token, in the layout of sentence-transformers, and with a tensor that is not used.
+fn model(folder: &Path) {
+    let config = json!({"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 12, "max_position_embeddings": 16, "type_vocab_size": 2});
+    fs::create_dir_all(folder.join("1_Pooling")).unwrap();
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    fs::write(folder.join(pooling::FILE), json!({"pooling_mode_mean_tokens": true}).to_string()).unwrap();
+    let words = ["[PAD]", "[UNK]", "[CLS]"].into_iter().chain(WORDS).enumerate();
+    let vocabulary: BTreeMap<_, _> = words.map(|(id, word)| (word, id)).collect();
+    let tokenizer = json!({
+        "version": "1.0", "added_tokens": [], "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Whitespace"}, "decoder": null, "truncation": null, "padding": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}}},
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
+    });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let map = candle_nn::VarMap::new();
+    let vb = candle_nn::VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
+    let config = BertConfig::from_file(folder.join("config.json")).unwrap();
+    Bert::new(&config, &DropoutRng::new(0), vb).unwrap();
+    let mut tensors: HashMap<String, Tensor> = map
+        .data()
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|(name, var)| {
+            let phase = name.len() as f64;
+            let wave = Tensor::arange(0f32, var.elem_count() as f32, &Device::Cpu).unwrap();
+            let wave = (wave.affine(0.37, phase).unwrap().sin().unwrap() * 0.4).unwrap();
+            let base = if name.contains("LayerNorm.weight") { 1.0 } else { 0.0 };
+            (name.clone(), (wave + base).unwrap().reshape(var.shape()).unwrap())
+        })
+        .collect();
+    tensors.insert("pooler.dense.bias".to_owned(), Tensor::ones(8, DType::F32, &Device::Cpu).unwrap());
+    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+}
+
+/// Texts of three classes, each with two words of its own.
+fn texts(path: &Path, count: usize) {
+    let mut content = "label,text\n".to_owned();
+    for number in 0..count {
+        let class = number % 3;
+        let words: Vec<_> = (0..2 + number % 4).map(|word| WORDS[2 * class + (number + word) % 2]).collect();
+        writeln!(content, "{},\"{}\"", ["Graphics", "Game", "Network"][class], words.join(" ")).unwrap();
+    }
+    fs::write(path, content).unwrap();
+}
+
+/// Runs the command line on a folder with a model and texts, with some options more.
+fn command(folder: &Path, out: &str, options: &[&str], stop: &Stop) -> Result<()> {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (id, ood) = (format!("id={}", path("id.csv")), path("short.csv"));
+    let files = [path("model"), path("train.csv"), path("val.csv"), path(out)];
+    let args = [
+        "finetune_text",
+        "--model",
+        &files[0],
+        "--train",
+        &files[1],
+        "--held-out",
+        &files[2],
+        "--out",
+        &files[3],
+    ];
+    let more =
+        ["--test", &id, "--test", &ood, "--jobs", "1", "--epochs", "2", "--batch", "8", "--max-length", "16"];
+    let args = Args::try_parse_from(args.iter().chain(&more).chain(options))?;
+    run(&args, &Progress::hidden(), stop)
+}
+
+fn study() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    model(&folder.path().join("model"));
+    for (name, count) in [("train.csv", 24), ("val.csv", 12), ("id.csv", 9), ("short.csv", 6)] {
+        texts(&folder.path().join(name), count);
+    }
+    folder
+}
+
+/// Outcomes without times, and the bytes of every model.
+fn results(out: &Path) -> (String, Vec<(String, Vec<u8>)>) {
+    let mut outcomes: Vec<Outcome> =
+        serde_json::from_slice(&fs::read(out.join("outcomes.json")).unwrap()).unwrap();
+    for outcome in &mut outcomes {
+        (outcome.seconds, outcome.times) = (0.0, StepTimes::default());
+    }
+    let mut models = Vec::new();
+    for run in fs::read_dir(out.join("runs")).unwrap() {
+        let run = run.unwrap();
+        if let Ok(bytes) = fs::read(run.path().join("model.safetensors")) {
+            models.push((run.file_name().into_string().unwrap(), bytes));
+        }
+    }
+    models.sort();
+    (format!("{outcomes:?}"), models)
+}
+
+#[test]
+fn nine_methods_leave_tables_plots_and_models_and_an_interrupted_run_the_same() {
+    let folder = study();
+    command(folder.path(), "whole", &[], &Stop::never()).unwrap();
+    let out = folder.path().join("whole");
+    for name in ["table.md", "macro_f1.md"] {
+        let table = fs::read_to_string(out.join(name)).unwrap();
+        assert_eq!(table.lines().count(), 2 + 9, "{table}");
+        for word in ["id (ID)", "short", "OOD mean", "LP-FT", "WiSE-FT", "DiGraP"] {
+            assert!(table.contains(word), "{word}: {table}");
+        }
+    }
+    assert!(fs::read_to_string(out.join("times.md")).unwrap().contains("| TPGM | "));
+    for file in ["frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"] {
+        assert!(out.join(file).exists(), "{file}");
+    }
+    // All of the checkpoint is in a model, also what the encoder does not use.
+    let tuned =
+        candle_core::safetensors::load(out.join("runs/FTP_lr0.0001_1_seed0/model.safetensors"), &Device::Cpu);
+    let tuned = tuned.unwrap();
+    assert!(tuned.contains_key("pooler.dense.bias") && tuned["classifier.weight"].dims() == [3, 8]);
+
+    command(folder.path(), "cut", &[], &Stop::after(5)).unwrap();
+    assert!(!folder.path().join("cut/table.md").exists());
+    for _ in 0..4 {
+        command(folder.path(), "cut", &["--resume"], &Stop::after(11)).unwrap();
+    }
+    command(folder.path(), "cut", &["--resume"], &Stop::never()).unwrap();
+    let ((outcomes, models), (expected, expected_models)) =
+        (results(&folder.path().join("cut")), results(&out));
+    assert_eq!(outcomes, expected);
+    assert_eq!(models.len(), 8);
+    assert!(models == expected_models);
+}
+
+#[test]
+fn a_sweep_repeats_the_chosen_settings_with_other_seeds() {
+    let folder = study();
+    let options =
+        ["--full", "--seeds", "2", "--methods", "ftp,wise-ft", "--rates", "1e-3,1e-4", "--epochs", "1"];
+    command(folder.path(), "out", &options, &Stop::never()).unwrap();
+    let out = folder.path().join("out");
+    let table = fs::read_to_string(out.join("table.md")).unwrap();
+    assert_eq!(table.lines().count(), 2 + 2, "{table}");
+    assert!(table.contains(" ± "), "{table}");
+    let read = |name| serde_json::from_slice::<Vec<Outcome>>(&fs::read(out.join(name)).unwrap()).unwrap();
+    let seeds = |outcomes: Vec<Outcome>, method| {
+        outcomes
+            .iter()
+            .filter(|outcome| outcome.setting.method == method)
+            .map(|o| o.setting.seed)
+            .collect::<Vec<_>>()
+    };
+    // Two rates x two values of k, two rates x three shares; then one each.
+    assert_eq!(seeds(read("outcomes.json"), Method::Ftp), [0; 4]);
+    assert_eq!(seeds(read("outcomes.json"), Method::WiseFt), [0; 6]);
+    assert_eq!(seeds(read("other_seeds.json"), Method::Ftp), [1]);
+    assert_eq!(seeds(read("other_seeds.json"), Method::WiseFt), [1]);
+}
+
+#[test]
+fn held_out_texts_come_from_the_training_file_if_there_are_no_others() {
+    let folder = study();
+    let path = |name: &str| folder.path().join(name);
+    let encoder = tpgm_examples::data::text::TextEncoder::open(&path("model"), 16).unwrap();
+    let fields = tpgm_examples::data::text::Fields { label: "label".to_owned(), text: "text".to_owned() };
+    let tests = [("id".to_owned(), path("id.csv"))];
+    texts(&path("train.csv"), 60);
+    let train = path("train.csv");
+    let files = texts::Files { train: &train, held_out: None, tests: &tests, fields };
+    let texts = texts::Texts::read(&files, &encoder, &tpgm_examples::data::Problems::default()).unwrap();
+    assert_eq!([texts.train.len(), texts.radii.len(), texts.choice.len()], [48, 6, 6]);
+    assert_eq!(texts.classes, ["Game", "Graphics", "Network"]);
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    let folder = study();
+    let fails = |options: &[&str]| {
+        format!("{:#}", command(folder.path(), "bad", options, &Stop::never()).unwrap_err())
+    };
+    let has = |error: String, part: &str| assert!(error.contains(part), "{part}: {error}");
+    has(fails(&["--text-column", "body"]), "train.csv has no column `body`, only label, text");
+    has(fails(&["--test", "nowhere.csv"]), "nowhere.csv");
+    has(fails(&["--max-length", "99"]), "the model takes up to 16 tokens");
+    has(fails(&["--epochs", "0"]), "--epochs");
+    has(fails(&["--resume"]), "leave out --resume");
+    has(fails(&["--methods", "sgd"]), "sgd");
+    has(fails(&["--rates", "1e25", "--methods", "fine-tuning"]), "fine-tuning: step 1 at learning rate");
+
+    // A row without a class, and one whose class is not in the training texts.
+    let path = folder.path().join("id.csv");
+    let rows = fs::read_to_string(&path).unwrap() + ",draw\nMusic,paint\n";
+    fs::write(&path, rows).unwrap();
+    has(fails(&["--strict"]), "id.csv:11: no `label`");
+    command(folder.path(), "good", &["--methods", "linear-probe"], &Stop::never()).unwrap();
+
+    fs::write(folder.path().join("model").join(pooling::FILE), "{}").unwrap();
+    has(fails(&[]), "only the mean over tokens or the first token");
+    fs::remove_file(folder.path().join("model/tokenizer.json")).unwrap();
+    has(fails(&[]), "has no tokenizer.json");
+}
