@@ -10,6 +10,12 @@ pub fn default_count() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().min(4))
 }
 
+/// Processors for each of some runs at the same time, at least 1.
+pub fn threads_of(runs: usize) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (processors / runs.max(1)).max(1)
+}
+
 /// Runs `work` on every task, at most `workers` at a time, and returns the results in the order of the tasks.
 ///
 /// Each worker has a thread pool of its own with `threads` threads: small models train faster side by side than one after

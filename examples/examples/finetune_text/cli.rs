@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tpgm_candle::models::bert::BertConfig;
-use tpgm_examples::data::text::{Fields, TextEncoder, named};
-use tpgm_examples::data::{Problems, Strictness};
+use tpgm_examples::data::text::{Fields, TextEncoder};
+use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Task};
@@ -121,8 +121,7 @@ impl Args {
 
     /// Processors for each run.
     pub(crate) fn threads(&self) -> usize {
-        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-        (processors / self.jobs()).max(1)
+        workers::threads_of(self.jobs())
     }
 }
 

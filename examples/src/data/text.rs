@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{Device, Tensor};
@@ -258,23 +258,6 @@ impl TextSet {
     }
 }
 
-/// The files of a comma-separated or repeated option, `name=path`; without a name it is that of the file.
-///
-/// # Errors
-///
-/// No path.
-pub fn named(option: &str) -> Result<(String, PathBuf)> {
-    let (name, path) = match option.split_once('=') {
-        Some((name, path)) => (name.to_owned(), PathBuf::from(path)),
-        None => {
-            let path = PathBuf::from(option);
-            (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path)
-        }
-    };
-    ensure!(!name.is_empty() && !path.as_os_str().is_empty(), "`{option}`: expected NAME=FILE or FILE");
-    Ok((name, path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -350,12 +333,5 @@ mod tests {
         assert_eq!(batch.ids.to_vec2::<u32>().unwrap(), [[8, 4], [9, 10]]);
         assert_eq!(batch.mask.to_vec2::<u32>().unwrap(), [[1, 0], [1, 1]]);
         assert_eq!(batch.labels.to_vec1::<u32>().unwrap(), [0, 2]);
-    }
-
-    #[test]
-    fn options_name_files() {
-        assert_eq!(named("de=a/b.csv").unwrap(), ("de".to_owned(), PathBuf::from("a/b.csv")));
-        assert_eq!(named("a/b.csv").unwrap(), ("b".to_owned(), PathBuf::from("a/b.csv")));
-        assert!(named("de=").is_err());
     }
 }

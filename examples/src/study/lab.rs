@@ -269,7 +269,7 @@ impl<T: Task> Lab<'_, T> {
     /// Writes all weights of a trained model, those that were frozen too.
     fn keep_model(&self, setting: &Setting, checkpoint: &Path, net: &Net<T::Model>) -> Result<()> {
         let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load(checkpoint, &Device::Cpu)?;
-        tensors.extend(net.params.tensors());
+        tensors.extend(net.params.values());
         let path = self.model(setting);
         let beside = path.with_extension("part");
         candle_core::safetensors::save(&tensors, &beside)

@@ -59,6 +59,11 @@ pub trait Task: Sync {
     /// What the names of the head's tensors begin with, before a dot.
     fn head(&self) -> &str;
 
+    /// Patterns of tensors that are never trained.
+    fn frozen(&self) -> &[&str] {
+        &[]
+    }
+
     /// Asks `vb` for every tensor.
     ///
     /// # Errors

@@ -62,6 +62,9 @@ impl<M> Net<M> {
             Start::Pretrained if recipe.head == Head::New => params.head(&head),
             Start::Pretrained | Start::Whole => params,
         };
+        for pattern in task.frozen() {
+            params = params.freeze(*pattern);
+        }
         if let Some(lr) = recipe.head_lr {
             params = params.group(Group::new(&head).lr(lr));
         }
@@ -169,7 +172,7 @@ impl<T: Task> Run<'_, T> {
                     times,
                 };
                 let state = TrainState::new(optimizer.steps())
-                    .weights(net.params.tensors())?
+                    .weights(net.params.values())?
                     .state("optimizer", optimizer.state()?)?
                     .value("position", &position)?;
                 checkpointer.save(&state).map(drop)

@@ -1,0 +1,208 @@
+//! The order of things.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use tpgm_candle::DataOrder;
+use tpgm_examples::data::images::{Augmentation, Transform};
+use tpgm_examples::data::{Problems, Strictness, named};
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+use tpgm_examples::study::{self, Described, Head, Lab, Recipe, Task};
+use tpgm_examples::{files, hub};
+
+use crate::images::{Images, Places};
+use crate::network::Arch;
+use crate::options::Args;
+use crate::preset::{Defaults, Preset, Schedule};
+use crate::start::{Found, Prompts};
+use crate::task::Classification;
+
+/// What must be the same to go on with a run.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Config {
+    preset: Option<Preset>,
+    arch: Arch,
+    model: String,
+    config: Option<PathBuf>,
+    prefix: String,
+    train: PathBuf,
+    held_out: Option<PathBuf>,
+    tests: Vec<(String, PathBuf)>,
+    root: Option<PathBuf>,
+    zero_shot: bool,
+    class_names: Option<PathBuf>,
+    templates: Vec<String>,
+    tuned: Option<PathBuf>,
+    full: bool,
+    seed: u64,
+    epochs: u64,
+    batch: usize,
+    rates: Vec<f64>,
+    head_lr: Option<f64>,
+    transform: Transform,
+    augmentation: Augmentation,
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+///
+/// Options that do not fit, files that cannot be read or written, a loss that is not finite.
+pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
+    let begun = Instant::now();
+    let defaults = Defaults::of(args.preset, args.arch);
+    let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
+    let (folder, checkpoint) = locate(args)?;
+    let beside = folder.join("config.json");
+    // The files of CLIP's and other ResNets come without one, or with one of another kind.
+    let has_config = beside.exists() && matches!(args.arch, Arch::Vit | Arch::ClipVit);
+    let shape_file = args.config.clone().or(has_config.then_some(beside));
+    let shape = args.arch.shape(shape_file.as_deref())?;
+    let side = shape.side().unwrap_or(args.side);
+    let usual = args.arch.transform();
+    let transform = Transform { side, resize: (side * usual.resize).div_ceil(usual.side), ..usual };
+    let augmentation = Augmentation { smallest_area: args.smallest_area, mirror: true };
+    ensure!(
+        args.smallest_area > 0.0 && args.smallest_area <= 1.0,
+        "--smallest-area is {}: it must be above 0 and at most 1",
+        args.smallest_area
+    );
+    let config = Config {
+        preset: args.preset,
+        arch: args.arch,
+        model: args.model.clone(),
+        config: args.config.clone(),
+        prefix: args.prefix.clone(),
+        train: args.train.clone(),
+        held_out: args.held_out.clone(),
+        tests: tests.clone(),
+        root: args.root.clone(),
+        zero_shot: args.zero_shot,
+        class_names: args.class_names.clone(),
+        templates: args.templates.clone(),
+        tuned: args.tuned.clone(),
+        full: args.full,
+        seed: args.seed,
+        epochs: args.epochs.unwrap_or(defaults.epochs),
+        batch: args.batch.map_or(defaults.batch, NonZero::get),
+        rates: args.rates.clone().unwrap_or_else(|| defaults.rates.clone()),
+        head_lr: args.head_lr.or(defaults.head_lr),
+        transform,
+        augmentation,
+    };
+    ensure!(config.epochs > 0, "--epochs is 0: there is nothing to compare without training");
+    ensure!(!config.rates.is_empty(), "--rates is empty");
+    ensure!(
+        args.tuned.is_none() || args.zero_shot,
+        "--tuned goes with --zero-shot: from which WiSE-FT and TPGM start"
+    );
+
+    let problems = Problems::new(if args.strict { Strictness::Fail } else { Strictness::PassOver });
+    let places = Places {
+        train: &args.train,
+        held_out: args.held_out.as_deref(),
+        tests: &tests,
+        root: args.root.as_deref(),
+    };
+    let images = Images::find(&places, transform, augmentation, problems)?;
+    progress.line(images.describe());
+    let recipe = recipe(args, &defaults, &config, images.train.len())?;
+    recipe.validate()?;
+
+    let runs = study::prepare(&args.out, args.resume, &config)?;
+    let classes = images.classes().to_vec();
+    let found = Found { path: &checkpoint, prefix: &args.prefix, shape: &shape, classes: &classes };
+    let (start, tuned) = (args.out.join("start.safetensors"), args.out.join("tuned.safetensors"));
+    if !(args.resume && start.exists()) {
+        let prompts = args.zero_shot.then(|| Prompts {
+            names: args.class_names.as_deref(),
+            templates: &args.templates,
+            tokenizer: folder.join("tokenizer.json"),
+        });
+        found.write(&start, prompts.as_ref())?;
+        if let Some(path) = &args.tuned {
+            Found { path, prefix: "", ..found }.write_whole(&tuned)?;
+        }
+    }
+    let task = Classification { head: found.head()?, shape: shape.clone(), images };
+    let lab = Lab {
+        task: &task,
+        recipe: &recipe,
+        checkpoint: start,
+        tuned: args.tuned.as_ref().map(|_| tuned),
+        runs,
+        progress,
+        stop,
+    };
+    lab.audit(args.seed)?;
+
+    let outcomes = if args.full {
+        study::sweep(&lab, args.jobs.get(), args.seed, args.seeds)?
+    } else {
+        study::once(&lab, args.jobs.get(), args.seed)?
+    };
+    if task.images.problems.count() > 0 {
+        progress.line(task.images.problems.to_string());
+    }
+    let Some(outcomes) = outcomes else {
+        progress.line(study::how_to_resume());
+        return Ok(());
+    };
+    let domains = task.domains();
+    let described = Described {
+        title: "each method's settings; the one chosen on held-out images is large",
+        id: &format!("on {}", domains[0]),
+        ood: &format!("on {} shifted sets", domains.len() - 1),
+    };
+    study::write(&args.out, &lab, &outcomes, described)?;
+    if let Some(preset) = args.preset {
+        let beside = preset.published(args.arch).beside(&domains, &outcomes.all);
+        files::write(&args.out.join("published.md"), beside.markdown())?;
+        progress.line(format!("published and measured accuracy in percent\n{}", beside.text()));
+    }
+    progress.line(format!("{:.0} seconds in all; see {}", begun.elapsed().as_secs_f64(), args.out.display()));
+    Ok(())
+}
+
+/// The folder of the model, and its checkpoint.
+fn locate(args: &Args) -> Result<(PathBuf, PathBuf)> {
+    let path = Path::new(&args.model);
+    if path.is_file() {
+        return Ok((path.parent().unwrap_or(Path::new(".")).to_owned(), path.to_owned()));
+    }
+    let optional = ["config.json", "tokenizer.json"];
+    let folder = hub::model_folder(&args.model, &["model.safetensors"], &optional)?;
+    let checkpoint = folder.join("model.safetensors");
+    Ok((folder, checkpoint))
+}
+
+fn recipe(args: &Args, defaults: &Defaults, config: &Config, images: usize) -> Result<Recipe> {
+    let per_epoch = DataOrder::new(images, config.batch, 0)?.batches_per_epoch();
+    let steps = per_epoch * config.epochs;
+    let each_step = defaults.schedule == Schedule::EachStep;
+    // Learning rates that were given count for every method.
+    let own_rates = if args.rates.is_some() { Vec::new() } else { defaults.own_rates.clone() };
+    let head_lr = if args.zero_shot { args.head_lr } else { config.head_lr };
+    let methods = args.methods.clone().unwrap_or_else(|| defaults.methods.clone());
+    Ok(Recipe {
+        head: if args.zero_shot { Head::InCheckpoint } else { Head::New },
+        steps,
+        batch: config.batch,
+        radii_batch: defaults.radii_batch.unwrap_or(config.batch),
+        rule: defaults.rule,
+        warmup: if each_step { steps / 20 } else { 0 },
+        lr_every: if each_step { 1 } else { per_epoch },
+        head_lr,
+        rates: config.rates.clone(),
+        rate: config.rates[0],
+        own_rates,
+        strengths: defaults.strengths,
+        methods,
+        save_every: args.save_every,
+        threads: args.threads(),
+    })
+}

@@ -1,0 +1,90 @@
+//! The images of a study.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use tpgm_examples::data::images::{Augmentation, ImageList, Source, Transform};
+use tpgm_examples::data::{Problems, hold_out};
+
+/// Share of the training images that is held out when there are no others.
+const HELD_OUT: f64 = 0.1;
+
+/// Which images are held out does not depend on the seed of training: seeds are compared on the same images.
+const SPLIT_SEED: u64 = 0;
+
+/// Where images are.
+#[derive(Debug)]
+pub(crate) struct Places<'a> {
+    pub(crate) train: &'a Path,
+    pub(crate) held_out: Option<&'a Path>,
+    /// With the names of the sets; the first has the distribution of the training images.
+    pub(crate) tests: &'a [(String, PathBuf)],
+    /// What the paths of list files are relative to.
+    pub(crate) root: Option<&'a Path>,
+}
+
+/// Lists of images, and how they are prepared.
+pub(crate) struct Images {
+    pub(crate) train: ImageList,
+    /// For learning radii.
+    pub(crate) radii: ImageList,
+    /// For choosing settings.
+    pub(crate) choice: ImageList,
+    /// That no choice depends on.
+    pub(crate) tests: Vec<(String, ImageList)>,
+    /// In evaluations and for learning radii.
+    pub(crate) transform: Transform,
+    /// Of training images.
+    pub(crate) augmentation: Augmentation,
+    /// What could not be read.
+    pub(crate) problems: Problems,
+}
+
+impl Images {
+    /// Finds all images; they are read when they are needed. Held-out images are divided into halves: one for learning
+    /// radii, one for choosing settings, so that TPGM is not judged on what it has learned from.
+    ///
+    /// # Errors
+    ///
+    /// A folder or list that cannot be read or has no images, or too few images to hold some out.
+    pub(crate) fn find(
+        places: &Places<'_>,
+        transform: Transform,
+        augmentation: Augmentation,
+        problems: Problems,
+    ) -> Result<Self> {
+        let source = |path: &Path| Source::new(path, places.root);
+        let all = ImageList::training(&source(places.train)?)?;
+        let test = |path: &Path| ImageList::test(&source(path)?, all.classes());
+        let split = |list: &ImageList, share| {
+            hold_out(list.labels(), share, SPLIT_SEED)
+                .map(|(rest, out)| (list.select(&rest), list.select(&out)))
+                .with_context(|| format!("held-out images from {}", list.name().display()))
+        };
+        let (train, held_out) = match places.held_out {
+            Some(path) => (all.clone(), test(path)?),
+            None => split(&all, HELD_OUT)?,
+        };
+        let (radii, choice) = split(&held_out, 0.5)?;
+        let tests = places.tests.iter().map(|(name, path)| Ok((name.clone(), test(path)?)));
+        let tests = tests.collect::<Result<_>>()?;
+        Ok(Self { train, radii, choice, tests, transform, augmentation, problems })
+    }
+
+    /// The names of the classes.
+    pub(crate) fn classes(&self) -> &[String] {
+        self.train.classes()
+    }
+
+    /// Names and sizes of all lists, for the terminal.
+    pub(crate) fn describe(&self) -> String {
+        let lists = [("training", &self.train), ("radii", &self.radii), ("choice", &self.choice)];
+        let tests = self.tests.iter().map(|(name, list)| (name.as_str(), list));
+        let size = |(name, list): (&str, &ImageList)| match list.possible() {
+            Some(possible) => format!("{name} {} (of {} classes)", list.len(), possible.len()),
+            None => format!("{name} {}", list.len()),
+        };
+        let sizes: Vec<_> = lists.into_iter().chain(tests).map(size).collect();
+        format!("{} classes; images: {}", self.classes().len(), sizes.join(", "))
+    }
+}

@@ -1,0 +1,26 @@
+//! Fine-tunes an image classifier on a folder or list of images, and looks at shifted test sets; the two experiments of the
+//! TPGM paper are presets. The README beside this file says what data and models it takes.
+
+mod cli;
+mod images;
+mod network;
+mod options;
+mod preset;
+mod published;
+mod start;
+mod task;
+mod zero_shot;
+
+use anyhow::Result;
+use clap::Parser;
+use tpgm_examples::environment;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+
+fn main() -> Result<()> {
+    let args = options::Args::parse();
+    environment::for_threads(args.threads());
+    let stop = Stop::never();
+    stop.on_ctrl_c()?;
+    cli::run(&args, &Progress::terminal(), &stop)
+}

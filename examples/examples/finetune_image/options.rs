@@ -1,0 +1,112 @@
+//! The options of the command line.
+
+use std::num::NonZero;
+use std::path::PathBuf;
+
+use clap::Parser;
+use tpgm_examples::study::Method;
+use tpgm_examples::workers;
+
+use crate::network::Arch;
+use crate::preset::Preset;
+
+/// Fine-tunes an image classifier with methods of robust fine-tuning, and tests it on shifted images.
+///
+/// Images come from a folder with a folder per class, or a list file with lines `path class`. Ctrl-C saves; the same
+/// command with --resume goes on.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "finetune_image", version, args_override_self = true)]
+pub(crate) struct Args {
+    /// The experiment of a paper: sets the options below that are not given
+    #[arg(long, value_enum)]
+    pub(crate) preset: Option<Preset>,
+    /// Checkpoint (safetensors or PyTorch), folder with model.safetensors, or model of the Hugging Face hub (feature hf-hub)
+    #[arg(long)]
+    pub(crate) model: String,
+    /// Kind of network
+    #[arg(long, value_enum)]
+    pub(crate) arch: Arch,
+    /// Shape of the network [default: config.json beside the checkpoint, or the usual shape]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// What the checkpoint's names begin with, for example `module.base_encoder.`
+    #[arg(long, default_value = "")]
+    pub(crate) prefix: String,
+    /// Training images
+    #[arg(long, value_name = "FOLDER|LIST")]
+    pub(crate) train: PathBuf,
+    /// Held-out images, like the training images: one half for learning radii, one for choosing settings [default: a tenth
+    /// of the training images]
+    #[arg(long, value_name = "FOLDER|LIST")]
+    pub(crate) held_out: Option<PathBuf>,
+    /// Test images; the first are in distribution, the others are shifted. No setting is chosen on them
+    #[arg(long = "test", value_name = "[NAME=]FOLDER|LIST", required = true)]
+    pub(crate) tests: Vec<String>,
+    /// What the paths of list files are relative to [default: the folder of the list]
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) root: Option<PathBuf>,
+    /// Stop at an image that cannot be read, instead of counting and naming it
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Start from CLIP's zero-shot classifier instead of a new head; takes tokenizer.json in the folder of the model
+    #[arg(long)]
+    pub(crate) zero_shot: bool,
+    /// Names of the classes for zero-shot prompts, one per line, in the order of the classes [default: the folders' names]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) class_names: Option<PathBuf>,
+    /// Zero-shot prompt, `{}` being the class; give several for their mean
+    #[arg(long = "template", value_name = "TEXT", default_value = "a photo of a {}.")]
+    pub(crate) templates: Vec<String>,
+    /// A checkpoint fine-tuned elsewhere, with its head: WiSE-FT and TPGM post hoc take it instead of training
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tuned: Option<PathBuf>,
+    /// Folder for tables, plots, logs and models
+    #[arg(long, default_value = "runs/finetune_image")]
+    pub(crate) out: PathBuf,
+    /// Go on with the interrupted run in --out
+    #[arg(long)]
+    pub(crate) resume: bool,
+    /// Sweep learning rate and strength of every method, then repeat the best with other seeds
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Methods to compare [default: fine-tuning, TPGM, FTP, or those of the preset]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "METHODS")]
+    pub(crate) methods: Option<Vec<Method>>,
+    /// Seed of the head's initial weights, dropout and the order of images; with --full the first of several
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Seeds of --full
+    #[arg(long, default_value_t = 3)]
+    pub(crate) seeds: u64,
+    /// Passes over the training images [default: 10, or those of the preset]
+    #[arg(long)]
+    pub(crate) epochs: Option<u64>,
+    /// Images per step [default: 64, or those of the preset]
+    #[arg(long)]
+    pub(crate) batch: Option<NonZero<usize>>,
+    /// Learning rates that --full tries; without it, the first one is used [default: 1e-5,1e-4, or those of the preset]
+    #[arg(long, value_delimiter = ',', value_name = "RATES")]
+    pub(crate) rates: Option<Vec<f64>>,
+    /// Learning rate of a new head [default: 1e-3, or that of the preset]
+    #[arg(long)]
+    pub(crate) head_lr: Option<f64>,
+    /// Smallest share of a training image that is cut out at random
+    #[arg(long, default_value_t = 0.08)]
+    pub(crate) smallest_area: f64,
+    /// Side of the images in pixels, for networks that take any
+    #[arg(long, default_value_t = 224)]
+    pub(crate) side: usize,
+    /// Steps between two checkpoints; 0 saves only when stopped
+    #[arg(long, default_value_t = 500)]
+    pub(crate) save_every: u64,
+    /// Runs at the same time; processors are divided among them
+    #[arg(long, default_value_t = NonZero::<usize>::MIN)]
+    pub(crate) jobs: NonZero<usize>,
+}
+
+impl Args {
+    /// Processors for each run.
+    pub(crate) fn threads(&self) -> usize {
+        workers::threads_of(self.jobs.get())
+    }
+}

@@ -1,0 +1,97 @@
+//! The checkpoint that a study starts from: any file that can be read, as safetensors with the names of the network.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor};
+use tpgm_candle::Params;
+use tpgm_candle::models::clip::Clip;
+use tpgm_candle::nn::DropoutRng;
+
+use crate::network::Shape;
+use crate::zero_shot::{names, prompts};
+
+/// A checkpoint as it was found.
+pub(crate) struct Found<'a> {
+    pub(crate) path: &'a Path,
+    pub(crate) prefix: &'a str,
+    pub(crate) shape: &'a Shape,
+    pub(crate) classes: &'a [String],
+}
+
+/// Prompts of a zero-shot head.
+pub(crate) struct Prompts<'a> {
+    pub(crate) names: Option<&'a Path>,
+    pub(crate) templates: &'a [String],
+    pub(crate) tokenizer: PathBuf,
+}
+
+impl Found<'_> {
+    /// The checkpoint, read where the network looks for its tensors.
+    fn params(&self) -> Result<Params> {
+        let params = Params::open(self.path, &Device::Cpu)?;
+        Ok(if self.prefix.is_empty() { params } else { params.rename("", self.prefix) })
+    }
+
+    /// What the names of the head's tensors begin with.
+    ///
+    /// # Errors
+    ///
+    /// The checkpoint cannot be read.
+    pub(crate) fn head(&self) -> Result<&'static str> {
+        Ok(self.shape.head(&self.params()?.var_builder()))
+    }
+
+    /// Writes the network's tensors without its head; with `prompts`, with the zero-shot head.
+    ///
+    /// # Errors
+    ///
+    /// The checkpoint does not fit the network, the prompts cannot be made, or the file cannot be written.
+    pub(crate) fn write(&self, out: &Path, prompts: Option<&Prompts<'_>>) -> Result<()> {
+        let head = self.head()?;
+        let params = self.params()?.head(format!("{head}.*"));
+        let fits = || format!("{} does not fit the network", self.path.display());
+        self.shape
+            .network(self.classes.len(), &DropoutRng::new(0), params.var_builder())
+            .with_context(fits)?;
+        let mut tensors: HashMap<String, Tensor> = params.values().into_iter().collect();
+        tensors.retain(|name, _| !name.starts_with(&format!("{head}.")));
+        if let Some(prompts) = prompts {
+            tensors.insert(format!("{head}.weight"), self.zero_shot(prompts).with_context(fits)?);
+        }
+        save(&tensors, out)
+    }
+
+    fn zero_shot(&self, options: &Prompts<'_>) -> Result<Tensor> {
+        let Shape::Clip(config) = self.shape else { bail!("zero-shot needs a text tower: CLIP") };
+        let names = names(options.names, self.classes)?;
+        let longest = config.text.max_position_embeddings;
+        let prompts = prompts(&options.tokenizer, &names, options.templates, longest)?;
+        let frozen = self.params()?.freeze("*");
+        let clip = Clip::new(config, frozen.var_builder())?;
+        Ok(clip.zero_shot(&prompts)?)
+    }
+
+    /// Writes the network's tensors with its head: a model that was fine-tuned elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// The checkpoint does not fit the network, or has no head for these classes; the file cannot be written.
+    pub(crate) fn write_whole(&self, out: &Path) -> Result<()> {
+        let params = self.params()?;
+        self.shape
+            .network(self.classes.len(), &DropoutRng::new(0), params.var_builder())
+            .with_context(|| format!("{} does not fit the network with its head", self.path.display()))?;
+        let tensors: HashMap<String, Tensor> = params.values().into_iter().collect();
+        ensure!(!tensors.is_empty(), "{} has no tensors of the network", self.path.display());
+        save(&tensors, out)
+    }
+}
+
+fn save(tensors: &HashMap<String, Tensor>, out: &Path) -> Result<()> {
+    if let Some(folder) = out.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    candle_core::safetensors::save(tensors, out).with_context(|| format!("cannot write {}", out.display()))
+}

@@ -1,0 +1,118 @@
+//! What the study of methods needs to know of this example.
+
+use anyhow::Result;
+use candle_core::{D, Device, Tensor};
+use candle_nn::VarBuilder;
+use tpgm_candle::DataOrder;
+use tpgm_candle::data::Shuffle;
+use tpgm_candle::nn::{DropoutRng, cross_entropy};
+use tpgm_examples::data::images::{ImageBatch, ImageList, Transform, read_batch};
+use tpgm_examples::loader::Loader;
+use tpgm_examples::metrics::Confusion;
+use tpgm_examples::study::{Mode, Pool, Scores, Task};
+
+use crate::images::Images;
+use crate::network::{Network, Shape};
+
+/// Images at once in an evaluation.
+const BATCH: usize = 64;
+
+/// Batches that are read and decoded while the model works on others.
+const AHEAD: usize = 2;
+
+/// A network with a head, and images.
+pub(crate) struct Classification {
+    pub(crate) shape: Shape,
+    pub(crate) head: &'static str,
+    pub(crate) images: Images,
+}
+
+impl Classification {
+    fn pool(&self, pool: Pool) -> (&ImageList, Transform) {
+        let plain = self.images.transform;
+        match pool {
+            Pool::Train => {
+                (&self.images.train, Transform { augmentation: Some(self.images.augmentation), ..plain })
+            }
+            Pool::Radii => (&self.images.radii, plain),
+        }
+    }
+
+    fn confusion(&self, model: &Network, list: &ImageList) -> Result<Confusion> {
+        let order = DataOrder::new(list.len(), BATCH, 0)?.shuffle(Shuffle::Off);
+        let batches = order.batches_per_epoch();
+        let mut confusion = Confusion::new(self.images.classes().len());
+        let possible = list.possible().map(|classes| Tensor::new(classes, &Device::Cpu)).transpose()?;
+        std::thread::scope(|scope| {
+            let read = |positions: &[usize], _| {
+                // A batch of which nothing can be read counts for nothing, but must come: they are counted.
+                let batch = read_batch(list, positions, &self.images.transform, 0, &self.images.problems)?;
+                Ok(Some(batch))
+            };
+            let mut loader = Loader::new(scope, order, AHEAD, read);
+            for _ in 0..batches {
+                let Some(ImageBatch { pixels, positions, .. }) = loader.next()? else { continue };
+                let mut logits = model.forward(&pixels, false)?;
+                if let Some(possible) = &possible {
+                    logits = logits.index_select(possible, 1)?;
+                }
+                let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+                for (position, best) in positions.into_iter().zip(best) {
+                    let best = list.possible().map_or(best, |classes| classes[best as usize]);
+                    confusion.add(list.labels()[position] as usize, best as usize);
+                }
+            }
+            anyhow::ensure!(confusion.total() > 0, "no image of {} can be read", list.name().display());
+            Ok(confusion)
+        })
+    }
+}
+
+impl Task for Classification {
+    type Model = Network;
+    type Batch = ImageBatch;
+
+    fn head(&self) -> &str {
+        self.head
+    }
+
+    /// CLIP's temperature is that of its pre-training.
+    fn frozen(&self) -> &[&str] {
+        if matches!(self.shape, Shape::Clip(_)) { &["logit_scale"] } else { &[] }
+    }
+
+    fn model(&self, vb: VarBuilder, dropout: &DropoutRng) -> Result<Network> {
+        self.shape.network(self.images.classes().len(), dropout, vb)
+    }
+
+    fn samples(&self, pool: Pool) -> usize {
+        self.pool(pool).0.len()
+    }
+
+    fn batch(&self, pool: Pool, samples: &[usize], epoch: u64) -> Result<Option<ImageBatch>> {
+        let (list, transform) = self.pool(pool);
+        read_batch(list, samples, &transform, epoch, &self.images.problems)
+    }
+
+    fn ahead(&self) -> usize {
+        AHEAD
+    }
+
+    fn loss(&self, model: &Network, batch: &ImageBatch, mode: Mode) -> candle_core::Result<Tensor> {
+        cross_entropy(&model.forward(&batch.pixels, mode.is_train())?, &batch.labels)
+    }
+
+    fn domains(&self) -> Vec<String> {
+        self.images.tests.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    fn scores(&self, model: &Network) -> Result<Scores> {
+        let tests = self.images.tests.iter().map(|(_, list)| self.confusion(model, list));
+        let tests = tests.collect::<Result<Vec<_>>>()?;
+        Ok(Scores {
+            choice: self.confusion(model, &self.images.choice)?.accuracy(),
+            accuracy: tests.iter().map(Confusion::accuracy).collect(),
+            macro_f1: tests.iter().map(Confusion::macro_f1).collect(),
+        })
+    }
+}
