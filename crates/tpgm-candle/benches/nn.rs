@@ -84,6 +84,7 @@ fn activations(c: &mut Criterion) {
     }
     let shape = [4096, 1536];
     compare(c, "gelu-tanh", &[&shape], |x| nn::gelu_tanh(&x[0]), |x| composed::gelu_tanh(&x[0]));
+    compare(c, "quick-gelu", &[&shape], |x| nn::quick_gelu(&x[0]), |x| composed::quick_gelu(&x[0]));
     compare(c, "silu", &[&shape], |x| nn::silu(&x[0]), |x| composed::silu(&x[0]));
     compare(c, "relu", &[&shape], |x| nn::relu(&x[0]), |x| composed::relu(&x[0]));
 }
@@ -147,5 +148,40 @@ fn blocks(c: &mut Criterion) {
     );
 }
 
-criterion_group!(benches, norms, softmax, activations, others, blocks);
+/// Layers of ResNet-50, with a batch of 8.
+fn convolutions(c: &mut Criterion) {
+    for (name, [inputs, outputs, size, kernel], stride) in [
+        ("conv-stem", [3, 64, 224, 7], 2),
+        ("conv-1x1", [256, 64, 56, 1], 1),
+        ("conv-3x3", [64, 64, 56, 3], 1),
+        ("conv-3x3-half", [128, 128, 56, 3], 2),
+        ("conv-3x3", [512, 512, 7, 3], 1),
+    ] {
+        compare(
+            c,
+            name,
+            &[&[8, inputs, size, size], &[outputs, inputs, kernel, kernel]],
+            |x| nn::Conv2d::new(x[1].clone()).stride(stride).padding(kernel / 2).forward(&x[0]),
+            |x| composed::conv2d(&x[0], &x[1], stride, kernel / 2),
+        );
+    }
+    for (channels, size) in [(64, 112), (256, 56), (2048, 7)] {
+        let running = Tensor::ones(channels, candle_core::DType::F32, &Device::Cpu).expect("a shape fits");
+        compare(
+            c,
+            "batch-norm",
+            &[&[8, channels, size, size], &[channels], &[channels]],
+            |x| {
+                let norm = nn::BatchNorm::new(x[1].clone(), x[2].clone(), &running, &running, 1e-5)?;
+                norm.forward_t(&x[0], true)
+            },
+            |x| {
+                let (mean, variance) = composed::batch_statistics(&x[0])?;
+                composed::batch_norm(&x[0], &x[1], &x[2], &mean, &variance, 1e-5)
+            },
+        );
+    }
+}
+
+criterion_group!(benches, norms, softmax, activations, others, blocks, convolutions);
 criterion_main!(benches);

@@ -62,6 +62,25 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A checkpoint has none of the tensors by which a model's layouts are told apart.
+    #[error(
+        "model {model}: the checkpoint has none of {tensors:?}{}, so its layout is unknown",
+        if prefix.is_empty() { String::new() } else { format!(" under `{prefix}`") }
+    )]
+    UnknownLayout {
+        /// The model.
+        model: &'static str,
+        /// Where they were looked for; empty for the top.
+        prefix: String,
+        /// The tensors.
+        tensors: Vec<&'static str>,
+    },
+    /// A head that is to be initialized is frozen.
+    #[error("tensor `{tensor}`: it is frozen, so nothing can be put into it")]
+    FrozenHead {
+        /// The head.
+        tensor: &'static str,
+    },
     /// An operand's shape differs from its parameter's.
     #[error("tensor `{tensor}`: its {what} has shape {got:?}, but {expected:?} is needed")]
     ShapeMismatch {

@@ -21,33 +21,10 @@ use candle_core::{DType, Module, ModuleT, Result, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding};
 use serde::{Deserialize, Serialize};
 
+use super::Activation;
+use super::attention::{Attention, AttentionNames, Heads, InputNames, check_heads, forbidden};
 use crate::error::{Error, Result as OurResult};
-use crate::nn::{
-    Dropout, DropoutRng, LayerNorm, Linear, gelu, gelu_tanh, layer_norm, linear, relu, softmax_last_dim,
-};
-
-/// The activation between the two halves of a feed-forward block, by Hugging Face's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Activation {
-    /// The exact GELU.
-    Gelu,
-    /// Its tanh approximation.
-    #[serde(alias = "gelu_pytorch_tanh")]
-    GeluNew,
-    /// Rectified linear.
-    Relu,
-}
-
-impl Activation {
-    fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Activation::Gelu => gelu(x),
-            Activation::GeluNew => gelu_tanh(x),
-            Activation::Relu => relu(x),
-        }
-    }
-}
+use crate::nn::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
 
 /// The shape of a model: `config.json` of a checkpoint. Unknown entries are ignored; defaults are those of BERT base.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,15 +96,10 @@ impl BertConfig {
     ///
     /// [`Error::ModelConfig`].
     pub fn validate(&self) -> OurResult<()> {
-        let bad = |entry, problem: String| Err(Error::ModelConfig { entry, problem });
-        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let problem =
-                format!("{} does not divide into {} heads", self.hidden_size, self.num_attention_heads);
-            return bad("hidden_size", problem);
-        }
+        check_heads("hidden_size", self.hidden_size, self.num_attention_heads)?;
         if self.position_embedding_type != "absolute" {
             let problem = format!("`{}` is not supported, only `absolute`", self.position_embedding_type);
-            return bad("position_embedding_type", problem);
+            return Err(Error::ModelConfig { entry: "position_embedding_type", problem });
         }
         Ok(())
     }
@@ -221,20 +193,19 @@ impl Bert {
 /// 0 for tokens and a very small number for padding, of shape (batch, 1, 1, length).
 fn additive_mask(mask: &Tensor, dtype: DType) -> Result<Tensor> {
     let (batch, length) = mask.dims2()?;
-    // The most negative number of half precision: added to any score, its exponential is 0.
-    let lowest = if dtype == DType::F16 { -65504.0 } else { f64::from(f32::MIN) / 2.0 };
+    let lowest = forbidden(dtype);
     let mask = mask.to_dtype(DType::F32)?.affine(-lowest, lowest)?;
     mask.to_dtype(dtype)?.reshape((batch, 1, 1, length))
 }
 
+const ATTENTION: AttentionNames = AttentionNames {
+    inputs: InputNames::Separate(["attention.self.query", "attention.self.key", "attention.self.value"]),
+    output: "attention.output.dense",
+};
+
 #[derive(Debug, Clone)]
 struct Block {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    heads: usize,
-    attention_dropout: Dropout,
-    attended: Linear,
+    attention: Attention,
     attended_norm: LayerNorm,
     wide: Linear,
     activation: Activation,
@@ -246,15 +217,11 @@ struct Block {
 impl Block {
     fn new(config: &BertConfig, dropout: &DropoutRng, vb: VarBuilder) -> OurResult<Self> {
         let (size, eps) = (config.hidden_size, config.layer_norm_eps);
-        let (this, output) = (vb.pp("attention.self"), vb.pp("attention.output"));
+        let attention_dropout = Dropout::new(config.attention_probs_dropout_prob, dropout)?;
+        let heads = Heads::new(config.num_attention_heads, attention_dropout);
         Ok(Self {
-            query: linear(size, size, this.pp("query"))?,
-            key: linear(size, size, this.pp("key"))?,
-            value: linear(size, size, this.pp("value"))?,
-            heads: config.num_attention_heads,
-            attention_dropout: Dropout::new(config.attention_probs_dropout_prob, dropout)?,
-            attended: linear(size, size, output.pp("dense"))?,
-            attended_norm: layer_norm(size, eps, output.pp("LayerNorm"))?,
+            attention: Attention::new(size, true, heads, &ATTENTION, &vb)?,
+            attended_norm: layer_norm(size, eps, vb.pp("attention.output.LayerNorm"))?,
             wide: linear(size, config.intermediate_size, vb.pp("intermediate.dense"))?,
             activation: config.hidden_act,
             narrow: linear(config.intermediate_size, size, vb.pp("output.dense"))?,
@@ -264,21 +231,10 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, mask: &Tensor, train: bool) -> Result<Tensor> {
-        let attended = self.attended.forward(&self.attend(x, mask, train)?)?;
+        let attended = self.attention.forward(x, Some(mask), train)?;
         let x = self.attended_norm.forward(&(self.dropout.forward_t(&attended, train)? + x)?)?;
         let fed = self.narrow.forward(&self.activation.apply(&self.wide.forward(&x)?)?)?;
         self.norm.forward(&(self.dropout.forward_t(&fed, train)? + x)?)
-    }
-
-    fn attend(&self, x: &Tensor, mask: &Tensor, train: bool) -> Result<Tensor> {
-        let (batch, length, size) = x.dims3()?;
-        let head = size / self.heads;
-        let split = |x: Tensor| x.reshape((batch, length, self.heads, head))?.transpose(1, 2)?.contiguous();
-        let query = split((self.query.forward(x)? * (head as f64).powf(-0.5))?)?;
-        let (key, value) = (split(self.key.forward(x)?)?, split(self.value.forward(x)?)?);
-        let scores = query.matmul(&key.transpose(2, 3)?.contiguous()?)?.broadcast_add(mask)?;
-        let weights = self.attention_dropout.forward_t(&softmax_last_dim(&scores)?, train)?;
-        weights.matmul(&value)?.transpose(1, 2)?.contiguous()?.reshape((batch, length, size))
     }
 }
 

@@ -6,5 +6,19 @@
 //! | model | checkpoints |
 //! |---|---|
 //! | [`bert`] | BERT, MiniLM and other sentence-transformers of this kind, from Hugging Face |
+//! | [`clip`] | CLIP with ViT or ResNet, from Hugging Face, OpenAI and OpenCLIP; zero-shot heads |
+//! | [`resnet`] | ResNet-18 to 152, from torchvision and MoCo-v3 |
+//! | [`vit`] | vision transformers, from Hugging Face and timm |
 
 pub mod bert;
+pub mod clip;
+pub mod resnet;
+pub mod vit;
+
+mod activation;
+mod attention;
+mod block;
+mod image;
+mod residual;
+
+pub use activation::Activation;

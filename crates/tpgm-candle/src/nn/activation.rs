@@ -33,6 +33,17 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     apply(Activation::GeluTanh, x)
 }
 
+/// `x / (1 + e^(-1.702 x))`, an approximation of [`gelu`]; CLIP.
+///
+/// Source: Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016).
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::QuickGelu, x)
+}
+
 /// `x / (1 + e^-x)`, also called swish; Llama.
 ///
 /// # Errors
@@ -57,16 +68,21 @@ fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
         (Path::Fused, op) => x.contiguous()?.apply_op1(op),
         (Path::Composed, Activation::Gelu) => composed::gelu(x),
         (Path::Composed, Activation::GeluTanh) => composed::gelu_tanh(x),
+        (Path::Composed, Activation::QuickGelu) => composed::quick_gelu(x),
         (Path::Composed, Activation::Silu) => composed::silu(x),
         (Path::Composed, Activation::Relu) => composed::relu(x),
     }
 }
+
+/// The slope of [`quick_gelu`]'s sigmoid.
+pub(super) const QUICK: f64 = 1.702;
 
 /// The operation. Backward needs the input only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Activation {
     Gelu,
     GeluTanh,
+    QuickGelu,
     Silu,
     Relu,
 }
@@ -81,6 +97,7 @@ impl Activation {
                 store(y, &mut y_scratch, |y: &mut [C]| match self {
                     Activation::Gelu => gelu_forward(x, y),
                     Activation::GeluTanh => gelu_tanh_forward(x, y),
+                    Activation::QuickGelu => quick_gelu_forward(x, y),
                     Activation::Silu => silu_forward(x, y),
                     Activation::Relu => relu_forward(x, y),
                 });
@@ -99,6 +116,7 @@ impl Activation {
                 store(dx, &mut dx_scratch, |dx: &mut [C]| match self {
                     Activation::Gelu => gelu_gradient(x, grad, dx),
                     Activation::GeluTanh => gelu_tanh_gradient(x, grad, dx),
+                    Activation::QuickGelu => quick_gelu_gradient(x, grad, dx),
                     Activation::Silu => silu_gradient(x, grad, dx),
                     Activation::Relu => relu_gradient(x, grad, dx),
                 });
@@ -113,6 +131,7 @@ impl CustomOp1 for Activation {
         match self {
             Activation::Gelu => "gelu",
             Activation::GeluTanh => "gelu-tanh",
+            Activation::QuickGelu => "quick-gelu",
             Activation::Silu => "silu",
             Activation::Relu => "relu",
         }
@@ -162,6 +181,12 @@ activation!(gelu_forward, gelu_gradient, C, |x| x * x.normal().0, {
 activation!(silu_forward, silu_gradient, C, |x| x * sigmoid(x).0, {
     let (s, slope) = sigmoid(x);
     s + x * slope
+});
+
+activation!(quick_gelu_forward, quick_gelu_gradient, C, |x| x * sigmoid(C::from_f64(QUICK) * x).0, {
+    let v = C::from_f64(QUICK) * x;
+    let (s, slope) = sigmoid(v);
+    s + v * slope
 });
 
 // 1 + tanh(u) is twice the sigmoid of 2u, which does not cancel for negative u.

@@ -6,6 +6,8 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use super::activation::QUICK;
+
 /// The type in which a tensor is computed.
 fn compute_dtype(x: &Tensor) -> DType {
     if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
@@ -159,6 +161,51 @@ pub fn max_pool2d(
     windows.gather(&first_largest, D::Minus1)?.squeeze(D::Minus1)
 }
 
+/// [`Conv2d`](super::Conv2d).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
+    x.conv2d(weight, padding, stride, 1, 1)
+}
+
+/// Mean and variance (divided by the number of elements) of each channel of `x` of shape (batch, channels, ...), of shape
+/// (channels), in f32 or f64: what [`BatchNorm`](super::BatchNorm) normalizes with while training.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn batch_statistics(x: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (_, channels) = (x.dim(0)?, x.dim(1)?);
+    let rows = widened(x)?.transpose(0, 1)?.contiguous()?.reshape((channels, ()))?;
+    let mean = rows.mean_keepdim(1)?;
+    let variance = rows.broadcast_sub(&mean)?.sqr()?.mean(1)?;
+    Ok((mean.squeeze(1)?, variance))
+}
+
+/// [`BatchNorm`](super::BatchNorm) of `x` of shape (batch, channels, ...), with a mean and a variance per channel.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn batch_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    mean: &Tensor,
+    variance: &Tensor,
+    eps: f64,
+) -> Result<Tensor> {
+    let mut shape = vec![1; x.rank()];
+    shape[1] = x.dim(1)?;
+    let per_channel = |t: &Tensor| widened(t)?.to_dtype(compute_dtype(x))?.reshape(shape.as_slice());
+    let scale = (per_channel(variance)? + eps)?.sqrt()?;
+    let normalized = widened(x)?.broadcast_sub(&per_channel(mean)?)?.broadcast_div(&scale)?;
+    let y = normalized.broadcast_mul(&per_channel(weight)?)?.broadcast_add(&per_channel(bias)?)?;
+    y.to_dtype(x.dtype())
+}
+
 /// The padded positions that all windows cover along one dimension, window after window.
 fn window_indices(size: usize, kernel: usize, stride: usize, padding: usize) -> Vec<u32> {
     let windows = (size + 2 * padding - kernel) / stride + 1;
@@ -192,6 +239,16 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
 /// If candle fails.
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     widened(x)?.gelu()?.to_dtype(x.dtype())
+}
+
+/// [`quick_gelu`](super::quick_gelu).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    let wide = widened(x)?;
+    (&wide / ((&wide * -QUICK)?.exp()? + 1.0)?)?.to_dtype(x.dtype())
 }
 
 /// [`silu`](super::silu).

@@ -11,10 +11,12 @@
 //! | `candle_nn::rotary_emb::rope`, `rope_i` | none | [`rope`], [`rope_i`] |
 //! | `candle_nn::ops::sdpa` | none | matrix products around [`softmax_last_dim`] |
 //! | `Tensor::max_pool2d` | too small by the area of the window; error where stride and window differ | [`MaxPool2d`], [`max_pool2d`] |
+//! | `candle_nn::BatchNorm` | yes, but one to three passes over memory for each of its eight operations | [`BatchNorm`] |
+//! | `candle_nn::Conv2d` | slow; wrong shape or error where height and width differ | [`Conv2d`] |
 //! | `candle_nn::Dropout` | yes, but its masks cannot be seeded or resumed on the CPU | [`Dropout`] |
 //!
 //! These have a gradient in candle and are here because they are faster (`benches/nn.rs` measures it):
-//! [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`silu`], [`relu`], [`Linear`].
+//! [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`].
 //!
 //! ```
 //! use candle_core::{Device, Module, Tensor, Var};
@@ -45,7 +47,9 @@
 pub mod composed;
 
 mod activation;
+mod batch_norm;
 mod check;
+mod conv;
 mod cross_entropy;
 mod dropout;
 mod float;
@@ -56,7 +60,9 @@ mod rotary;
 mod softmax;
 mod storage;
 
-pub use activation::{gelu, gelu_tanh, relu, silu};
+pub use activation::{gelu, gelu_tanh, quick_gelu, relu, silu};
+pub use batch_norm::{BatchNorm, Statistics, batch_norm};
+pub use conv::{Conv2d, conv2d_no_bias};
 pub use cross_entropy::{cross_entropy, cross_entropy_smoothed};
 pub use dropout::{Dropout, DropoutRng, DropoutState};
 pub use linear::{Linear, add_bias, linear, linear_no_bias};

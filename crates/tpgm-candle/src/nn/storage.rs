@@ -82,8 +82,13 @@ impl<'a> Operand<'a> {
     }
 
     pub(super) fn slice(&self) -> Result<Slice<'_>> {
+        let (storage, layout) = self.storage()?;
+        elements(self.op, storage, layout)
+    }
+
+    pub(super) fn storage(&self) -> Result<(&CpuStorage, &Layout)> {
         match &*self.guard {
-            Storage::Cpu(storage) => elements(self.op, storage, self.layout),
+            Storage::Cpu(storage) => Ok((storage, self.layout)),
             _ => Err(Error::LayerDevice { op: self.op }.into()),
         }
     }

@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::bert::{BertModel, Config};
-use tpgm_candle::models::bert::{Activation, Bert, BertClassifier, BertConfig, BertInput, Pooling};
+use tpgm_candle::models::Activation;
+use tpgm_candle::models::bert::{Bert, BertClassifier, BertConfig, BertInput, Pooling};
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
 use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer};
 

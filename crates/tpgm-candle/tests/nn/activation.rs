@@ -1,5 +1,5 @@
 use candle_core::{DType, Device, Result, Tensor};
-use tpgm_candle::nn::{composed, gelu, gelu_tanh, relu, silu};
+use tpgm_candle::nn::{composed, gelu, gelu_tanh, quick_gelu, relu, silu};
 
 use crate::gradients::{
     DTYPES, assert_close, check_gradients, compare_gradients, flat, gradients, message, tolerance, values,
@@ -8,9 +8,10 @@ use crate::gradients::{
 type Function = fn(&Tensor) -> Result<Tensor>;
 
 /// Name, function, the same composed.
-const FUNCTIONS: [(&str, Function, Function); 4] = [
+const FUNCTIONS: [(&str, Function, Function); 5] = [
     ("gelu", gelu, composed::gelu),
     ("gelu-tanh", gelu_tanh, composed::gelu_tanh),
+    ("quick-gelu", quick_gelu, composed::quick_gelu),
     ("silu", silu, composed::silu),
     ("relu", relu, composed::relu),
 ];

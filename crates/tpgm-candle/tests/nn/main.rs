@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)] // in helpers of tests
 
 mod activation;
+mod batch_norm;
+mod conv;
 mod cross_entropy;
 mod dropout;
 mod gradients;

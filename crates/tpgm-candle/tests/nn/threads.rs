@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
 use tpgm_candle::nn::{
-    Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu, max_pool2d, rope,
+    BatchNorm, Conv2d, Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu, max_pool2d, rope,
     softmax_last_dim,
 };
 
@@ -18,6 +18,10 @@ fn model(x: &[Tensor]) -> Result<Tensor> {
     let angles = values((rows, 18), 4).to_dtype(y.dtype())?;
     let y = rope(&y.reshape((1, 1, rows, 36))?, &angles.cos()?, &angles.sin()?)?;
     let y = max_pool2d(&y, (2, 2), (2, 1))?;
+    let y = Conv2d::new(x[4].clone()).padding(1).forward(&y.reshape((50, 1, 40, 35))?)?;
+    let running = Tensor::ones(3, y.dtype(), &Device::Cpu)?;
+    let norm = BatchNorm::new(x[5].clone(), x[5].clone(), &running, &running, 1e-5)?;
+    let y = norm.forward_t(&y, true)?.sum(1)?.reshape((1, 1, rows / 2, 35))?;
     let y = softmax_last_dim(&y)?;
     let labels: Vec<u32> = (0..rows / 2).map(|i| i as u32 % 35).collect();
     let labels = Tensor::from_vec(labels, (1, 1, rows / 2), &Device::Cpu)?;
@@ -27,10 +31,17 @@ fn model(x: &[Tensor]) -> Result<Tensor> {
 #[test]
 fn same_bits_on_any_number_of_threads() {
     for dtype in [DType::F32, DType::BF16] {
-        let inputs: Vec<Tensor> = [values((4000, 36), 1), values(36, 2), values(36, 3), values((36, 36), 4)]
-            .iter()
-            .map(|x| x.to_dtype(dtype).unwrap())
-            .collect();
+        let inputs: Vec<Tensor> = [
+            values((4000, 36), 1),
+            values(36, 2),
+            values(36, 3),
+            values((36, 36), 4),
+            values((3, 1, 3, 3), 5),
+            values(3, 6),
+        ]
+        .iter()
+        .map(|x| x.to_dtype(dtype).unwrap())
+        .collect();
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             pool.install(|| {

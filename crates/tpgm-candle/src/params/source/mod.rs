@@ -159,7 +159,7 @@ fn open_file(path: &Path) -> Result<(Reader, Vec<Listed>)> {
         return Ok((Reader::PyTorch(reader), listed));
     }
     let named_by_pytorch =
-        path.extension().is_some_and(|e| ["pt", "pth", "bin", "ckpt"].iter().any(|p| e == *p));
+        path.extension().is_some_and(|e| ["pt", "pth", "bin", "ckpt", "tar"].iter().any(|p| e == *p));
     if named_by_pytorch && length > 0 {
         let problem =
             "not a zip archive, as PyTorch writes since version 1.6; load it there and save it again";
