@@ -125,9 +125,8 @@ pub(super) fn forbidden(dtype: DType) -> f64 {
 /// A mask under which a token sees itself and those before it, of shape (length, length).
 pub(super) fn causal_mask(length: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let lowest = forbidden(dtype);
-    let mask: Vec<f64> = (0..length * length)
-        .map(|i| if i % length > i / length { lowest } else { 0.0 })
-        .collect();
+    let mask: Vec<f64> =
+        (0..length * length).map(|i| if i % length > i / length { lowest } else { 0.0 }).collect();
     Tensor::from_vec(mask, (length, length), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 

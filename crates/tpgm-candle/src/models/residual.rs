@@ -56,10 +56,7 @@ impl ConvNorm {
     ) -> Result<Self> {
         let conv = conv2d_no_bias(inputs, outputs, kernel, vb.pp(names[0]))?;
         let norm = batch_norm(outputs, EPS, vb.pp(names[1]))?;
-        Ok(Self {
-            conv: conv.stride(stride).padding(kernel / 2),
-            norm: norm.statistics(statistics),
-        })
+        Ok(Self { conv: conv.stride(stride).padding(kernel / 2), norm: norm.statistics(statistics) })
     }
 
     pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
@@ -122,13 +119,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(
-        inputs: usize,
-        width: usize,
-        stride: usize,
-        shape: &StagesShape,
-        vb: &VarBuilder,
-    ) -> Result<Self> {
+    fn new(inputs: usize, width: usize, stride: usize, shape: &StagesShape, vb: &VarBuilder) -> Result<Self> {
         let outputs = width * shape.block.growth();
         let (stride, average) = match shape.halving {
             Halving::Strided => (stride, 1),

@@ -149,7 +149,9 @@ impl ResNet {
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
         if images.rank() != 4 || images.dim(1)? != self.channels {
             let (shape, channels) = (images.dims(), self.channels);
-            candle_core::bail!("images of shape {shape:?}: the model takes (batch, {channels}, height, width)")
+            candle_core::bail!(
+                "images of shape {shape:?}: the model takes (batch, {channels}, height, width)"
+            )
         }
         let x = relu(&self.stem.forward(images, train)?)?;
         let x = MaxPool2d::new((3, 3), (2, 2)).padding((1, 1)).forward(&x)?;

@@ -169,7 +169,8 @@ impl ModuleT for BatchNorm {
         match Path::of(x) {
             Path::Fused => {
                 let x = x.contiguous()?;
-                let moments = if batch { moments(Operand::new(NAME, &x).slice()?, x.dims()) } else { self.running()? };
+                let moments =
+                    if batch { moments(Operand::new(NAME, &x).slice()?, x.dims()) } else { self.running()? };
                 let op = Normalize::new(&moments, self.eps, batch);
                 let y = x.apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)?;
                 if batch {
@@ -239,7 +240,8 @@ impl CustomOp3 for Normalize {
         let [x_data, weight_data, grad_data] = [x, weight, &grad].map(|tensor| Operand::new(NAME, tensor));
         let (x_slice, weight_slice, grad_slice) = (x_data.slice()?, weight_data.slice()?, grad_data.slice()?);
         let sums = self.sums(x_slice, grad_slice, x.dims());
-        let dx = x.track_op().then(|| self.input_gradient(x_slice, weight_slice, grad_slice, &sums, x.dims()));
+        let dx =
+            x.track_op().then(|| self.input_gradient(x_slice, weight_slice, grad_slice, &sums, x.dims()));
         let parameter = |tracked: bool, sums: &[f64]| {
             let tensor = || Tensor::new(sums, &Device::Cpu)?.to_dtype(x.dtype());
             tracked.then(tensor).transpose()

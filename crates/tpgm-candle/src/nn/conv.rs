@@ -78,7 +78,8 @@ impl Module for Conv2d {
             return Err(shape_error(NAME, "the weight must have the input's channels", &[x, &self.weight]));
         }
         if self.stride == 0 {
-            let error = Error::LayerOption { op: NAME, option: "the stride", value: 0.0, range: "at least 1" };
+            let error =
+                Error::LayerOption { op: NAME, option: "the stride", value: 0.0, range: "at least 1" };
             return Err(error.into());
         }
         if height + 2 * self.padding < kernel_height || width + 2 * self.padding < kernel_width {
@@ -218,7 +219,9 @@ impl Windows {
                         if stride == 1 {
                             to.copy_from_slice(&plane[from..from + to.len()]);
                         } else {
-                            to.iter_mut().zip(plane[from..].iter().step_by(stride)).for_each(|(to, &x)| *to = x);
+                            to.iter_mut()
+                                .zip(plane[from..].iter().step_by(stride))
+                                .for_each(|(to, &x)| *to = x);
                         }
                     });
                 }

@@ -41,8 +41,14 @@ pub(super) fn tiny() -> ClipConfig {
 }
 
 fn tiny_resnet(statistics: Statistics) -> ClipConfig {
-    let image =
-        ClipResNetConfig { layers: [1, 2, 1, 1], width: 2, heads: 2, image_size: 64, channels: 3, statistics };
+    let image = ClipResNetConfig {
+        layers: [1, 2, 1, 1],
+        width: 2,
+        heads: 2,
+        image_size: 64,
+        channels: 3,
+        statistics,
+    };
     ClipConfig { image: ClipImageConfig::ResNet(image), ..tiny() }
 }
 
@@ -209,7 +215,10 @@ fn a_classifier_starts_from_zero_shot() {
         // The text tower was not asked for; everything else is trained.
         let report = params.report().unwrap();
         assert!(report.unused.iter().all(|name| !name.starts_with("vis")) && !report.unused.is_empty());
-        assert_eq!((report.fresh, report.frozen), (vec!["classifier.weight".to_owned()], vec!["logit_scale".to_owned()]));
+        assert_eq!(
+            (report.fresh, report.frozen),
+            (vec!["classifier.weight".to_owned()], vec!["logit_scale".to_owned()])
+        );
         let labels = Tensor::new(&[1u32, 2], &Device::Cpu).unwrap();
         params.audit(|| cross_entropy(&model.forward(&images, true)?, &labels)).unwrap();
     }
@@ -324,9 +333,12 @@ fn bad_configurations_and_inputs_are_named() {
     assert!(clip.zero_shot(&[ids(), none]).unwrap_err().to_string().contains("class 1"));
 
     let weight = clip.zero_shot(&[ids(), ids()]).unwrap();
-    let with = |params: Params| {
-        ClipClassifier::new(&tiny(), 3, params.head("classifier.*").var_builder()).unwrap()
-    };
-    let error = with(self::params(folder.path(), &tiny(), ClipLayout::OpenAi)).start_from(&weight).unwrap_err();
-    assert!(error.to_string().contains("classifier.weight") && error.to_string().contains("[3, 5]"), "{error}");
+    let with =
+        |params: Params| ClipClassifier::new(&tiny(), 3, params.head("classifier.*").var_builder()).unwrap();
+    let error =
+        with(self::params(folder.path(), &tiny(), ClipLayout::OpenAi)).start_from(&weight).unwrap_err();
+    assert!(
+        error.to_string().contains("classifier.weight") && error.to_string().contains("[3, 5]"),
+        "{error}"
+    );
 }

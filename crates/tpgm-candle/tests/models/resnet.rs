@@ -51,7 +51,10 @@ fn a_torchvision_checkpoint_computes_what_pytorch_computes() {
 /// After one batch.
 fn same_running_statistics(params: &Params, reference: &Reference) {
     let buffers = params.buffers();
-    for name in ["bn1", "layer4.0.bn2"].iter().flat_map(|norm| ["running_mean", "running_var"].map(|s| format!("{norm}.{s}"))) {
+    for name in ["bn1", "layer4.0.bn2"]
+        .iter()
+        .flat_map(|norm| ["running_mean", "running_var"].map(|s| format!("{norm}.{s}")))
+    {
         let deviation = relative_deviation(&buffers[&name], &reference.get(&name));
         assert!(deviation < 1e-12, "{name}: {deviation:e}");
     }
@@ -120,15 +123,22 @@ fn every_gradient_agrees_with_finite_differences() {
     let folder = tempfile::tempdir().unwrap();
     let images = images((3, 3, 32, 32), DType::F64);
     let labels = Tensor::new(&[2u32, 0, 3], &Device::Cpu).unwrap();
-    for (block, tensors) in [(ResNetBlock::Basic, 3 + 4 * 6 + 6 + 3 * 3 + 2), (ResNetBlock::Bottleneck, 3 + 5 * 9 + 4 * 3 + 2)] {
+    for (block, tensors) in
+        [(ResNetBlock::Basic, 3 + 4 * 6 + 6 + 3 * 3 + 2), (ResNetBlock::Bottleneck, 3 + 5 * 9 + 4 * 3 + 2)]
+    {
         for statistics in [Statistics::Batch, Statistics::Running] {
             let config = ResNetConfig { statistics, ..tiny(block, [1, 2, 1, 1]) };
             let params = params(folder.path(), &config);
             let model = ResNetClassifier::new(&config, 4, params.var_builder()).unwrap();
+            if statistics == Statistics::Batch {
+                // Without a window below zero, the stem's bias would be a constant that the next batch norm removes.
+                let bias = params.get("bn1.bias").unwrap();
+                bias.var().set(&bias.var().affine(1.0, -1.0).unwrap()).unwrap();
+            }
             let loss = || cross_entropy(&model.forward(&images, true)?, &labels);
             let buffers = params.buffers();
             let before = buffers["bn1.running_mean"].to_vec1::<f64>().unwrap();
-            let report = Audit::new(&params).finite_differences(4, 1e-6).run(loss).unwrap();
+            let report = Audit::new(&params).finite_differences(4, 1e-7).run(loss).unwrap();
             assert!(report.zero.is_empty() && report.inconclusive.is_empty(), "{report}");
             assert_eq!(report.checked, tensors, "{block:?}: {report}");
             // Neither trained, nor moved by the audit.
@@ -153,9 +163,8 @@ fn a_few_steps_fit_a_batch_with_norms_frozen_or_not() {
         let loss = || cross_entropy(&model.forward(&images, true).unwrap(), &labels).unwrap();
         let moving = || params.buffers()["layer3.0.bn2.running_var"].to_vec1::<f64>().unwrap();
         let (before, statistics_before) = (loss().to_scalar::<f64>().unwrap(), moving());
-        let mut optimizer =
-            RobustOptimizer::new(&params, AdamW::default().lr(0.02), Ftp::default()).unwrap();
-        for _ in 0..30 {
+        let mut optimizer = RobustOptimizer::new(&params, AdamW::default().lr(0.02), Ftp::default()).unwrap();
+        for _ in 0..100 {
             optimizer.backward_step(&loss()).unwrap();
         }
         let after = loss().to_scalar::<f64>().unwrap();

@@ -43,7 +43,8 @@ fn run(setup: Setup<'_>, folder: &Path, stop: Option<u64>) -> BTreeMap<String, V
         checkpoints.save(&state).unwrap();
     }
     let flat = |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap();
-    let mut values: BTreeMap<_, _> = params.values().iter().map(|(name, x)| (name.clone(), flat(x))).collect();
+    let mut values: BTreeMap<_, _> =
+        params.values().iter().map(|(name, x)| (name.clone(), flat(x))).collect();
     values.insert("loss".to_owned(), flat(&loss().unwrap()));
     values
 }
@@ -75,11 +76,14 @@ fn a_resnet_goes_on_with_its_running_statistics() {
         let model = ResNetClassifier::new(&config, 4, params.var_builder()).unwrap();
         let images = images((3, 3, 32, 32), DType::F32);
         let labels = Tensor::new(&[2u32, 0, 3], &Device::Cpu).unwrap();
-        (params, Box::new(move || {
-            // The running statistics count too: their loss is half of it.
-            let batch = cross_entropy(&model.forward(&images, true)?, &labels)?;
-            batch + cross_entropy(&model.forward(&images, false)?, &labels)?
-        }))
+        (
+            params,
+            Box::new(move || {
+                // The running statistics count too: their loss is half of it.
+                let batch = cross_entropy(&model.forward(&images, true)?, &labels)?;
+                batch + cross_entropy(&model.forward(&images, false)?, &labels)?
+            }),
+        )
     };
     let values = same_bits(&setup);
     assert!(values.keys().any(|name| name == "layer4.0.bn3.running_var"));

@@ -10,7 +10,8 @@ use crate::gradients::{
 };
 
 /// Batches of vectors, sequences, images; one channel; channels of more than a piece of work; more channels than one.
-const SHAPES: [&[usize]; 6] = [&[4, 3], &[2, 3, 5], &[3, 1, 2, 5], &[2, 5, 1, 1], &[3, 2, 90, 80], &[2, 700, 6, 6]];
+const SHAPES: [&[usize]; 6] =
+    [&[4, 3], &[2, 3, 5], &[3, 1, 2, 5], &[2, 5, 1, 1], &[3, 2, 90, 80], &[2, 700, 6, 6]];
 
 fn layer(x: &[Tensor], running: &[Tensor; 2]) -> Result<BatchNorm> {
     BatchNorm::new(x[1].clone(), x[2].clone(), &running[0], &running[1], 1e-3)
@@ -32,8 +33,11 @@ fn forward(x: &[Tensor], train: bool) -> Result<Tensor> {
 }
 
 fn reference(x: &[Tensor], train: bool) -> Result<Tensor> {
-    let [mean, variance] =
-        if train { composed::batch_statistics(&x[0])?.into() } else { running(x[1].elem_count(), x[1].dtype()) };
+    let [mean, variance] = if train {
+        composed::batch_statistics(&x[0])?.into()
+    } else {
+        running(x[1].elem_count(), x[1].dtype())
+    };
     composed::batch_norm(&x[0], &x[1], &x[2], &mean, &variance, 1e-3)
 }
 
@@ -48,12 +52,20 @@ fn gradients_are_difference_quotients() {
 
 #[test]
 fn values_and_gradients_are_those_of_composed_operations() {
-    for (dtype, rounding) in [(DType::F64, 1e-11), (DType::F32, 2e-5), (DType::F16, 1e-2), (DType::BF16, 6e-2)] {
+    for (dtype, rounding) in
+        [(DType::F64, 1e-11), (DType::F32, 2e-5), (DType::F16, 1e-2), (DType::BF16, 6e-2)]
+    {
         for (shape, train) in [(&[3usize, 4, 5, 7][..], true), (&[3, 4, 5, 7], false), (&[9, 3], true)] {
             let inputs = inputs(shape, dtype);
             let (actual, expected) = (forward(&inputs, train).unwrap(), reference(&inputs, train).unwrap());
             assert_close("batch norm", &actual, &expected, 4.0 * tolerance(dtype));
-            compare_gradients("batch norm", &inputs, rounding, |x| forward(x, train), |x| reference(x, train));
+            compare_gradients(
+                "batch norm",
+                &inputs,
+                rounding,
+                |x| forward(x, train),
+                |x| reference(x, train),
+            );
         }
     }
 }
@@ -74,7 +86,8 @@ fn values_gradients_and_running_statistics_are_those_of_pytorch() {
     for (name, train, momentum) in [("batch_norm_train", true, 0.1), ("batch_norm_eval", false, 0.3)] {
         let saved = pytorch(name);
         let weight = |key: &str| saved[&format!("weights/{key}")].clone();
-        let vars = [saved["x"].clone(), weight("weight"), weight("bias")].map(|x| Var::from_tensor(&x).unwrap());
+        let vars =
+            [saved["x"].clone(), weight("weight"), weight("bias")].map(|x| Var::from_tensor(&x).unwrap());
         let [x, w, b] = vars.each_ref().map(|var| var.as_tensor().clone());
         let norm = BatchNorm::new(w, b, &weight("running_mean"), &weight("running_var"), 1e-3)
             .unwrap()

@@ -35,8 +35,10 @@ fn inputs((image, weight, ..): Case) -> Vec<Tensor> {
 fn by_definition((image, weight, stride, padding): Case, x: &[Tensor]) -> Tensor {
     let ([batch, inputs, height, width], [outputs, _, kernel_height, kernel_width]) = (image, weight);
     let (x, w) = (flat(&x[0]), flat(&x[1]));
-    let (out_height, out_width) =
-        ((height + 2 * padding - kernel_height) / stride + 1, (width + 2 * padding - kernel_width) / stride + 1);
+    let (out_height, out_width) = (
+        (height + 2 * padding - kernel_height) / stride + 1,
+        (width + 2 * padding - kernel_width) / stride + 1,
+    );
     let mut y = vec![];
     for b in 0..batch {
         for o in 0..outputs {
@@ -45,7 +47,9 @@ fn by_definition((image, weight, stride, padding): Case, x: &[Tensor]) -> Tensor
                 for i in 0..inputs {
                     for (ky, kx) in (0..kernel_height).flat_map(|r| (0..kernel_width).map(move |c| (r, c))) {
                         let (py, px) = (row * stride + ky, column * stride + kx);
-                        if (padding..height + padding).contains(&py) && (padding..width + padding).contains(&px) {
+                        if (padding..height + padding).contains(&py)
+                            && (padding..width + padding).contains(&px)
+                        {
                             let at = ((b * inputs + i) * height + py - padding) * width + px - padding;
                             sum += x[at] * w[((o * inputs + i) * kernel_height + ky) * kernel_width + kx];
                         }
@@ -84,7 +88,8 @@ fn gradients_are_those_of_candle() {
     // Square images, with which candle's backward pass can do.
     for (size, stride, padding) in [(6, 1, 1), (7, 2, 1), (40, 1, 1)] {
         for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2e-5)] {
-            let inputs = [values((2, 3, size, size), 1), values((4, 3, 3, 3), 2)].map(|x| x.to_dtype(dtype).unwrap());
+            let inputs =
+                [values((2, 3, size, size), 1), values((4, 3, 3, 3), 2)].map(|x| x.to_dtype(dtype).unwrap());
             compare_gradients(
                 "conv",
                 &inputs,

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
 use tpgm_candle::nn::{
-    BatchNorm, Conv2d, Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu, max_pool2d, rope,
-    softmax_last_dim,
+    BatchNorm, Conv2d, Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu,
+    max_pool2d, rope, softmax_last_dim,
 };
 
 use crate::gradients::{flat, gradients, values, weighted_sum};

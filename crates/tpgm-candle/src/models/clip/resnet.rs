@@ -47,7 +47,9 @@ impl ClipResNet {
         let &Self { channels, image, .. } = self;
         if images.rank() != 4 || images.dims()[1..] != [channels, image, image] {
             let shape = images.dims();
-            candle_core::bail!("images of shape {shape:?}: the model takes (batch, {channels}, {image}, {image})")
+            candle_core::bail!(
+                "images of shape {shape:?}: the model takes (batch, {channels}, {image}, {image})"
+            )
         }
         let mut x = images.clone();
         for layer in &self.stem {
