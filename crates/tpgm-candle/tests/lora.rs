@@ -330,14 +330,14 @@ fn targets_choose_modules() {
     }
     let params = Params::default();
     let base = || Linear::new(noise(1, &[4, 3]), None);
-    assert!(config.wrap_linear("encoder.0.query", base(), &params).unwrap().is_adapted());
-    let plain = config.wrap_linear("encoder.0.key", base(), &params).unwrap();
+    assert!(config.wrap("encoder.0.query", base(), &params).unwrap().is_adapted());
+    let plain = config.wrap("encoder.0.key", base(), &params).unwrap();
     assert!(!plain.is_adapted());
     assert_eq!(
         distance(&plain.forward(&noise(6, &[2, 3])).unwrap(), &base().forward(&noise(6, &[2, 3])).unwrap()),
         0.0
     );
-    config.wrap_linear("decoder.1.value", base(), &params).unwrap();
+    config.wrap("decoder.1.value", base(), &params).unwrap();
     assert_eq!(params.all().len(), 4);
     let error = config.check_targets(&params).unwrap_err();
     assert!(matches!(&error, Error::LoraTarget { target, adapted: 2 } if target == "head"), "{error}");
@@ -384,10 +384,10 @@ impl Model {
         let geometry = Conv2dConfig { stride: 2, padding: 1, ..Conv2dConfig::default() };
         let conv = Conv2d::new(get("stem.conv.weight"), Some(get("stem.conv.bias")), geometry);
         let model = Self {
-            query: config.wrap_linear("encoder.query", linear("encoder.query"), params).unwrap(),
-            key: config.wrap_linear("encoder.key", linear("encoder.key"), params).unwrap(),
-            conv: config.wrap_conv2d("stem.conv", conv, params).unwrap(),
-            tokens: config.wrap_embedding("tokens", Embedding::new(get("tokens.weight"), 6), params).unwrap(),
+            query: config.wrap("encoder.query", linear("encoder.query"), params).unwrap(),
+            key: config.wrap("encoder.key", linear("encoder.key"), params).unwrap(),
+            conv: config.wrap("stem.conv", conv, params).unwrap(),
+            tokens: config.wrap("tokens", Embedding::new(get("tokens.weight"), 6), params).unwrap(),
             inputs: base.clone(),
         };
         config.check_targets(params).unwrap();

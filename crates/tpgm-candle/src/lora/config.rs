@@ -1,6 +1,5 @@
 //! What to adapt, and how.
 
-use candle_nn::{Conv2d, Embedding, Linear};
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
@@ -75,39 +74,12 @@ impl LoraConfig {
         }
     }
 
-    /// Adapts `linear` if its name is a target.
+    /// Adapts the layer `base`, the module called `name`, if that is a target.
     ///
     /// # Errors
     ///
     /// As [`Lora::new`].
-    pub fn wrap_linear(&self, name: &str, linear: Linear, params: &Params) -> Result<Lora<Linear>> {
-        self.wrap(name, linear, params)
-    }
-
-    /// Adapts `conv` if its name is a target.
-    ///
-    /// # Errors
-    ///
-    /// As [`Lora::new`].
-    pub fn wrap_conv2d(&self, name: &str, conv: Conv2d, params: &Params) -> Result<Lora<Conv2d>> {
-        self.wrap(name, conv, params)
-    }
-
-    /// Adapts `embedding` if its name is a target.
-    ///
-    /// # Errors
-    ///
-    /// As [`Lora::new`].
-    pub fn wrap_embedding(
-        &self,
-        name: &str,
-        embedding: Embedding,
-        params: &Params,
-    ) -> Result<Lora<Embedding>> {
-        self.wrap(name, embedding, params)
-    }
-
-    fn wrap<L: Adaptable>(&self, name: &str, base: L, params: &Params) -> Result<Lora<L>> {
+    pub fn wrap<L: Adaptable>(&self, name: &str, base: L, params: &Params) -> Result<Lora<L>> {
         if self.is_target(name) { Lora::new(base, name, self, params) } else { Ok(Lora::plain(base)) }
     }
 }

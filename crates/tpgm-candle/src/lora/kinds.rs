@@ -1,42 +1,50 @@
 //! How each kind of layer is adapted.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Embedding, Linear};
+use candle_nn::{Conv2d, Conv2dConfig, Embedding};
 
 use super::layer::ZeroFactor;
 use super::layer::sealed::Layer;
 use super::names;
+use crate::nn;
 
-impl Layer for Linear {
-    const NAMES: [&'static str; 2] = names::LAYER;
-    const DROPS_INPUT: bool = true;
+/// Linear layers: candle's and ours have the same constructor and getters.
+macro_rules! linear {
+    ($($linear:ty),*) => {$(
+        impl Layer for $linear {
+            const NAMES: [&'static str; 2] = names::LAYER;
+            const DROPS_INPUT: bool = true;
 
-    fn weight(&self) -> &Tensor {
-        self.weight()
-    }
+            fn weight(&self) -> &Tensor {
+                self.weight()
+            }
 
-    fn with_weight(&self, weight: Tensor) -> Self {
-        Linear::new(weight, self.bias().cloned())
-    }
+            fn with_weight(&self, weight: Tensor) -> Self {
+                Self::new(weight, self.bias().cloned())
+            }
 
-    fn shapes(&self, rank: usize) -> Result<[Vec<usize>; 2]> {
-        let (outputs, inputs) = self.weight().dims2()?;
-        Ok([vec![rank, inputs], vec![outputs, rank]])
-    }
+            fn shapes(&self, rank: usize) -> Result<[Vec<usize>; 2]> {
+                let (outputs, inputs) = self.weight().dims2()?;
+                Ok([vec![rank, inputs], vec![outputs, rank]])
+            }
 
-    fn zero_factor() -> ZeroFactor {
-        ZeroFactor::B
-    }
+            fn zero_factor() -> ZeroFactor {
+                ZeroFactor::B
+            }
 
-    fn adapt(&self, xs: &Tensor, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
-        let inner = Linear::new(a.clone(), None).forward(xs)?.affine(scaling, 0.0)?;
-        Linear::new(b.clone(), None).forward(&inner)
-    }
+            fn adapt(&self, xs: &Tensor, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
+                let inner = Self::new(a.clone(), None).forward(xs)?.affine(scaling, 0.0)?;
+                Self::new(b.clone(), None).forward(&inner)
+            }
 
-    fn delta(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        b.matmul(a)
-    }
+            fn delta(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+                b.matmul(a)
+            }
+        }
+    )*};
 }
+
+linear!(candle_nn::Linear, nn::Linear);
 
 impl Layer for Conv2d {
     const NAMES: [&'static str; 2] = names::LAYER;

@@ -10,7 +10,7 @@ use crate::nn::{Dropout, DropoutRng};
 use crate::params::{Anchor, Param, Params};
 use crate::random::SplitMix64;
 
-/// Layers that LoRA can adapt: [`Linear`], [`Conv2d`] and [`Embedding`] of candle-nn.
+/// Layers that LoRA can adapt: [`Linear`], [`Conv2d`] and [`Embedding`] of candle-nn, and [`nn::Linear`](crate::nn::Linear).
 pub trait Adaptable: Module + Clone + sealed::Layer {}
 
 impl<L: Module + Clone + sealed::Layer> Adaptable for L {}

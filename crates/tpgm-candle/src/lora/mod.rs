@@ -12,7 +12,7 @@
 //! let config = LoraConfig { rank: 2, alpha: 4.0, targets: vec!["query".into()], ..Default::default() };
 //! let params = Params::default();
 //! let weight = Tensor::ones((3, 5), DType::F32, &Device::Cpu)?; // frozen
-//! let mut layer = config.wrap_linear("encoder.0.query", Linear::new(weight, None), &params)?;
+//! let mut layer = config.wrap("encoder.0.query", Linear::new(weight, None), &params)?;
 //! config.check_targets(&params)?;
 //! assert_eq!(params.get("encoder.0.query.lora_A.weight")?.var().dims(), [2, 5]);
 //!

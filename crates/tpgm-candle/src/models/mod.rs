@@ -7,11 +7,13 @@
 //! |---|---|
 //! | [`bert`] | BERT, MiniLM and other sentence-transformers of this kind, from Hugging Face |
 //! | [`clip`] | CLIP with ViT or ResNet, from Hugging Face, OpenAI and OpenCLIP; zero-shot heads |
+//! | [`llama`] | Llama 1 to 3, TinyLlama, SmolLM, Qwen2, Qwen2.5 and other decoders of this kind, from Hugging Face |
 //! | [`resnet`] | ResNet-18 to 152, from torchvision and MoCo-v3 |
 //! | [`vit`] | vision transformers, from Hugging Face and timm |
 
 pub mod bert;
 pub mod clip;
+pub mod llama;
 pub mod resnet;
 pub mod vit;
 

@@ -3,6 +3,7 @@
 
 mod bert;
 mod clip;
+mod llama;
 mod resnet;
 mod resume;
 mod vit;
