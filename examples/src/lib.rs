@@ -1,5 +1,6 @@
 //! What the fine-tuning examples share.
 
+pub mod bars;
 pub mod data;
 pub mod environment;
 pub mod files;

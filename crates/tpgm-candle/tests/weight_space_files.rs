@@ -10,7 +10,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use tpgm_candle::Error;
 use tpgm_candle::core::weight_space::WiseFt;
 use tpgm_candle::core::{FixedRadius, Norm};
-use tpgm_candle::weight_space::{MergeMethod, MergePlan, distances, merge_files};
+use tpgm_candle::weight_space::{
+    FilePass, MergeMethod, MergePlan, distances, distances_with, merge_files, merge_files_with,
+};
 
 /// Numbers without a pattern, in `[-1, 1)`.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -227,11 +229,31 @@ fn distances_follow_brute_force() {
         let l2 = all.iter().map(|(a, b)| (b - a).powi(2)).sum::<f64>().sqrt();
         let base = all.iter().map(|(a, _)| a.powi(2)).sum::<f64>().sqrt();
         let rows = all.chunks(row_len).map(|row| row.iter().map(|(a, b)| (b - a).abs()).sum::<f64>());
-        let mars = rows.fold(0.0, f64::max);
-        for (got, expected) in [(distance.l2, l2), (distance.relative, l2 / base), (distance.mars, mars)] {
+        let rows: Vec<f64> = rows.collect();
+        let mars = rows.iter().copied().fold(0.0, f64::max);
+        let mean = rows.iter().sum::<f64>() / rows.len() as f64;
+        let expected = [l2, l2 / base, mars, mean];
+        let got = [distance.l2, distance.relative, distance.mars, distance.mars_mean];
+        for (got, expected) in got.into_iter().zip(expected) {
             assert!((got - expected).abs() <= 1e-12 * expected, "{}: {got} {expected}", distance.name);
         }
     }
+}
+
+#[test]
+fn a_pass_over_files_tells_how_far_it_is() {
+    let folder = Folder::new();
+    let (anchor, tuned, out) = (folder.model("anchor", 1), folder.model("tuned", 2), folder.path("out"));
+    let mut seen = Vec::new();
+    let mut watch = |at: FilePass<'_>| seen.push((at.tensor.to_owned(), at.done, at.of));
+    merge_files_with(&MergePlan::wise(0.5), Some(&anchor), &[&tuned], &out, &mut watch).unwrap();
+    distances_with(&anchor, &tuned, &mut watch).unwrap();
+    let (merge, distance) = seen.split_at(4);
+    assert_eq!(merge, distance);
+    assert!(merge.iter().enumerate().all(|(i, (_, done, of))| (*done, *of) == (i, 4)), "{merge:?}");
+    let mut names: Vec<&str> = merge.iter().map(|(name, ..)| name.as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["count", "layer.half", "layer.weight", "scale"]);
 }
 
 #[test]

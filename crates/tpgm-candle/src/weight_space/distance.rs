@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::Weights;
 use super::norms::measure;
+use super::plan::FilePass;
 use crate::error::{Error, Result};
 
 /// How far one tensor moved between two checkpoints.
@@ -19,6 +20,8 @@ pub struct TensorDistance {
     pub l2: f64,
     /// The largest L1 norm of a row of the difference (MARS); 0-D and 1-D tensors are one row.
     pub mars: f64,
+    /// The mean of these norms over the rows; 0 for a tensor without rows.
+    pub mars_mean: f64,
     /// `l2` over the L2 norm of the first checkpoint's value; infinite if that is 0 and the second's is not, 0 if both
     /// are.
     pub relative: f64,
@@ -35,9 +38,23 @@ pub struct TensorDistance {
 ///
 /// [`Error::BadFile`], [`Error::Io`], or [`Error::TensorMismatch`] for a tensor with two shapes.
 pub fn distances(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Vec<TensorDistance>> {
+    distances_with(from, to, |_| ())
+}
+
+/// [`distances`], which calls `watch` before each tensor.
+///
+/// # Errors
+///
+/// As [`distances`].
+pub fn distances_with(
+    from: impl AsRef<Path>,
+    to: impl AsRef<Path>,
+    mut watch: impl FnMut(FilePass<'_>),
+) -> Result<Vec<TensorDistance>> {
     let (from, to) = (Weights::open(from.as_ref())?, Weights::open(to.as_ref())?);
-    let mut distances = Vec::new();
-    for name in from.names() {
+    let (mut distances, of) = (Vec::new(), from.names().count());
+    for (done, name) in from.names().enumerate() {
+        watch(FilePass { tensor: name, done, of });
         let (Some(a), Some(b)) = (from.get(name), to.get(name)) else { continue };
         if a.shape != b.shape {
             return Err(Error::TensorMismatch {
@@ -51,6 +68,7 @@ pub fn distances(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Vec<Ten
         let (Some(a_values), Some(b_values)) = (a.values(), b.values()) else { continue };
         let (sums, rows) = measure(a.shape, a_values.slice(), b_values.slice());
         let (l2, base) = (sums.squares.sqrt(), sums.base.sqrt());
+        let mars_mean = rows.iter().sum::<f64>() / rows.len().max(1) as f64;
         distances.push(TensorDistance {
             name: name.to_owned(),
             shape: a.shape.to_vec(),
@@ -59,6 +77,7 @@ pub fn distances(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Vec<Ten
             mars: rows
                 .into_iter()
                 .fold(0.0, |most, norm| if norm <= most || most.is_nan() { most } else { norm }),
+            mars_mean,
             relative: if l2 == 0.0 { 0.0 } else { l2 / base },
         });
     }

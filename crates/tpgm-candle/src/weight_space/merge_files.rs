@@ -7,7 +7,7 @@ use tpgm_core::{Buffer, FixedRadius, Slice, TensorSpec};
 
 use super::file::{Entry, Values, Weights};
 use super::norms::row_norms;
-use super::plan::{MergeMethod, MergePlan, MergeReport, MergedTensor};
+use super::plan::{FilePass, MergeMethod, MergePlan, MergeReport, MergedTensor};
 use super::select::Patterns;
 use super::writer::Writer;
 use crate::error::{Error, Result};
@@ -43,6 +43,21 @@ pub fn merge_files<P: AsRef<Path>>(
     models: &[P],
     out: impl AsRef<Path>,
 ) -> Result<MergeReport> {
+    merge_files_with(plan, anchor, models, out, |_| ())
+}
+
+/// [`merge_files`], which calls `watch` before each tensor: to show how far it is.
+///
+/// # Errors
+///
+/// As [`merge_files`].
+pub fn merge_files_with<P: AsRef<Path>>(
+    plan: &MergePlan,
+    anchor: Option<&Path>,
+    models: &[P],
+    out: impl AsRef<Path>,
+    mut watch: impl FnMut(FilePass<'_>),
+) -> Result<MergeReport> {
     check_inputs(&plan.method, anchor.is_some(), models.len())?;
     let merge = Merge::open(plan, anchor, models)?;
     let first = &merge.models[0];
@@ -58,7 +73,8 @@ pub fn merge_files<P: AsRef<Path>>(
     }
     let mut writer = Writer::create(out.as_ref(), &first.metadata(), &layout)?;
     let mut report = MergeReport::default();
-    for name in first.names() {
+    for (done, name) in first.names().enumerate() {
+        watch(FilePass { tensor: name, done, of: layout.len() });
         let entry = first.get(name).expect("a listed tensor");
         if copied.contains(name) || entry.is_discrete() {
             writer.bytes(entry.bytes)?;

@@ -25,8 +25,8 @@ mod tensors;
 pub(crate) mod writer;
 
 pub use self::dawin::{Dawin, DawinCluster, DawinOutput};
-pub use self::distance::{TensorDistance, distances};
+pub use self::distance::{TensorDistance, distances, distances_with};
 pub use self::interpolate::{Interpolation, wise};
-pub use self::merge_files::merge_files;
-pub use self::plan::{MergeMethod, MergePlan, MergeReport, MergedTensor};
+pub use self::merge_files::{merge_files, merge_files_with};
+pub use self::plan::{FilePass, MergeMethod, MergePlan, MergeReport, MergedTensor};
 pub use self::tensors::{TensorSoup, Tensors, greedy_soup, model_stock, uniform_soup, wise_tensors};

@@ -91,3 +91,14 @@ pub struct MergedTensor {
     /// per row; empty for the other methods.
     pub coefficients: Vec<f64>,
 }
+
+/// How far a pass over a checkpoint file is: see [`merge_files_with`](super::merge_files_with).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FilePass<'a> {
+    /// The tensor whose turn it is.
+    pub tensor: &'a str,
+    /// Tensors that are done.
+    pub done: usize,
+    /// All tensors.
+    pub of: usize,
+}

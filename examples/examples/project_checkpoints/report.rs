@@ -1,0 +1,168 @@
+//! The table, the summary and the plot.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use tpgm_candle::weight_space::{MergeMethod, MergeReport, TensorDistance};
+use tpgm_examples::bars::{Bars, Series};
+use tpgm_examples::table::Table;
+
+/// Distances of models from their anchor, and of what was made of them.
+pub(crate) struct Report<'a> {
+    pub(crate) models: &'a [PathBuf],
+    /// Of each model, in the order of the anchor's file.
+    pub(crate) before: Vec<Vec<TensorDistance>>,
+    pub(crate) after: Option<After>,
+}
+
+/// What a merge did.
+pub(crate) struct After {
+    pub(crate) distances: Vec<TensorDistance>,
+    pub(crate) merged: MergeReport,
+    pub(crate) method: MergeMethod,
+}
+
+impl Report<'_> {
+    /// A name and the distances of each checkpoint.
+    fn columns(&self) -> Vec<(String, &[TensorDistance])> {
+        let mut columns: Vec<_> = self
+            .models
+            .iter()
+            .zip(&self.before)
+            .map(|(path, distances)| {
+                let name = if self.models.len() == 1 { "before".to_owned() } else { short_name(path) };
+                (name, distances.as_slice())
+            })
+            .collect();
+        if let Some(after) = &self.after {
+            columns.push(("after".to_owned(), &after.distances));
+        } else if let [(name, _)] = &mut columns[..] {
+            name.clear();
+        }
+        columns
+    }
+
+    /// Tensors of the anchor that a model has too, in the order of the anchor's file.
+    fn tensors(&self) -> Vec<&str> {
+        // Models may have different tensors: the order of the longest list, and what only others have behind it.
+        let mut lists: Vec<&Vec<TensorDistance>> = self.before.iter().collect();
+        lists.sort_by_key(|list| std::cmp::Reverse(list.len()));
+        let mut names: Vec<&str> = Vec::new();
+        let mut known = std::collections::HashSet::new();
+        for distance in lists.into_iter().flatten() {
+            if known.insert(distance.name.as_str()) {
+                names.push(&distance.name);
+            }
+        }
+        names
+    }
+
+    /// A row per tensor: its norms, and the ratio of its displacement that was kept.
+    pub(crate) fn table(&self) -> Table {
+        let columns = self.columns();
+        let mut table = Table::new(["tensor", "shape"]);
+        for (name, _) in &columns {
+            let column =
+                |norm: &str| if name.is_empty() { norm.to_owned() } else { format!("{norm} {name}") };
+            table.header.extend(["L2", "MARS", "relative"].map(column));
+        }
+        if self.after.is_some() {
+            table.header.push("ratio".to_owned());
+        }
+        for name in self.tensors() {
+            let found: Vec<_> = columns
+                .iter()
+                .map(|(_, distances)| distances.iter().find(|distance| distance.name == name))
+                .collect();
+            let shape = found.iter().flatten().next().map(|distance| shape(&distance.shape));
+            let mut row = vec![name.to_owned(), shape.unwrap_or_default()];
+            for distance in found {
+                row.extend(match distance {
+                    Some(it) => [it.l2, it.mars_mean, it.relative].map(number),
+                    None => std::array::from_fn(|_| String::new()),
+                });
+            }
+            if let Some(after) = &self.after {
+                row.push(after.ratio(name));
+            }
+            table.rows.push(row);
+        }
+        table
+    }
+
+    /// The distance of all tensors together.
+    pub(crate) fn summary(&self) -> String {
+        let total = |distances: &[TensorDistance]| {
+            number(distances.iter().map(|distance| distance.l2.powi(2)).sum::<f64>().sqrt())
+        };
+        let parts: Vec<_> = self
+            .columns()
+            .into_iter()
+            .map(|(name, distances)| [name, total(distances)].join(" ").trim().to_owned())
+            .collect();
+        format!("L2 distance of all tensors together: {}", parts.join(", "))
+    }
+
+    /// Relative distances of every tensor, before and after.
+    pub(crate) fn plot(&self) -> Result<String> {
+        let tensors = self.tensors();
+        let series = |(name, distances): (String, &[TensorDistance])| Series {
+            name: if name.is_empty() { short_name(&self.models[0]) } else { name },
+            values: tensors
+                .iter()
+                .map(|tensor| distances.iter().find(|distance| distance.name == **tensor))
+                .map(|distance| distance.map(|distance| distance.relative))
+                .collect(),
+        };
+        Bars {
+            title: "L2 distance from the anchor over the anchor's norm",
+            labels: &tensors,
+            series: self.columns().into_iter().map(series).collect(),
+        }
+        .svg()
+    }
+}
+
+impl After {
+    /// The ratio of a tensor's displacement that was kept; its mean where rows have their own.
+    fn ratio(&self, name: &str) -> String {
+        if self.merged.copied.iter().any(|copied| copied == name) {
+            return "copied".to_owned();
+        }
+        let coefficients = self.merged.merged.iter().find(|merged| merged.name == name);
+        let coefficients = coefficients.map_or(&[][..], |merged| merged.coefficients.as_slice());
+        match &self.method {
+            MergeMethod::Wise { options, .. } => number(options.alpha),
+            MergeMethod::UniformSoup => String::new(),
+            _ if coefficients.is_empty() => String::new(),
+            _ => number(coefficients.iter().sum::<f64>() / coefficients.len() as f64),
+        }
+    }
+}
+
+/// The name of a file, or of its folder if it is called as every model is.
+fn short_name(path: &Path) -> String {
+    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let name = stem(path).unwrap_or_default();
+    if name.starts_with("model.") || name == "model" {
+        return path.parent().and_then(stem).unwrap_or(name);
+    }
+    name
+}
+
+fn shape(shape: &[usize]) -> String {
+    shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
+}
+
+/// Four digits, as far as they are worth reading.
+fn number(x: f64) -> String {
+    let size = x.abs();
+    if size == 0.0 || !size.is_finite() {
+        return x.to_string();
+    }
+    if !(1e-4..1e6).contains(&size) {
+        return format!("{x:.3e}");
+    }
+    let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
+    format!("{x:.decimals$}")
+}
