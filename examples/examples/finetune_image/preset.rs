@@ -50,7 +50,7 @@ fn adamw(lr: f64) -> Rule {
 
 /// Of the DomainNet experiment: Nesterov momentum 0.9, weight decay 5e-4 towards zero.
 fn sgd(lr: f64) -> Rule {
-    Sgd::default().lr(lr).momentum(0.9).nesterov(true).weight_decay(5e-4).into()
+    Sgd::default().lr(lr).momentum(0.9).nesterov().weight_decay(5e-4).into()
 }
 
 fn imagenet_strengths(method: Method) -> &'static [f64] {
