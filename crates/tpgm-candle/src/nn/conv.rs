@@ -7,7 +7,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Module, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, init};
 use rayon::prelude::*;
-use tpgm_core::{Element, Slice};
+use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
@@ -320,7 +320,7 @@ impl Windows {
         weight: Source<'_>,
         grad: Source<'_>,
         wanted: (bool, bool),
-    ) -> Result<(Option<Vec<T>>, Option<Vec<T>>)> {
+    ) -> Result<Gradients> {
         let weight = weight.matrix::<C>(0, self.outputs, self.rows())?.transposed()?;
         let image = self.inputs * self.plane();
         let mut dx = wanted.0.then(|| vec![T::default(); self.batch * image]);
@@ -337,8 +337,14 @@ impl Windows {
                 self.add_columns::<T, C>(values(&columns), images.len(), dx);
             }
         }
-        Ok((dx, dw.map(|dw| round(&dw))))
+        Ok(Gradients { x: dx.map(T::buffer), weight: dw.map(|dw| T::buffer(round(&dw))) })
     }
+}
+
+/// Those that were wanted.
+struct Gradients {
+    x: Option<Buffer>,
+    weight: Option<Buffer>,
 }
 
 /// A contiguous tensor.
@@ -429,11 +435,10 @@ impl CustomOp2 for Convolve {
         let [x_data, weight_data, grad_data] = [x, weight, &grad].map(|tensor| Operand::new(NAME, tensor));
         let [x_source, weight_source, grad] =
             [Source::of(&x_data)?, Source::of(&weight_data)?, Source::of(&grad_data)?];
-        let (dx, dw) = by_dtype!(grad.slice()?.dtype(), T, C => {
-            let (dx, dw) = windows.gradients::<T, C>(x_source, weight_source, grad, wanted)?;
-            (dx.map(T::buffer), dw.map(T::buffer))
+        let grads = by_dtype!(grad.slice()?.dtype(), T, C => {
+            windows.gradients::<T, C>(x_source, weight_source, grad, wanted)?
         });
-        let dx = dx.map(|dx| into_tensor(dx, x.shape())).transpose()?;
-        Ok((dx, dw.map(|dw| into_tensor(dw, weight.shape())).transpose()?))
+        let tensor = |buffer: Option<_>, shape| buffer.map(|buffer| into_tensor(buffer, shape)).transpose();
+        Ok((tensor(grads.x, x.shape())?, tensor(grads.weight, weight.shape())?))
     }
 }
