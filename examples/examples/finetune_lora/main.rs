@@ -1,0 +1,26 @@
+//! Fine-tunes a decoder of the families Llama and Qwen2 on a text with LoRA, with its factors bounded around zero, and says
+//! what was learned and what was forgotten. The README beside this file shows it.
+
+mod cli;
+mod language;
+mod sample;
+mod text;
+mod tiny;
+mod train;
+
+use anyhow::Result;
+use clap::Parser;
+use tpgm_examples::environment;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+
+fn main() -> Result<()> {
+    let args = cli::Args::parse();
+    // Before any thread is there: this starts the program anew.
+    if args.tiny {
+        environment::for_small_models();
+    }
+    let stop = Stop::never();
+    stop.on_ctrl_c()?;
+    cli::run(&args, &Progress::terminal(), &stop)
+}

@@ -1,0 +1,156 @@
+//! One training run on the factors: the part to read first.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::DType;
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use tpgm_candle::core::{Constraint, Ftp, Spd};
+use tpgm_candle::models::llama::Llama;
+use tpgm_candle::{AdamW, Checkpointer, DataOrder, Params, RobustOptimizer, Schedule, TrainState};
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+use tpgm_examples::timing::{Part, StepTimes};
+
+use crate::text::Windows;
+
+/// What bounds the factors around zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Bound {
+    /// Nothing
+    None,
+    /// Selective projection decay
+    Spd,
+    /// Fast trainable projection
+    Ftp,
+}
+
+impl Bound {
+    /// The constraint; `strength` is SPD's, or FTP's `k`.
+    pub(crate) fn constraint(self, strength: f64) -> Constraint {
+        match self {
+            Bound::None => Constraint::None,
+            Bound::Spd => Spd { strength }.into(),
+            Bound::Ftp => Ftp { k: strength, ..Ftp::default() }.into(),
+        }
+    }
+}
+
+/// Options of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Training {
+    pub(crate) bound: Bound,
+    pub(crate) strength: f64,
+    pub(crate) lr: f64,
+    pub(crate) steps: u64,
+    pub(crate) batch: usize,
+    pub(crate) seed: u64,
+    /// Steps between two checkpoints; 0 saves only when stopped.
+    pub(crate) save_every: u64,
+}
+
+/// How a run ended.
+pub(crate) enum Ended {
+    /// It took all its steps; times include those before an interruption.
+    Done(StepTimes),
+    /// It was stopped and saved.
+    Stopped,
+}
+
+/// What goes into a checkpoint besides factors and optimizer.
+#[derive(Serialize, Deserialize)]
+struct Position {
+    order: DataOrder,
+    times: StepTimes,
+}
+
+impl Training {
+    /// Trains, from the newest checkpoint in the folder if there is one.
+    ///
+    /// # Errors
+    ///
+    /// A loss or gradient that is not finite (the error says at which step and learning rate), a full disk, a damaged
+    /// checkpoint.
+    pub(crate) fn train(
+        &self,
+        params: &Params,
+        model: &Llama,
+        windows: &Windows,
+        folder: &Path,
+        progress: &Progress,
+        stop: &Stop,
+    ) -> Result<Ended> {
+        let mut optimizer =
+            RobustOptimizer::new(params, AdamW::default().lr(self.lr), self.bound.constraint(self.strength))?;
+        let schedule = Schedule::cosine(self.lr, self.steps).warmup(self.steps / 20);
+        let order = DataOrder::new(windows.len(), self.batch, self.seed)?;
+        let mut position = Position { order, times: StepTimes::default() };
+        let checkpointer = Checkpointer::new(folder).keep(1);
+        if let Some(found) = checkpointer.latest_valid()? {
+            let saved = found.checkpoint;
+            saved.restore(params)?;
+            optimizer.resume(&saved.value("config")?, &saved.state("optimizer")?)?;
+            position = saved.value("position")?;
+        }
+        let save = |optimizer: &RobustOptimizer, position: &Position| -> Result<()> {
+            let state = TrainState::new(optimizer.steps())
+                .weights(params.tensors())?
+                .state("optimizer", optimizer.state()?)?
+                .value("config", optimizer.config())?
+                .value("position", position)?;
+            checkpointer.save(&state)?;
+            Ok(())
+        };
+
+        let bar = progress.bar("fine-tuning", self.steps);
+        bar.set_position(optimizer.steps());
+        for step in optimizer.steps()..self.steps {
+            if stop.before_step() {
+                save(&optimizer, &position)?;
+                bar.abandon_with_message("stopped");
+                return Ok(Ended::Stopped);
+            }
+            let lr = schedule.lr(step);
+            optimizer.set_learning_rate(lr);
+            let loss = step_on(model, windows, &mut optimizer, &mut position)
+                .with_context(|| format!("step {} at learning rate {lr:.2e}", step + 1))?;
+            bar.set_message(format!("loss {loss:.3}"));
+            bar.inc(1);
+            if self.save_every > 0 && (step + 1) % self.save_every == 0 {
+                save(&optimizer, &position)?;
+            }
+        }
+        save(&optimizer, &position)?;
+        bar.finish_and_clear();
+        Ok(Ended::Done(position.times))
+    }
+}
+
+/// One step, timed in its parts. Returns the loss.
+fn step_on(
+    model: &Llama,
+    windows: &Windows,
+    optimizer: &mut RobustOptimizer,
+    position: &mut Position,
+) -> Result<f64> {
+    let Position { order, times } = position;
+    let batch = times.time(Part::Data, || windows.batch(&next(order)))?;
+    let loss = times.time(Part::Forward, || model.loss(&batch.ids, &batch.counted, true))?;
+    let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    ensure!(value.is_finite(), "the loss is {value}");
+    let grads = times.time(Part::Backward, || loss.backward())?;
+    times.time(Part::Step, || optimizer.step(&grads))?;
+    times.count_step();
+    Ok(value)
+}
+
+/// The next batch, of the next epoch if this one is over.
+pub(crate) fn next(order: &mut DataOrder) -> Vec<usize> {
+    loop {
+        if let Some(batch) = order.next_batch() {
+            return batch.to_vec();
+        }
+    }
+}
