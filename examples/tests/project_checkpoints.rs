@@ -104,6 +104,22 @@ fn distances_are_measured_and_nothing_is_merged() {
 }
 
 #[test]
+fn a_new_head_may_have_another_shape() {
+    let folder = Folder::new();
+    let head = |classes: usize| Tensor::ones((classes, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let weight = |x: f32| Tensor::new(&[[x, 0.0]], &Device::Cpu).unwrap();
+    folder.save("anchor", &[("a.weight", weight(1.0)), ("head.weight", head(3))]);
+    folder.save("one", &[("a.weight", weight(3.0)), ("head.weight", head(5))]);
+    let error = format!("{:#}", folder.run("distances", &["one"], &[]).unwrap_err());
+    assert!(error.contains("head.weight") && error.contains("one.safetensors"), "{error}");
+    folder.run("distances", &["one"], &["--new", "head.*"]).unwrap();
+    assert_eq!(folder.csv()[1..], [["a.weight", "1 x 2", "2.000", "2.000", "2.000"]]);
+    folder.run("wise", &["one"], &["--copy", "head.*"]).unwrap();
+    assert_eq!(folder.merged()["head.weight"].dims(), [5, 2]);
+    assert_eq!(folder.csv().len(), 2);
+}
+
+#[test]
 fn interpolation_halves_the_distance_and_copies_what_is_named() {
     let folder = Folder::new();
     folder.run("wise", &["one"], &["--share", "0.5", "--copy", "head.*"]).unwrap();
@@ -195,7 +211,7 @@ fn what_is_held_is_a_tensor_and_not_the_checkpoint() {
     let mut watch = |_: FilePass<'_>| most = most.max(held());
     let (anchor, tuned) = (file("anchor"), file("tuned"));
     merge_files_with(&MergePlan::wise(0.5), Some(&anchor), &[&tuned], file("out"), &mut watch).unwrap();
-    let distances = distances_with(&anchor, file("out"), &mut watch).unwrap();
+    let distances = distances_with(&anchor, file("out"), &[], &mut watch).unwrap();
     assert!(most < before + 24, "{before} MiB before, {most} MiB at most");
     // Every element moved by 1/2.
     assert!(distances.iter().all(|distance| (distance.l2 - 0.5 * f64::from(1 << 19).sqrt()).abs() < 1e-6));

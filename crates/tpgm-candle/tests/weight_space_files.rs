@@ -247,7 +247,7 @@ fn a_pass_over_files_tells_how_far_it_is() {
     let mut seen = Vec::new();
     let mut watch = |at: FilePass<'_>| seen.push((at.tensor.to_owned(), at.done, at.of));
     merge_files_with(&MergePlan::wise(0.5), Some(&anchor), &[&tuned], &out, &mut watch).unwrap();
-    distances_with(&anchor, &tuned, &mut watch).unwrap();
+    distances_with(&anchor, &tuned, &[], &mut watch).unwrap();
     let (merge, distance) = seen.split_at(4);
     assert_eq!(merge, distance);
     assert!(merge.iter().enumerate().all(|(i, (_, done, of))| (*done, *of) == (i, 4)), "{merge:?}");

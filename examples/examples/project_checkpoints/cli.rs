@@ -30,6 +30,10 @@ enum Method {
     Distances {
         #[command(flatten)]
         inputs: Inputs,
+        /// Tensors that may have another shape than the anchor's, and are not measured then, such as a new head: a name, or a
+        /// pattern with `*` and `?`. May be repeated
+        #[arg(long, value_name = "PATTERN")]
+        new: Vec<String>,
     },
     /// Interpolate between the anchor and one model (WiSE-FT)
     Wise {
@@ -119,8 +123,12 @@ impl From<NormName> for Norm {
 /// untouched then, unless only the report could not be written.
 pub(crate) fn run(args: &Args, progress: &Progress) -> Result<()> {
     let (inputs, plan) = args.method.plan();
+    let renewed: &[String] = match &args.method {
+        Method::Distances { new, .. } => new,
+        _ => plan.as_ref().map_or(&[], |(_, output)| &output.copy),
+    };
     let measure = |path: &Path| -> Result<Vec<TensorDistance>> {
-        Ok(watched(progress, "measuring", |watch| distances_with(&inputs.anchor, path, watch))?)
+        Ok(watched(progress, "measuring", |watch| distances_with(&inputs.anchor, path, renewed, watch))?)
     };
     let before = inputs.models.iter().map(|path| measure(path)).collect::<Result<_>>()?;
     let mut report = Report { models: &inputs.models, before, after: None };
@@ -155,7 +163,7 @@ fn merge(inputs: &Inputs, plan: &MergePlan, output: &Output, progress: &Progress
 impl Method {
     fn plan(&self) -> (&Inputs, Option<(MergePlan, &Output)>) {
         let (inputs, plan, output) = match self {
-            Method::Distances { inputs } => return (inputs, None),
+            Method::Distances { inputs, .. } => return (inputs, None),
             Method::Wise { inputs, output, share } => (inputs, MergePlan::wise(*share), output),
             Method::FixedRadius { inputs, output, radius, norm } => {
                 (inputs, MergePlan::project(FixedRadius { radius: *radius, norm: (*norm).into() }), output)

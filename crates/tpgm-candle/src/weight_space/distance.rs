@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use wildmatch::WildMatch;
 
 use super::file::Weights;
 use super::norms::measure;
@@ -38,10 +39,11 @@ pub struct TensorDistance {
 ///
 /// [`Error::BadFile`], [`Error::Io`], or [`Error::TensorMismatch`] for a tensor with two shapes.
 pub fn distances(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Vec<TensorDistance>> {
-    distances_with(from, to, |_| ())
+    distances_with(from, to, &[], |_| ())
 }
 
-/// [`distances`], which calls `watch` before each tensor.
+/// [`distances`] of checkpoints of which the tensors that match one of the patterns `renewed` (`*`, `?`) may have another
+/// shape, as a new head has: they are left out then. Calls `watch` before each tensor.
 ///
 /// # Errors
 ///
@@ -49,6 +51,7 @@ pub fn distances(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Vec<Ten
 pub fn distances_with(
     from: impl AsRef<Path>,
     to: impl AsRef<Path>,
+    renewed: &[String],
     mut watch: impl FnMut(FilePass<'_>),
 ) -> Result<Vec<TensorDistance>> {
     let (from, to) = (Weights::open(from.as_ref())?, Weights::open(to.as_ref())?);
@@ -57,6 +60,9 @@ pub fn distances_with(
         watch(FilePass { tensor: name, done, of });
         let (Some(a), Some(b)) = (from.get(name), to.get(name)) else { continue };
         if a.shape != b.shape {
+            if renewed.iter().any(|pattern| WildMatch::new(pattern).matches(name)) {
+                continue;
+            }
             return Err(Error::TensorMismatch {
                 tensor: name.to_owned(),
                 model: to.place(),
