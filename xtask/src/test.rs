@@ -27,7 +27,7 @@ const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
 }
 
 /// All features but those of `tpgm-candle` that take a CUDA toolkit.
-const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated";
+const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated,tpgm-examples/hf-hub";
 
 const STAGES: [Stage; 14] = [
     stage("formatting", &["fmt", "--all", "--check"]),

@@ -66,7 +66,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 3)]
     seeds: u64,
     /// Passes over the training texts
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     epochs: u64,
     /// Texts per step
     #[arg(long, default_value_t = NonZero::new(32).unwrap())]
@@ -78,7 +78,7 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', value_name = "RATES", default_values_t = [1e-4, 3e-5])]
     rates: Vec<f64>,
     /// Learning rate of the head
-    #[arg(long, default_value_t = 5e-3)]
+    #[arg(long, default_value_t = 3e-2)]
     head_lr: f64,
     /// Runs at the same time; processors are divided among them [default: number of processors, at most 4]
     #[arg(long)]
