@@ -5,6 +5,7 @@
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
 #[path = "../examples/finetune_image/cli.rs"]
 mod cli;
+mod common;
 #[path = "../examples/finetune_image/images.rs"]
 mod images;
 #[path = "../examples/finetune_image/network.rs"]
@@ -22,7 +23,7 @@ mod task;
 #[path = "../examples/finetune_image/zero_shot.rs"]
 mod zero_shot;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -39,10 +40,9 @@ use tpgm_candle::models::vit::{Vit, VitConfig, VitLayout};
 use tpgm_candle::nn::DropoutRng;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
-use tpgm_examples::study::Outcome;
-use tpgm_examples::timing::StepTimes;
 
 use crate::cli::run;
+use crate::common::{outcomes, results, save, tokenizer};
 use crate::options::Args;
 
 const CLASSES: [&str; 3] = ["apple", "banana", "cherry"];
@@ -62,20 +62,6 @@ fn folder(root: &Path, count: usize, shade: u8) {
     }
 }
 
-/// Saves what a model has asked for, with reproducible values.
-fn save(map: &VarMap, path: &Path, prefix: &str) {
-    let value = |(name, var): (&String, &candle_core::Var)| {
-        let wave = Tensor::arange(0f32, var.elem_count() as f32, &Device::Cpu).unwrap();
-        let wave = (wave.affine(0.37, name.len() as f64).unwrap().sin().unwrap() * 0.3).unwrap();
-        let factor = ["norm", "bn", "downsample.1", "ln_"].iter().any(|part| name.contains(part));
-        let base =
-            if factor && name.ends_with("weight") || name.ends_with("running_var") { 1.0 } else { 0.0 };
-        (format!("{prefix}{name}"), (wave + base).unwrap().reshape(var.shape()).unwrap())
-    };
-    let tensors: HashMap<_, _> = map.data().lock().unwrap().iter().map(value).collect();
-    candle_core::safetensors::save(&tensors, path).unwrap();
-}
-
 fn builder(map: &VarMap) -> VarBuilder<'static> {
     VarBuilder::from_varmap(map, DType::F32, &Device::Cpu)
 }
@@ -87,7 +73,7 @@ fn resnet(folder: &Path, prefix: &str) {
     fs::write(folder.join("shape.json"), serde_json::to_string(&config).unwrap()).unwrap();
     let map = VarMap::new();
     ResNet::new(&config, builder(&map)).unwrap();
-    save(&map, &folder.join("model.safetensors"), prefix);
+    save(&map, &folder.join("model.safetensors"), prefix, HashMap::new());
 }
 
 fn vit(folder: &Path) {
@@ -98,7 +84,7 @@ fn vit(folder: &Path) {
     let config = VitConfig::from_file(folder.join("config.json")).unwrap();
     let map = VarMap::new();
     Vit::with_layout(&config, VitLayout::HuggingFace, &DropoutRng::new(0), builder(&map)).unwrap();
-    save(&map, &folder.join("model.safetensors"), "");
+    save(&map, &folder.join("model.safetensors"), "", HashMap::new());
 }
 
 /// CLIP with a vision transformer or a ResNet, and a tokenizer of words.
@@ -125,24 +111,12 @@ fn clip(folder: &Path, with_resnet: bool) {
     }
     let map = VarMap::new();
     Clip::with_layout(&config, layout, builder(&map)).unwrap();
-    save(&map, &folder.join("model.safetensors"), "");
+    save(&map, &folder.join("model.safetensors"), "", HashMap::new());
 
     let words = [
         "[PAD]", "[UNK]", "a", "photo", "of", "apple", "banana", "cherry", ".", "drawing", "[START]", "[END]",
     ];
-    let vocabulary: BTreeMap<_, _> = words.into_iter().enumerate().map(|(id, word)| (word, id)).collect();
-    let special = |name: &str, id: u32| json!({"id": name, "ids": [id], "tokens": [name]});
-    let tokenizer = json!({
-        "version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null, "truncation": null, "padding": null,
-        "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": {"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "[START]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                {"SpecialToken": {"id": "[END]", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"[START]": special("[START]", 10), "[END]": special("[END]", 11)}},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
-    });
-    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    tokenizer(&folder.join("tokenizer.json"), &words, [Some("[START]"), Some("[END]")]);
 }
 
 /// Images, without a network.
@@ -168,24 +142,6 @@ fn command(root: &Path, out: &str, options: &[&str], stop: &Stop) -> Result<()> 
 
 const RESNET: [&str; 6] =
     ["--arch", "resnet50", "--model", "ROOT/resnet/model.safetensors", "--config", "ROOT/resnet/shape.json"];
-
-/// Outcomes without times, and the bytes of every model.
-fn results(out: &Path) -> (String, Vec<(String, Vec<u8>)>) {
-    let text = fs::read(out.join("outcomes.json")).unwrap();
-    let mut outcomes: Vec<Outcome> = serde_json::from_slice(&text).unwrap();
-    for outcome in &mut outcomes {
-        (outcome.seconds, outcome.times) = (0.0, StepTimes::default());
-    }
-    let mut models = Vec::new();
-    for run in fs::read_dir(out.join("runs")).unwrap() {
-        let run = run.unwrap();
-        if let Ok(bytes) = fs::read(run.path().join("model.safetensors")) {
-            models.push((run.file_name().into_string().unwrap(), bytes));
-        }
-    }
-    models.sort();
-    (format!("{outcomes:?}"), models)
-}
 
 #[test]
 fn an_interrupted_run_of_a_resnet_goes_on_to_the_same_bits() {
@@ -223,8 +179,7 @@ fn the_domainnet_preset_shows_published_beside_measured_numbers() {
     let published = fs::read_to_string(root.path().join("out/published.md")).unwrap();
     assert!(published.contains("| TPGM | published | 81.30 | 35.68 |"), "{published}");
     assert_eq!(published.matches("| measured |").count(), 2, "{published}");
-    let outcomes: Vec<Outcome> =
-        serde_json::from_slice(&fs::read(root.path().join("out/outcomes.json")).unwrap()).unwrap();
+    let outcomes = outcomes(&root.path().join("out/outcomes.json"));
     let rates: Vec<_> = outcomes.iter().map(|outcome| outcome.setting.lr).collect();
     assert_eq!(rates, [5e-2, 1e-2]);
 }
@@ -246,10 +201,7 @@ fn the_imagenet_preset_goes_from_zero_shot_to_a_model_tuned_elsewhere() {
         [&clip[..], &more, &["--preset", "imagenet", "--tuned", file, "--test", "ROOT/sketch"]].concat();
     command(root.path(), "out", &options, &Stop::never()).unwrap();
 
-    let read = |out: &str| {
-        let text = fs::read(root.path().join(out).join("outcomes.json")).unwrap();
-        serde_json::from_slice::<Vec<Outcome>>(&text).unwrap()
-    };
+    let read = |out: &str| outcomes(&root.path().join(out).join("outcomes.json"));
     let (before, after) = (read("tuned"), read("out"));
     let names: Vec<_> =
         after.iter().map(|outcome| (outcome.setting.method.name(), outcome.setting.strength)).collect();
@@ -298,8 +250,7 @@ fn images_that_cannot_be_read_are_passed_over_or_named() {
     }
     let options = [&RESNET[..], &["--methods", "fine-tuning"]].concat();
     command(root.path(), "out", &options, &Stop::never()).unwrap();
-    let outcomes: Vec<Outcome> =
-        serde_json::from_slice(&fs::read(root.path().join("out/outcomes.json")).unwrap()).unwrap();
+    let outcomes = outcomes(&root.path().join("out/outcomes.json"));
     // Five sketches are left: the accuracy is a multiple of a fifth.
     let fifths = outcomes[0].scores.accuracy[1] * 5.0;
     assert!((fifths - fifths.round()).abs() < 1e-9, "{fifths}");

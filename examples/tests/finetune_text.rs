@@ -5,6 +5,7 @@
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
 #[path = "../examples/finetune_text/cli.rs"]
 mod cli;
+mod common;
 #[path = "../examples/finetune_text/pooling.rs"]
 mod pooling;
 #[path = "../examples/finetune_text/task.rs"]
@@ -12,7 +13,7 @@ mod task;
 #[path = "../examples/finetune_text/texts.rs"]
 mod texts;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -26,9 +27,9 @@ use tpgm_candle::nn::DropoutRng;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{Method, Outcome};
-use tpgm_examples::timing::StepTimes;
 
 use crate::cli::{Args, run};
+use crate::common::{outcomes, results, save, tokenizer};
 
 const WORDS: [&str; 6] = ["draw", "paint", "shoot", "jump", "mail", "chat"];
 
@@ -39,37 +40,15 @@ fn model(folder: &Path) {
     fs::create_dir_all(folder.join("1_Pooling")).unwrap();
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
     fs::write(folder.join(pooling::FILE), json!({"pooling_mode_mean_tokens": true}).to_string()).unwrap();
-    let words = ["[PAD]", "[UNK]", "[CLS]"].into_iter().chain(WORDS).enumerate();
-    let vocabulary: BTreeMap<_, _> = words.map(|(id, word)| (word, id)).collect();
-    let tokenizer = json!({
-        "version": "1.0", "added_tokens": [], "normalizer": {"type": "Lowercase"},
-        "pre_tokenizer": {"type": "Whitespace"}, "decoder": null, "truncation": null, "padding": null,
-        "post_processor": {"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]}}},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
-    });
-    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let words = [&["[PAD]", "[UNK]", "[CLS]"], &WORDS[..]].concat();
+    tokenizer(&folder.join("tokenizer.json"), &words, [Some("[CLS]"), None]);
     let map = candle_nn::VarMap::new();
     let vb = candle_nn::VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
     let config = BertConfig::from_file(folder.join("config.json")).unwrap();
     Bert::new(&config, &DropoutRng::new(0), vb).unwrap();
-    let mut tensors: HashMap<String, Tensor> = map
-        .data()
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|(name, var)| {
-            let phase = name.len() as f64;
-            let wave = Tensor::arange(0f32, var.elem_count() as f32, &Device::Cpu).unwrap();
-            let wave = (wave.affine(0.37, phase).unwrap().sin().unwrap() * 0.4).unwrap();
-            let base = if name.contains("LayerNorm.weight") { 1.0 } else { 0.0 };
-            (name.clone(), (wave + base).unwrap().reshape(var.shape()).unwrap())
-        })
-        .collect();
-    tensors.insert("pooler.dense.bias".to_owned(), Tensor::ones(8, DType::F32, &Device::Cpu).unwrap());
-    candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+    let pooler = Tensor::ones(8, DType::F32, &Device::Cpu).unwrap();
+    let unused = HashMap::from([("pooler.dense.bias".to_owned(), pooler)]);
+    save(&map, &folder.join("model.safetensors"), "", unused);
 }
 
 /// Texts of three classes, each with two words of its own.
@@ -112,24 +91,6 @@ fn study() -> tempfile::TempDir {
         texts(&folder.path().join(name), count);
     }
     folder
-}
-
-/// Outcomes without times, and the bytes of every model.
-fn results(out: &Path) -> (String, Vec<(String, Vec<u8>)>) {
-    let mut outcomes: Vec<Outcome> =
-        serde_json::from_slice(&fs::read(out.join("outcomes.json")).unwrap()).unwrap();
-    for outcome in &mut outcomes {
-        (outcome.seconds, outcome.times) = (0.0, StepTimes::default());
-    }
-    let mut models = Vec::new();
-    for run in fs::read_dir(out.join("runs")).unwrap() {
-        let run = run.unwrap();
-        if let Ok(bytes) = fs::read(run.path().join("model.safetensors")) {
-            models.push((run.file_name().into_string().unwrap(), bytes));
-        }
-    }
-    models.sort();
-    (format!("{outcomes:?}"), models)
 }
 
 #[test]
@@ -177,7 +138,7 @@ fn a_sweep_repeats_the_chosen_settings_with_other_seeds() {
     let table = fs::read_to_string(out.join("table.md")).unwrap();
     assert_eq!(table.lines().count(), 2 + 2, "{table}");
     assert!(table.contains(" ± "), "{table}");
-    let read = |name| serde_json::from_slice::<Vec<Outcome>>(&fs::read(out.join(name)).unwrap()).unwrap();
+    let read = |name| outcomes(&out.join(name));
     let seeds = |outcomes: Vec<Outcome>, method| {
         outcomes
             .iter()
