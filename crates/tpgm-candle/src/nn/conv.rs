@@ -18,8 +18,9 @@ const NAME: &str = "conv2d";
 /// Convolution without bias, as in front of a norm: `x` of shape (batch, inputs, height, width) becomes (batch, outputs,
 /// (height + 2 padding - kernel) / stride + 1, likewise for the width), rounded down. Outside the image lies zero.
 ///
-/// Use it in place of `candle_nn::Conv2d`, whose backward pass is slow and takes square images only. The columns are made
-/// anew for the backward pass, a few images at a time, so memory stays small.
+/// Use it in place of `candle_nn::Conv2d`, whose backward pass takes several times as long, and fails where the stride leaves
+/// other remainders of height and width. The columns are made anew for the backward pass, a few images at a time, so memory
+/// stays small; their parts of the weight's gradient are added up in f64.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
     weight: Tensor,

@@ -11,12 +11,11 @@
 //! | `candle_nn::rotary_emb::rope`, `rope_i` | none | [`rope`], [`rope_i`] |
 //! | `candle_nn::ops::sdpa` | none | matrix products around [`softmax_last_dim`] |
 //! | `Tensor::max_pool2d` | too small by the area of the window; error where stride and window differ | [`MaxPool2d`], [`max_pool2d`] |
-//! | `candle_nn::BatchNorm` | yes, but one to three passes over memory for each of its eight operations | [`BatchNorm`] |
-//! | `candle_nn::Conv2d` | slow; wrong shape or error where height and width differ | [`Conv2d`] |
+//! | `candle_nn::Conv2d` | yes; error where the stride leaves other remainders of height and width | [`Conv2d`] |
 //! | `candle_nn::Dropout` | yes, but its masks cannot be seeded or resumed on the CPU | [`Dropout`] |
 //!
 //! These have a gradient in candle and are here because they are faster (`benches/nn.rs` measures it):
-//! [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`].
+//! [`BatchNorm`], [`Conv2d`], [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`].
 //!
 //! ```
 //! use candle_core::{Device, Module, Tensor, Var};

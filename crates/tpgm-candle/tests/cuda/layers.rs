@@ -13,6 +13,7 @@ fn layers() -> Vec<(&'static str, Vec<Vec<usize>>, Layer)> {
     vec![
         ("gelu", vec![x()], |t| nn::gelu(&t[0])),
         ("gelu_tanh", vec![x()], |t| nn::gelu_tanh(&t[0])),
+        ("quick_gelu", vec![x()], |t| nn::quick_gelu(&t[0])),
         ("silu", vec![x()], |t| nn::silu(&t[0])),
         ("relu", vec![x()], |t| nn::relu(&t[0])),
         ("add_bias", vec![x(), vec![8]], |t| nn::add_bias(&t[0], &t[1])),
@@ -37,6 +38,14 @@ fn layers() -> Vec<(&'static str, Vec<Vec<usize>>, Layer)> {
             nn::rope_i(&t[0], &angles.cos()?, &angles.sin()?)
         }),
         ("max_pool2d", vec![vec![1, 2, 6, 6]], |t| nn::max_pool2d(&t[0], (2, 2), (2, 2))),
+        ("conv2d", vec![vec![2, 2, 6, 6], vec![3, 2, 3, 3]], |t| {
+            nn::Conv2d::new(t[1].clone()).stride(2).padding(1).forward(&t[0])
+        }),
+        ("batch_norm", vec![vec![4, 3, 5], vec![3], vec![3]], |t| {
+            let running = Tensor::ones(3, t[0].dtype(), t[0].device())?;
+            let norm = nn::BatchNorm::new(t[1].clone(), t[2].clone(), &running, &running, 1e-5)?;
+            norm.forward_t(&t[0], true)
+        }),
         ("dropout", vec![x()], |t| nn::Dropout::new(0.5, &nn::DropoutRng::new(5))?.forward_t(&t[0], true)),
     ]
 }

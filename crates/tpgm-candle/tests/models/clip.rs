@@ -40,15 +40,8 @@ pub(super) fn tiny() -> ClipConfig {
     }
 }
 
-fn tiny_resnet(statistics: Statistics) -> ClipConfig {
-    let image = ClipResNetConfig {
-        layers: [1, 2, 1, 1],
-        width: 2,
-        heads: 2,
-        image_size: 64,
-        channels: 3,
-        statistics,
-    };
+fn tiny_resnet(layers: [usize; 4], statistics: Statistics) -> ClipConfig {
+    let image = ClipResNetConfig { layers, width: 2, heads: 2, image_size: 64, channels: 3, statistics };
     ClipConfig { image: ClipImageConfig::ResNet(image), ..tiny() }
 }
 
@@ -115,7 +108,9 @@ fn it_computes_what_candle_transformers_computes() {
 
 #[test]
 fn openai_checkpoints_compute_what_pytorch_computes() {
-    for (name, config) in [("clip_vit", tiny()), ("clip_resnet", tiny_resnet(Statistics::Batch))] {
+    for (name, config) in
+        [("clip_vit", tiny()), ("clip_resnet", tiny_resnet([1, 2, 1, 1], Statistics::Batch))]
+    {
         let reference = Reference::new(name);
         let params = reference.params();
         let model = Clip::new(&config, params.var_builder()).unwrap();
@@ -143,11 +138,11 @@ fn every_gradient_agrees_with_finite_differences() {
     let labels = Tensor::new(&[2u32, 0], &Device::Cpu).unwrap();
     let text = |separate: bool| 2 + 2 * if separate { 16 } else { 12 } + 2 + 1;
     let vit = |separate: bool| 3 + 2 + 2 * if separate { 16 } else { 12 } + 2 + 1;
-    let resnet = 9 + 5 * 9 + 4 * 3 + 9;
+    let resnet = 9 + 4 * (9 + 3) + 9;
     for (config, layout, side, eps, tensors) in [
         (tiny(), ClipLayout::HuggingFace, 6, 1e-5, text(true) + vit(true) + 1),
         (tiny(), ClipLayout::OpenAi, 6, 1e-5, text(false) + vit(false) + 1),
-        (tiny_resnet(Statistics::Batch), ClipLayout::OpenAi, 64, 1e-6, text(false) + resnet + 1),
+        (tiny_resnet([1; 4], Statistics::Batch), ClipLayout::OpenAi, 64, 1e-6, text(false) + resnet + 1),
     ] {
         let params = params(folder.path(), &config, layout);
         let model = Clip::new(&config, params.var_builder()).unwrap();
@@ -197,7 +192,7 @@ fn a_classifier_starts_from_zero_shot() {
     for (config, layout, side) in [
         (tiny(), ClipLayout::HuggingFace, 6),
         (tiny(), ClipLayout::OpenAi, 6),
-        (tiny_resnet(Statistics::Running), ClipLayout::OpenAi, 64),
+        (tiny_resnet([1; 4], Statistics::Running), ClipLayout::OpenAi, 64),
     ] {
         let frozen = params(folder.path(), &config, layout).freeze("*");
         let clip = Clip::new(&config, frozen.var_builder()).unwrap();
@@ -257,12 +252,17 @@ fn a_saved_zero_shot_head_has_an_anchor() {
     let head = folder.path().join("head.safetensors");
     candle_core::safetensors::save(&HashMap::from([("classifier.weight", weight.clone())]), &head).unwrap();
     let files = [folder.path().join("model.safetensors"), head];
-    let params = Params::open_all(&files, &Device::Cpu).unwrap().dtype(DType::F64);
+    let open = || Params::open_all(&files, &Device::Cpu).unwrap().dtype(DType::F64);
+    let params = open();
     ClipClassifier::new(&config, 2, params.var_builder()).unwrap();
     let Anchor::Pretrained(anchor) = params.get("classifier.weight").unwrap().anchor().clone() else {
         panic!("no anchor")
     };
     assert_eq!(anchor.slice().to_f64(), weight.flatten_all().unwrap().to_vec1::<f64>().unwrap());
+    // A frozen head keeps what the file says.
+    let model = ClipClassifier::new(&config, 2, open().freeze("classifier.*").var_builder()).unwrap();
+    let error = model.start_from(&weight).unwrap_err();
+    assert!(matches!(error, Error::FrozenHead { tensor: "classifier.weight" }), "{error}");
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn bad_configurations_and_inputs_are_named() {
     let params = params(folder.path(), &tiny(), ClipLayout::HuggingFace);
     let error = Clip::new(&tiny(), params.var_builder().pp("model")).unwrap_err().to_string();
     assert!(error.contains("`model`") && error.contains("visual.class_embedding"), "{error}");
-    let resnet = tiny_resnet(Statistics::Batch);
+    let resnet = tiny_resnet([1; 4], Statistics::Batch);
     let error = Clip::new(&resnet, params.var_builder()).unwrap_err().to_string();
     assert!(error.contains("visual.attnpool.positional_embedding"), "{error}");
     let error = ClipImage::new(&resnet, ClipLayout::HuggingFace, params.var_builder()).unwrap_err();

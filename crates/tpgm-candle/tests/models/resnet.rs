@@ -123,28 +123,29 @@ fn every_gradient_agrees_with_finite_differences() {
     let folder = tempfile::tempdir().unwrap();
     let images = images((3, 3, 32, 32), DType::F64);
     let labels = Tensor::new(&[2u32, 0, 3], &Device::Cpu).unwrap();
-    for (block, tensors) in
-        [(ResNetBlock::Basic, 3 + 4 * 6 + 6 + 3 * 3 + 2), (ResNetBlock::Bottleneck, 3 + 5 * 9 + 4 * 3 + 2)]
-    {
-        for statistics in [Statistics::Batch, Statistics::Running] {
-            let config = ResNetConfig { statistics, ..tiny(block, [1, 2, 1, 1]) };
-            let params = params(folder.path(), &config);
-            let model = ResNetClassifier::new(&config, 4, params.var_builder()).unwrap();
-            if statistics == Statistics::Batch {
-                // Without a window below zero, the stem's bias would be a constant that the next batch norm removes.
-                let bias = params.get("bn1.bias").unwrap();
-                bias.var().set(&bias.var().affine(1.0, -1.0).unwrap()).unwrap();
-            }
-            let loss = || cross_entropy(&model.forward(&images, true)?, &labels);
-            let buffers = params.buffers();
-            let before = buffers["bn1.running_mean"].to_vec1::<f64>().unwrap();
-            let report = Audit::new(&params).finite_differences(4, 1e-7).run(loss).unwrap();
-            assert!(report.zero.is_empty() && report.inconclusive.is_empty(), "{report}");
-            assert_eq!(report.checked, tensors, "{block:?}: {report}");
-            // Neither trained, nor moved by the audit.
-            assert!(params.all().iter().all(|param| !param.name().contains("running")));
-            assert_eq!(buffers["bn1.running_mean"].to_vec1::<f64>().unwrap(), before);
+    let (basic, bottleneck) = (3 + 5 * 6 + 3 * 3 + 2, 3 + 5 * 9 + 4 * 3 + 2);
+    for (block, statistics, tensors) in [
+        (ResNetBlock::Basic, Statistics::Batch, basic),
+        (ResNetBlock::Basic, Statistics::Running, basic),
+        (ResNetBlock::Bottleneck, Statistics::Batch, bottleneck),
+    ] {
+        let config = ResNetConfig { statistics, ..tiny(block, [1, 2, 1, 1]) };
+        let params = params(folder.path(), &config);
+        let model = ResNetClassifier::new(&config, 4, params.var_builder()).unwrap();
+        if statistics == Statistics::Batch {
+            // Without a window below zero, the stem's bias would be a constant that the next batch norm removes.
+            let bias = params.get("bn1.bias").unwrap();
+            bias.var().set(&bias.var().affine(1.0, -1.0).unwrap()).unwrap();
         }
+        let loss = || cross_entropy(&model.forward(&images, true)?, &labels);
+        let buffers = params.buffers();
+        let before = buffers["bn1.running_mean"].to_vec1::<f64>().unwrap();
+        let report = Audit::new(&params).finite_differences(4, 1e-7).run(loss).unwrap();
+        assert!(report.zero.is_empty() && report.inconclusive.is_empty(), "{report}");
+        assert_eq!(report.checked, tensors, "{block:?}: {report}");
+        // Neither trained, nor moved by the audit.
+        assert!(params.all().iter().all(|param| !param.name().contains("running")));
+        assert_eq!(buffers["bn1.running_mean"].to_vec1::<f64>().unwrap(), before);
     }
 }
 

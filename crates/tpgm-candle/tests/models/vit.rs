@@ -100,6 +100,34 @@ fn every_gradient_agrees_with_finite_differences() {
 }
 
 #[test]
+fn another_head_replaces_that_of_the_checkpoint() {
+    let reference = Reference::new("timm");
+    let params = reference.params().head("head.*");
+    let config = VitConfig { intermediate_size: 24, layer_norm_eps: 1e-6, ..tiny() };
+    let model = VitClassifier::new(&config, 7, &no_dropout(), params.var_builder()).unwrap();
+    let report = params.report().unwrap();
+    assert_eq!(
+        (report.replaced, report.fresh),
+        (names(["head.bias", "head.weight"]), names(["head.bias", "head.weight"]))
+    );
+    assert!(report.unused.is_empty());
+    assert_eq!(model.forward(&reference.wide("images"), false).unwrap().dims(), [2, 7]);
+
+    // The encoder alone leaves the head over, and says so.
+    let params = reference.params();
+    Vit::new(&config, &no_dropout(), params.var_builder()).unwrap();
+    assert_eq!(params.report().unwrap().unused, ["head.bias", "head.weight"]);
+
+    // Without a declaration, a head of another size is an error that names it.
+    let error = VitClassifier::new(&config, 7, &no_dropout(), reference.params().var_builder()).unwrap_err();
+    assert!(error.to_string().contains("head.weight"), "{error}");
+}
+
+fn names<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(str::to_owned).to_vec()
+}
+
+#[test]
 fn features_are_the_class_token() {
     let folder = tempfile::tempdir().unwrap();
     let params = params(folder.path(), VitLayout::HuggingFace, "vit");

@@ -1,4 +1,4 @@
-use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use tpgm_candle::nn::{Conv2d, composed, conv2d_no_bias};
 
@@ -99,6 +99,16 @@ fn gradients_are_those_of_candle() {
             );
         }
     }
+}
+
+#[test]
+fn candle_fails_where_this_does_not() {
+    // What the table in `nn` says of candle: a stride of two leaves nothing of 6 and something of 7.
+    let inputs = [values((1, 2, 6, 7), 1), values((2, 2, 3, 3), 2)];
+    assert_eq!(gradients(&inputs, |x| conv(x, 2, 1))[0].dims(), [1, 2, 6, 7]);
+    let vars = inputs.map(|x| Var::from_tensor(&x).unwrap());
+    let y = composed::conv2d(&vars[0], &vars[1], 2, 1).unwrap();
+    assert!(y.sum_all().unwrap().backward().is_err());
 }
 
 #[test]
