@@ -16,6 +16,18 @@ state = {
 }
 torch.save(state, "state_dict.pth")
 torch.save({"epoch": 3, "state_dict": {"fc.weight": torch.ones(2, 2), "fc.bias": torch.nn.Parameter(torch.zeros(2))}}, "nested.pth")
+# As MoCo-v3 saves a run: the encoder's names, and an optimizer with tensors of its own beside them.
+conv = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3, 1, 1))
+optimizer = torch.optim.SGD([conv], 0.1, momentum=0.9)
+conv.sum().backward()
+optimizer.step()
+moco = {
+    "module.base_encoder.conv1.weight": conv.detach(),
+    "module.base_encoder.bn1.num_batches_tracked": torch.tensor(7),
+    "module.base_encoder.fc.0.weight": torch.ones(2, 2),
+    "module.momentum_encoder.conv1.weight": torch.zeros(2, 3, 1, 1),
+}
+torch.save({"epoch": 3, "arch": "resnet50", "state_dict": moco, "optimizer": optimizer.state_dict()}, "moco.pth.tar")
 torch.save({"strided.weight": torch.arange(8.0).reshape(2, 4)[:, ::2]}, "strided.pth")
 torch.save({"epoch": 3}, "no_tensors.pth")
 torch.save(state, "legacy.pth", _use_new_zipfile_serialization=False)

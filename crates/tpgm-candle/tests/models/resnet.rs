@@ -96,16 +96,22 @@ fn a_moco_checkpoint_loads_without_its_projector() {
 }
 
 #[test]
-fn a_file_named_tar_is_what_its_content_says() {
-    let folder = tempfile::tempdir().unwrap();
+fn a_run_of_moco_is_read_from_its_pickle() {
     let data = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    let path = folder.path().join("r-50-1000ep.pth.tar");
-    std::fs::copy(data.join("nested.pth"), &path).unwrap();
-    let params = Params::open(&path, &Device::Cpu).unwrap();
-    params.var_builder().get((2, 2), "fc.weight").unwrap();
+    let params =
+        Params::open(data.join("moco.pth.tar"), &Device::Cpu).unwrap().rename("", "module.base_encoder.");
+    let weight = params.var_builder().get((2, 3, 1, 1), "conv1.weight").unwrap();
+    // One step of 0.1 along a gradient of ones.
+    let expected: Vec<f32> = (0..6).map(|i| i as f32 - 0.1).collect();
+    assert_eq!(weight.flatten_all().unwrap().to_vec1::<f32>().unwrap(), expected);
+    let unused = params.report().unwrap().unused;
+    assert_eq!(unused, ["module.base_encoder.fc.0.weight", "module.momentum_encoder.conv1.weight"]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("old.pth.tar");
     std::fs::copy(data.join("legacy.pth"), &path).unwrap();
     let error = Params::open(&path, &Device::Cpu).unwrap_err().to_string();
-    assert!(error.contains("r-50-1000ep.pth.tar") && error.contains("1.6"), "{error}");
+    assert!(error.contains("old.pth.tar") && error.contains("1.6"), "{error}");
 }
 
 /// A checkpoint of the encoder in f64, opened with a head that it lacks.
