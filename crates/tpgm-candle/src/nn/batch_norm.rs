@@ -34,7 +34,8 @@ pub enum Statistics {
 /// one, as in PyTorch. They are computed in f64, whatever the element type.
 ///
 /// Under [`Params`](crate::Params) the running statistics are buffers: part of [`Params::values`](crate::Params::values) and
-/// so of every checkpoint, without anchor, and not trained.
+/// so of every checkpoint, without anchor, and not trained. Ranks of a distributed run move their own, each by its part of
+/// the batch.
 ///
 /// Source: Ioffe and Szegedy, "Batch Normalization" (2015), algorithms 1 and 2.
 #[derive(Debug, Clone)]

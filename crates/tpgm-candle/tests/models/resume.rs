@@ -68,8 +68,7 @@ fn a_resnet_goes_on_with_its_running_statistics() {
         channels: 3,
         statistics: Statistics::Batch,
     };
-    let made = resnet::params(folder.path(), &config);
-    drop(made);
+    drop(resnet::params(folder.path(), &config));
     let setup = || -> (Params, Box<dyn Fn() -> Result<Tensor>>) {
         let path = folder.path().join("model.safetensors");
         let params = Params::open(&path, &Device::Cpu).unwrap().head("fc.*");
