@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::models::attention::{AttentionNames, InputNames};
 use crate::models::block::BlockNames;
 use crate::models::image::ImageNames;
+use crate::nn::{Linear, linear_no_bias};
 
 /// Whose names a checkpoint has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,9 +146,9 @@ pub(super) fn projection(
     [hugging_face, open_ai]: [&str; 2],
     (inputs, outputs): (usize, usize),
     vb: &VarBuilder,
-) -> candle_core::Result<crate::nn::Linear> {
+) -> candle_core::Result<Linear> {
     match layout {
-        ClipLayout::HuggingFace => crate::nn::linear_no_bias(inputs, outputs, vb.pp(hugging_face)),
-        ClipLayout::OpenAi => Ok(crate::nn::Linear::new(vb.get((inputs, outputs), open_ai)?.t()?, None)),
+        ClipLayout::HuggingFace => linear_no_bias(inputs, outputs, vb.pp(hugging_face)),
+        ClipLayout::OpenAi => Ok(Linear::new(vb.get((inputs, outputs), open_ai)?.t()?, None)),
     }
 }
