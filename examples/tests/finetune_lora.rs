@@ -98,15 +98,16 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
     let options = |more: &[&'static str]| [&TINY, more].concat();
-    command(&whole, &options(&["--save-every", "5"]), &Stop::never()).unwrap();
-    command(&cut, &options(&["--save-every", "5"]), &Stop::after(3)).unwrap();
+    command(&whole, &options(&["--save-every", "4"]), &Stop::never()).unwrap();
+    command(&cut, &options(&["--save-every", "4"]), &Stop::after(3)).unwrap();
     assert!(!cut.join("adapter").exists());
-    command(&cut, &options(&["--save-every", "5", "--resume"]), &Stop::after(4)).unwrap();
-    command(&cut, &options(&["--save-every", "5", "--resume"]), &Stop::never()).unwrap();
+    command(&cut, &options(&["--save-every", "4", "--resume"]), &Stop::after(4)).unwrap();
+    command(&cut, &options(&["--save-every", "4", "--resume"]), &Stop::never()).unwrap();
     let bytes = |out: &Path| fs::read(out.join("adapter/adapter_model.safetensors")).unwrap();
     assert!(bytes(&whole) == bytes(&cut));
     assert_eq!(outcome(&whole).perplexities, outcome(&cut).perplexities);
     assert_eq!(outcome(&cut).times.steps(), 12);
+    assert!(whole.join("checkpoints/step-00000012").exists());
 }
 
 #[test]

@@ -118,7 +118,8 @@ impl Training {
                 .with_context(|| format!("step {} at learning rate {lr:.2e}", step + 1))?;
             bar.set_message(format!("loss {loss:.3}"));
             bar.inc(1);
-            if self.save_every > 0 && (step + 1) % self.save_every == 0 {
+            let done = step + 1;
+            if self.save_every > 0 && done % self.save_every == 0 && done < self.steps {
                 save(&optimizer, &position)?;
             }
         }

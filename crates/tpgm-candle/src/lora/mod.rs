@@ -42,6 +42,9 @@
 //! One factor of each pair starts at zero (B; of embeddings A), so the *other* one has a gradient of zeros at the first
 //! step. It is there, and passes an audit that asks for missing gradients; an audit that also asks for zeros must allow
 //! `*.lora_A.weight` and `*.lora_embedding_B` at the first step.
+//!
+//! FTP's first step returns every tensor to its anchor, as published: here both factors to nearly zero, where the gradient of
+//! each is as small as the other. SPD has no such step.
 
 mod adapter;
 mod config;
