@@ -103,6 +103,8 @@ pub(crate) struct Args {
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Config {
     model: Option<PathBuf>,
+    /// Without a model.
+    pretrain_steps: Option<u64>,
     text: Option<PathBuf>,
     held_out: f64,
     length: usize,
@@ -231,7 +233,8 @@ impl Args {
         let lora = LoraConfig { rank, alpha, targets, seed, ..LoraConfig::default() };
         let length = self.length.unwrap_or(otherwise(96, 256) as usize);
         let (model, text) = (self.model.clone(), self.text.clone());
-        Ok(Config { model, text, held_out: self.held_out, length, lora, training })
+        let pretrain_steps = self.tiny.then_some(self.pretrain_steps);
+        Ok(Config { model, pretrain_steps, text, held_out: self.held_out, length, lora, training })
     }
 
     fn texts(&self) -> Result<Texts> {
