@@ -14,10 +14,10 @@ use anyhow::{Result, bail};
 pub fn model_folder(name: &str, files: &[&str], optional: &[&str]) -> Result<PathBuf> {
     let folder = PathBuf::from(name);
     if folder.is_dir() {
-        for file in files.iter().filter(|file| !folder.join(file).exists()) {
-            bail!("{} has no {file}", folder.display());
-        }
-        return Ok(folder);
+        return match files.iter().find(|file| !folder.join(file).exists()) {
+            Some(file) => bail!("{} has no {file}", folder.display()),
+            None => Ok(folder),
+        };
     }
     download(name, files, optional)
 }

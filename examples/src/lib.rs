@@ -4,6 +4,7 @@ pub mod bars;
 pub mod data;
 pub mod environment;
 pub mod files;
+pub mod folder;
 pub mod hub;
 pub mod loader;
 pub mod metrics;

@@ -57,7 +57,7 @@ impl<'scope, B: Send + 'scope> Loader<'scope, B> {
     /// # Errors
     ///
     /// A batch could not be made, or not a single sample of a whole epoch could be read.
-    pub fn next(&mut self) -> Result<B> {
+    pub fn next_batch(&mut self) -> Result<B> {
         for _ in 0..=self.order.batches_per_epoch() {
             let made = match &self.source {
                 Source::Here(make) => next(&mut self.order, make)?,
@@ -102,7 +102,7 @@ mod tests {
         std::thread::scope(|scope| {
             let make = |samples: &[usize], epoch| Ok(Some((samples.to_vec(), epoch)));
             let mut loader = Loader::new(scope, order, ahead, make);
-            let batches = (0..count).map(|_| loader.next().unwrap()).collect();
+            let batches = (0..count).map(|_| loader.next_batch().unwrap()).collect();
             (batches, loader.order().clone())
         })
     }
@@ -125,11 +125,11 @@ mod tests {
             std::thread::scope(|scope| {
                 let some = |samples: &[usize], _| Ok(samples.contains(&4).then(|| samples.to_vec()));
                 let mut loader = Loader::new(scope, order(), ahead, some);
-                assert!(loader.next().unwrap().contains(&4));
+                assert!(loader.next_batch().unwrap().contains(&4));
                 let mut loader = Loader::<()>::new(scope, order(), ahead, |_, _| Ok(None));
-                assert!(loader.next().unwrap_err().to_string().contains("none of the samples"));
+                assert!(loader.next_batch().unwrap_err().to_string().contains("none of the samples"));
                 let mut loader = Loader::<()>::new(scope, order(), ahead, |_, _| bail!("no disk"));
-                assert_eq!(loader.next().unwrap_err().to_string(), "no disk");
+                assert_eq!(loader.next_batch().unwrap_err().to_string(), "no disk");
             });
         }
     }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe};
-use tpgm_examples::{files, workers};
+use tpgm_examples::{files, folder, workers};
 
 use crate::pretrain::{Pretrain, pretrain};
 use crate::samples::samples;
@@ -95,7 +95,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let scale = config.scale;
     ensure!(scale.batch > 0, "--batch is 0: a step needs at least one image");
     ensure!(scale.steps > 0, "--steps is 0: there is nothing to compare without training");
-    let runs = study::prepare(&args.out, args.resume, &config)?;
+    let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
 
     progress.line("drawing the images");
     let world = World::draw(WORLD, &scale)?;
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         study::once(&lab, jobs, args.seed)?
     };
     let Some(outcomes) = outcomes else {
-        progress.line(study::how_to_resume());
+        progress.line(folder::how_to_resume());
         return Ok(());
     };
     let described = Described {

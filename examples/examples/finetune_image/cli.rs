@@ -12,7 +12,7 @@ use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Recipe, Task};
-use tpgm_examples::{files, hub};
+use tpgm_examples::{files, folder, hub};
 
 use crate::images::{Images, Places};
 use crate::network::Arch;
@@ -56,8 +56,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let begun = Instant::now();
     let defaults = Defaults::of(args.preset, args.arch);
     let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
-    let (folder, checkpoint) = locate(args)?;
-    let beside = folder.join("config.json");
+    let (model, checkpoint) = locate(args)?;
+    let beside = model.join("config.json");
     // The files of CLIP's and other ResNets come without one, or with one of another kind.
     let has_config = beside.exists() && matches!(args.arch, Arch::Vit | Arch::ClipVit);
     let shape_file = args.config.clone().or(has_config.then_some(beside));
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let recipe = recipe(args, &defaults, &config, images.train.len())?;
     recipe.validate()?;
 
-    let runs = study::prepare(&args.out, args.resume, &config)?;
+    let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
     let classes = images.classes().to_vec();
     let found = Found { path: &checkpoint, prefix: &args.prefix, shape: &shape, classes: &classes };
     let (start, tuned) = (args.out.join("start.safetensors"), args.out.join("tuned.safetensors"));
@@ -121,7 +121,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         let prompts = args.zero_shot.then(|| Prompts {
             names: args.class_names.as_deref(),
             templates: &args.templates,
-            tokenizer: folder.join("tokenizer.json"),
+            tokenizer: model.join("tokenizer.json"),
         });
         found.write(&start, prompts.as_ref())?;
         if let Some(path) = &args.tuned {
@@ -149,7 +149,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         progress.line(task.images.problems.to_string());
     }
     let Some(outcomes) = outcomes else {
-        progress.line(study::how_to_resume());
+        progress.line(folder::how_to_resume());
         return Ok(());
     };
     let domains = task.domains();

@@ -51,7 +51,7 @@ impl Classification {
             };
             let mut loader = Loader::new(scope, order, AHEAD, read);
             for _ in 0..batches {
-                let Some(ImageBatch { pixels, positions, .. }) = loader.next()? else { continue };
+                let Some(ImageBatch { pixels, positions, .. }) = loader.next_batch()? else { continue };
                 let mut logits = model.forward(&pixels, false)?;
                 if let Some(possible) = &possible {
                     logits = logits.index_select(possible, 1)?;

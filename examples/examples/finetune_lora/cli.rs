@@ -1,19 +1,18 @@
 //! The command line, and the order of things.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tpgm_candle::Params;
 use tpgm_candle::lora::{LoraConfig, save_adapter};
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
-use tpgm_examples::files;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::table::Table;
+use tpgm_examples::{files, folder};
 
 use crate::language::Language;
 use crate::sample::{Sampling, continued, perplexity};
@@ -139,13 +138,13 @@ struct Texts {
 /// Options that do not fit, files that cannot be read or written, a loss that is not finite.
 pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let config = args.config()?;
-    prepare(&args.out, args.resume, &config)?;
+    let checkpoints = folder::prepare(&args.out, "checkpoints", args.resume, &config)?;
     let texts = args.texts()?;
-    let (folder, encoder) = match &args.model {
+    let (pretrained, encoder) = match &args.model {
         Some(folder) => (folder.clone(), Encoder::open(folder)?),
         None => (args.pretrained(&config, progress)?, Encoder::Bytes),
     };
-    let shape = LlamaConfig::from_file(folder.join("config.json"))?;
+    let shape = LlamaConfig::from_file(pretrained.join("config.json"))?;
     check_length(config.length, &shape)?;
     let windows =
         |name: &str, text: &str| Windows::new(name, encoder.encode(text)?, config.length, shape.vocab_size);
@@ -155,9 +154,9 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         measured.push((name.clone(), windows(name, text)?));
     }
 
-    let params = Params::open(&folder, &Device::Cpu)?.freeze("*");
+    let params = Params::open(&pretrained, &Device::Cpu)?.freeze("*");
     let model = Llama::with_lora(&shape, &config.lora, &params)
-        .with_context(|| format!("cannot adapt {}", folder.display()))?;
+        .with_context(|| format!("cannot adapt {}", pretrained.display()))?;
     let batch = train.batch(&[0])?;
     let report = params.audit(|| model.loss(&batch.ids, &batch.counted, false))?;
     let numbers: usize = params.all().iter().map(|param| param.var().elem_count()).sum();
@@ -183,10 +182,9 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     };
     // The factors do nothing yet, also where a run goes on: they are loaded by it.
     let before = (perplexities(&model)?, say(&model)?);
-    let checkpoints = args.out.join("checkpoints");
     let ended = config.training.train(&params, &model, &train, &checkpoints, progress, stop)?;
     let Ended::Done(times) = ended else {
-        progress.line("stopped and saved. To go on: the same command with --resume");
+        progress.line(folder::how_to_resume());
         return Ok(());
     };
     save_adapter(args.out.join("adapter"), &config.lora, &params)?;
@@ -279,30 +277,6 @@ fn check_length(length: usize, shape: &LlamaConfig) -> Result<()> {
     let most = shape.max_position_embeddings;
     ensure!(length <= most, "--length is {length}, but the model takes up to {most} tokens");
     Ok(())
-}
-
-/// Makes the folder ready.
-fn prepare(out: &Path, resume: bool, config: &Config) -> Result<()> {
-    let path = out.join("config.json");
-    let saved: Option<Config> = files::read_json(&path)?;
-    match saved {
-        None if resume => bail!("there is no run in {}: leave out --resume to begin one", out.display()),
-        Some(saved) if resume => ensure!(
-            saved == *config,
-            "{} was begun with other options ({saved:?}): give the same ones, or leave out --resume to begin anew",
-            out.display()
-        ),
-        // Only what an earlier run of this example wrote is deleted.
-        Some(_) => {
-            let checkpoints = out.join("checkpoints");
-            if checkpoints.exists() {
-                fs::remove_dir_all(&checkpoints)
-                    .with_context(|| format!("cannot delete {}", checkpoints.display()))?;
-            }
-        }
-        None => {}
-    }
-    files::write_json(&path, config)
 }
 
 /// The first words of a text, or of its first whole line, to begin a sample with.

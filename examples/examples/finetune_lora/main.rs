@@ -18,7 +18,7 @@ fn main() -> Result<()> {
     let args = cli::Args::parse();
     // Before any thread is there: this starts the program anew.
     if args.tiny {
-        environment::for_small_models();
+        environment::for_threads(1);
     }
     let stop = Stop::never();
     stop.on_ctrl_c()?;

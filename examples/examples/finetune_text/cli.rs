@@ -13,7 +13,7 @@ use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Task};
-use tpgm_examples::{hub, workers};
+use tpgm_examples::{folder, hub, workers};
 
 use crate::pooling;
 use crate::task::{Classification, rule};
@@ -185,7 +185,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         threads: args.threads(),
     };
     recipe.validate()?;
-    let runs = study::prepare(&args.out, args.resume, &config)?;
+    let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
     let checkpoint = model.join("model.safetensors");
     let lab = Lab { task: &task, recipe: &recipe, checkpoint, tuned: None, runs, progress, stop };
     lab.audit(args.seed)?;
@@ -196,7 +196,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         study::once(&lab, args.jobs(), args.seed)?
     };
     let Some(outcomes) = outcomes else {
-        progress.line(study::how_to_resume());
+        progress.line(folder::how_to_resume());
         return Ok(());
     };
     let domains = task.domains();

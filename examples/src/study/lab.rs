@@ -236,7 +236,7 @@ impl<T: Task> Lab<'_, T> {
             let mut batches = Loader::new(scope, order, self.task.ahead(), make);
             let config = TpgmConfig { norm: Norm::L2, adam: RadiusAdam::default() };
             let loss = |_| {
-                let batch = batches.next().map_err(candle_core::Error::wrap)?;
+                let batch = batches.next_batch().map_err(candle_core::Error::wrap)?;
                 self.task.loss(&net.model, &batch, Mode::Evaluate)
             };
             Tpgm::post_hoc(&net.params, config, updates, loss)?;

@@ -4,7 +4,6 @@
 //! interrupted study goes on where it was.
 
 mod experiment;
-mod folder;
 mod lab;
 mod method;
 mod report;
@@ -18,7 +17,6 @@ use tpgm_candle::Rule;
 use tpgm_candle::nn::DropoutRng;
 
 pub use self::experiment::{Outcomes, once, sweep};
-pub use self::folder::{how_to_resume, prepare};
 pub use self::lab::{Lab, Outcome, Setting};
 pub use self::method::Method;
 pub use self::report::{Described, write};

@@ -220,7 +220,7 @@ impl<T: Task> Run<'_, T> {
         batches: &mut Batches<'_, T::Batch>,
         times: &mut StepTimes,
     ) -> Result<f64> {
-        let batch = times.time(Part::Data, || batches.train.next())?;
+        let batch = times.time(Part::Data, || batches.train.next_batch())?;
         let (loss, value) = times.time(Part::Forward, || {
             let loss = self.task.loss(model, &batch, Mode::Train)?;
             let value = loss.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
@@ -230,7 +230,7 @@ impl<T: Task> Run<'_, T> {
         let grads = times.time(Part::Backward, || loss.backward())?;
         times.time(Part::Step, || optimizer.step(&grads))?;
         if let Some(radii) = &mut batches.radii {
-            let batch = times.time(Part::Data, || radii.next())?;
+            let batch = times.time(Part::Data, || radii.next_batch())?;
             times.time(Part::Projection, || {
                 optimizer.tpgm()?.update(|| self.task.loss(model, &batch, Mode::Evaluate))
             })?;

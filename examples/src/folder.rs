@@ -1,4 +1,4 @@
-//! The folder of a study.
+//! The folder of a run.
 
 use std::fmt::Debug;
 use std::fs;
@@ -10,16 +10,17 @@ use serde::de::DeserializeOwned;
 
 use crate::files;
 
-/// Makes the folder ready and returns that of the runs. `config` is what must be the same to go on with a study.
+/// Makes the folder `out` ready, and returns that in it whose name is `inner`: what is there is deleted, unless the run goes on.
+/// `config` is what must be the same to go on.
 ///
 /// # Errors
 ///
 /// There is nothing to resume, or it was begun with another `config`; files that cannot be read, written or deleted.
-pub fn prepare<C>(out: &Path, resume: bool, config: &C) -> Result<PathBuf>
+pub fn prepare<C>(out: &Path, inner: &str, resume: bool, config: &C) -> Result<PathBuf>
 where
     C: PartialEq + Debug + Serialize + DeserializeOwned,
 {
-    let (runs, path) = (out.join("runs"), out.join("config.json"));
+    let (inner, path) = (out.join(inner), out.join("config.json"));
     let saved: Option<C> = files::read_json(&path)?;
     match saved {
         None if resume => bail!("there is no run in {}: leave out --resume to begin one", out.display()),
@@ -29,16 +30,16 @@ where
             out.display()
         ),
         // Only what an earlier run of this example wrote is deleted.
-        Some(_) if runs.exists() => {
-            fs::remove_dir_all(&runs).with_context(|| format!("cannot delete {}", runs.display()))?;
+        Some(_) if inner.exists() => {
+            fs::remove_dir_all(&inner).with_context(|| format!("cannot delete {}", inner.display()))?;
         }
         _ => {}
     }
     files::write_json(&path, config)?;
-    Ok(runs)
+    Ok(inner)
 }
 
-/// What to type to go on with the study that this process has interrupted.
+/// What to type to go on with the run that this process has interrupted.
 pub fn how_to_resume() -> String {
     let again: String =
         std::env::args().skip(1).filter(|arg| arg != "--resume").map(|arg| format!("{arg} ")).collect();
