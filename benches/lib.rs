@@ -6,7 +6,7 @@
 //! - [`Method`]: what is measured, and the bytes it must move.
 //! - [`Target`]: where it is measured: the backend with its clock, its caches and its floors.
 //! - [`Ours`]: our side of a comparison.
-//! - [`Peers`]: PyTorch and the published code, in a child process.
+//! - [`Peers`]: PyTorch and the published code, or candle's own optimizers, in a child process.
 //! - [`Samples`]: medians and paired ratios.
 //!
 //! Criterion benches are in `benches/benches`; `cargo xtask bench` runs the side-by-side comparison, which interleaves
@@ -24,6 +24,6 @@ mod target;
 pub use methods::{Call, Method, Operation, Traffic};
 pub use models::Model;
 pub use ours::{FLIP_EVERY, Ours};
-pub use peer::{Hello, PeerOptions, Peers};
+pub use peer::{Hello, KEPT, Memory, Peers, TorchOptions};
 pub use samples::Samples;
 pub use target::{CpuTarget, GpuTarget, Target, Timed};

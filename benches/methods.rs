@@ -134,7 +134,7 @@ pub struct Method {
     pub operation: Operation,
     /// What it moves.
     pub traffic: Traffic,
-    /// Peers that do the same, as `torch_peer.py` names them.
+    /// Peers that do the same, as `torch_peer.py` and `peers/candle` name them.
     pub peers: &'static [&'static str],
 }
 
@@ -160,7 +160,15 @@ impl Method {
                 adamw.into(),
                 none,
                 ADAMW,
-                &["torch_adamw_fused", "torch_adamw_foreach", "torch_adamw_loop"],
+                &[
+                    "torch_adamw_fused",
+                    "torch_adamw_foreach",
+                    "torch_adamw_loop",
+                    "candle_adamw",
+                    "candle_adamw_kept",
+                    "candle_optimisers_adamw",
+                    "candle_optimisers_adamw_kept",
+                ],
             ),
             Method {
                 name: "adamw-trusted",

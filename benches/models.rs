@@ -12,6 +12,8 @@ pub enum Model {
     VitB16,
     /// ResNet-50 with a 1000-class head, names as in torchvision: 161 tensors. Running statistics are no parameters.
     ResNet50,
+    /// all-MiniLM-L6-v2 without its pooler, names as in its published checkpoint: 101 tensors.
+    MiniLm,
     /// The vision tower of CLIP ViT-L/14 at 224 pixels with its projection, names as in OpenAI's code (`visual.`
     /// removed): 296 tensors.
     ClipVitL14,
@@ -23,14 +25,15 @@ pub enum Model {
 
 impl Model {
     /// All models.
-    pub const ALL: [Model; 5] =
-        [Model::VitB16, Model::ResNet50, Model::ClipVitL14, Model::Llama32B1, Model::Tiny];
+    pub const ALL: [Model; 6] =
+        [Model::VitB16, Model::ResNet50, Model::MiniLm, Model::ClipVitL14, Model::Llama32B1, Model::Tiny];
 
     /// Name on command lines and in result files.
     pub const fn name(self) -> &'static str {
         match self {
             Model::VitB16 => "vit-b-16",
             Model::ResNet50 => "resnet-50",
+            Model::MiniLm => "minilm",
             Model::ClipVitL14 => "clip-vit-l-14",
             Model::Llama32B1 => "llama-3.2-1b",
             Model::Tiny => "tiny",
@@ -43,6 +46,7 @@ impl Model {
         match self {
             Model::VitB16 => list.vit_b_16(),
             Model::ResNet50 => list.resnet_50(),
+            Model::MiniLm => list.minilm(),
             Model::ClipVitL14 => list.clip_vit_l_14(),
             Model::Llama32B1 => list.llama_3_2_1b(),
             Model::Tiny => list.tiny(),
@@ -135,6 +139,24 @@ impl List {
         self.affine("fc", &[1000, input]);
     }
 
+    fn minilm(&mut self) {
+        let width = 384;
+        for (table, entries) in [("word", 30_522), ("position", 512), ("token_type", 2)] {
+            self.tensor(format!("embeddings.{table}_embeddings.weight"), &[entries, width]);
+        }
+        self.affine("embeddings.LayerNorm", &[width]);
+        for i in 0..6 {
+            let name = format!("encoder.layer.{i}");
+            for part in ["self.query", "self.key", "self.value", "output.dense"] {
+                self.affine(&format!("{name}.attention.{part}"), &[width, width]);
+            }
+            self.affine(&format!("{name}.attention.output.LayerNorm"), &[width]);
+            self.affine(&format!("{name}.intermediate.dense"), &[4 * width, width]);
+            self.affine(&format!("{name}.output.dense"), &[width, 4 * width]);
+            self.affine(&format!("{name}.output.LayerNorm"), &[width]);
+        }
+    }
+
     fn clip_vit_l_14(&mut self) {
         let width = 1024;
         self.tensor("class_embedding", &[width]);
@@ -186,13 +208,15 @@ impl List {
 mod tests {
     use super::*;
 
-    // Totals as published: timm and torchvision print the first two; CLIP's vision tower has 303,179,776 parameters in
+    // Totals as published: timm and torchvision print the first two; MiniLM's checkpoint has 22,713,216 parameters, 384 * 385 of
+    // them in the pooler; CLIP's vision tower has 303,179,776 parameters in
     // transformers' `CLIPVisionModel` and 1024 * 768 more in the projection; the Llama model card's 1.23B, exactly.
     #[test]
     fn lists_have_the_published_number_of_tensors_and_parameters() {
         let published = [
             (Model::VitB16, 152, 86_567_656),
             (Model::ResNet50, 161, 25_557_032),
+            (Model::MiniLm, 101, 22_713_216 - 384 * 385),
             (Model::ClipVitL14, 296, 303_179_776 + 1024 * 768),
             (Model::Llama32B1, 146, 1_235_814_400),
         ];

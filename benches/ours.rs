@@ -1,6 +1,6 @@
 //! Our side of a comparison: one method over the data of one model.
 
-use tpgm_core::{Backend, Ema, Norm, Optimizer, ParamSet, Projector, Result, StepOptions, Tpgm};
+use tpgm_core::{Backend, Buffer, Ema, Norm, Optimizer, ParamSet, Projector, Result, StepOptions, Tpgm};
 
 use crate::data::Data;
 use crate::methods::{Call, Method, Operation};
@@ -61,6 +61,20 @@ impl<B: Backend> Ours<B> {
             Engine::Step(..) | Engine::Average(_) => Ok(()),
             Engine::Project(_) => data.restore_weights(),
         }
+    }
+
+    /// Bytes that the method keeps between two rounds besides weights and anchors: moments, displacements, radii, averages.
+    ///
+    /// # Errors
+    ///
+    /// What the library reports.
+    pub fn state_bytes(&self) -> Result<usize> {
+        let bytes = |buffer: &Buffer| buffer.len() * buffer.dtype().size();
+        Ok(match &self.engine {
+            Engine::Step(optimizer, _) => optimizer.state()?.values().map(bytes).sum(),
+            Engine::Project(projector) => projector.state()?.values().map(bytes).sum(),
+            Engine::Average(ema) => ema.state()?.iter().map(bytes).sum(),
+        })
     }
 
     /// One of the calls of the method's operation, see [`Operation::calls`].
@@ -131,6 +145,25 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    // AdamW has two moments of f32, FTP a displacement besides; what is kept per tensor or row is little.
+    #[test]
+    fn state_is_counted() {
+        let set = Model::Tiny.param_set(DType::F32).unwrap();
+        let per_param = |name: &str| {
+            let method = Method::by_name(name).unwrap();
+            let mut data = Data::new(Cpu::new(), &set).unwrap();
+            let mut ours = Ours::new(&method, Cpu::new(), &set, &data).unwrap();
+            round(&method, &mut ours, &mut data);
+            ours.state_bytes().unwrap() as f64 / set.numel() as f64
+        };
+        for (name, bytes) in
+            [("adamw", 8.0), ("adamw+ftp", 12.0), ("sgd", 4.0), ("ema", 4.0), ("project-mars", 0.0)]
+        {
+            let found = per_param(name);
+            assert!((bytes..bytes + 0.3).contains(&found), "{name}: {found}");
         }
     }
 

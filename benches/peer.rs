@@ -1,4 +1,4 @@
-//! PyTorch in a child process that answers one line per command, so that its rounds can be interleaved with ours.
+//! Others' code in child processes that answer one line per command, so that their rounds can be interleaved with ours.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use tpgm_core::{DType, TensorSpec};
 /// Part of the program, so that a copy of the binary needs no copy of the repository.
 const SCRIPT: &str = include_str!("peers/torch_peer.py");
 
-/// How to start the child.
+/// How to start PyTorch.
 #[derive(Debug, Clone)]
-pub struct PeerOptions {
+pub struct TorchOptions {
     /// A Python interpreter with PyTorch.
     pub python: PathBuf,
     /// Checkout of the published FTP code (`GT-RIPL/FTP`).
@@ -28,11 +28,32 @@ pub struct PeerOptions {
     pub dtype: DType,
 }
 
+/// What a child's allocator does with freed memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// As it is: the C library of Linux hands large blocks back to the system.
+    AsIs,
+    /// It is kept for the next tensor.
+    Kept,
+}
+
+/// The names of peers whose allocator keeps memory end in this.
+pub const KEPT: &str = "_kept";
+
+/// For the C library of Linux.
+const KEEP_MEMORY: [(&str, &str); 3] = [
+    ("MALLOC_MMAP_THRESHOLD_", "1073741824"),
+    ("MALLOC_TRIM_THRESHOLD_", "17179869184"),
+    ("MALLOC_TOP_PAD_", "67108864"),
+];
+
 /// What the child says about itself.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Hello {
-    /// Version of PyTorch.
-    pub torch: String,
+    /// `torch` or `candle`.
+    pub program: String,
+    /// Its version.
+    pub version: String,
     /// Threads it uses.
     pub threads: usize,
     /// Name of the device it works on.
@@ -51,12 +72,29 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Starts the child and gives it the shapes of `tensors`.
+    /// Starts candle's own optimizers, the program `benches/peers/candle`, with so many threads, and gives it the shapes of
+    /// `tensors`.
+    ///
+    /// # Errors
+    ///
+    /// If the program does not start.
+    pub fn candle(program: &Path, memory: Memory, threads: usize, tensors: &[TensorSpec]) -> Result<Self> {
+        let mut command = Command::new(program);
+        for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
+            command.env(variable, threads.to_string());
+        }
+        if memory == Memory::Kept {
+            command.args(["--suffix", KEPT]).envs(KEEP_MEMORY);
+        }
+        Self::from_command(command, program, tensors)
+    }
+
+    /// Starts PyTorch and gives it the shapes of `tensors`.
     ///
     /// # Errors
     ///
     /// If the interpreter does not start, has no PyTorch, or a checkout lacks the expected file.
-    pub fn start(options: &PeerOptions, tensors: &[TensorSpec]) -> Result<Self> {
+    pub fn torch(options: &TorchOptions, tensors: &[TensorSpec]) -> Result<Self> {
         let mut command = Command::new(&options.python);
         command
             .args(["-u", "-c", SCRIPT, "--threads", &options.threads.to_string()])
@@ -86,7 +124,13 @@ impl Peers {
             child,
             commands,
             answers: BufReader::new(answers),
-            hello: Hello { torch: String::new(), threads: 0, device: String::new(), peers: Vec::new() },
+            hello: Hello {
+                program: String::new(),
+                version: String::new(),
+                threads: 0,
+                device: String::new(),
+                peers: Vec::new(),
+            },
         };
         peers.hello = serde_json::from_str(&peers.ask("hello")?).context("the peer's answer to `hello`")?;
         let shapes: Vec<_> = tensors.iter().map(shape_word).collect();
@@ -185,8 +229,7 @@ mod tests {
         Peers::from_command(command, Path::new("sh"), &Model::ResNet50.tensors(DType::F32))
     }
 
-    const HELLO: &str =
-        r#"read l; echo 'ok {"torch": "9.9", "threads": 2, "device": "d", "peers": ["p"]}'; "#;
+    const HELLO: &str = r#"read l; echo 'ok {"program": "torch", "version": "9.9", "threads": 2, "device": "d", "peers": ["p"]}'; "#;
 
     #[test]
     fn shapes_and_rounds_go_over_the_pipe() {
@@ -211,7 +254,7 @@ mod tests {
         assert!(error.contains("ended") && error.contains("`hello`"), "{error}");
         let error = shell(&format!("{HELLO} read l; echo Traceback")).unwrap_err().to_string();
         assert!(error.contains("Traceback") && error.contains("`shapes`"), "{error}");
-        let missing = PeerOptions {
+        let missing = TorchOptions {
             python: "no-such-interpreter".into(),
             ftp: None,
             tpgm: None,
@@ -219,8 +262,11 @@ mod tests {
             device: "cpu".into(),
             dtype: DType::F32,
         };
-        let error = Peers::start(&missing, &[]).unwrap_err().to_string();
+        let error = Peers::torch(&missing, &[]).unwrap_err().to_string();
         assert!(error.contains("no-such-interpreter"), "{error}");
+        let error =
+            Peers::candle(Path::new("no-such-program"), Memory::AsIs, 1, &[]).unwrap_err().to_string();
+        assert!(error.contains("no-such-program"), "{error}");
     }
 
     #[test]

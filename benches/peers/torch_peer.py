@@ -2,7 +2,7 @@
 
 Reads one command a line on standard input and answers each with one line, `ok ...` or `error ...`:
 
-    hello                      ok {"torch": ..., "threads": ..., "device": ..., "peers": [...]}
+    hello                      ok {"program": "torch", "version": ..., "threads": ..., "device": ..., "peers": [...]}
     shapes 768x768 768 scalar  ok                  shapes of the model's tensors; makes the data
     prepare PEER               ok                  makes the state of one peer
     run PEER N                 ok 0.051 0.050      N rounds, seconds of each
@@ -241,7 +241,8 @@ class Server:
         on_gpu = self.device.type == "cuda"
         return json.dumps(
             {
-                "torch": torch.__version__,
+                "program": "torch",
+                "version": torch.__version__,
                 "threads": torch.get_num_threads(),
                 "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
                 "peers": sorted(self.peers),

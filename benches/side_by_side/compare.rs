@@ -3,13 +3,14 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tpgm_benches::data::Data;
 use tpgm_benches::floors::Floor;
 use tpgm_benches::{Method, Ours, Peers, Samples, Target};
 use tpgm_core::{DType, ParamSet};
 
 use crate::contention::Ticks;
+use crate::memory::peak;
 use crate::progress;
 use crate::report::{OURS, Row};
 
@@ -17,6 +18,8 @@ use crate::report::{OURS, Row};
 const WARM_UP: usize = 3;
 /// Before every contestant, for the threads of the one before to go to sleep.
 const PAUSE: Duration = Duration::from_millis(20);
+/// Name of the device that works in the host's memory.
+const CPU: &str = "cpu";
 
 /// What all methods of a run share.
 pub(crate) struct Bench<T: Target> {
@@ -26,7 +29,7 @@ pub(crate) struct Bench<T: Target> {
     data: Data<T::Backend>,
     /// Of every floor of the target, over all methods so far.
     floor_samples: Vec<Samples>,
-    peers: Option<Peers>,
+    peers: Vec<Peers>,
     rounds: usize,
 }
 
@@ -43,6 +46,17 @@ struct Contestant {
     failed: bool,
 }
 
+impl Contestant {
+    /// As in rows.
+    fn name(&self) -> &str {
+        match self.who {
+            Who::Floor(floor) => floor.name(),
+            Who::Ours => OURS,
+            Who::Peer(peer) => peer,
+        }
+    }
+}
+
 impl<T: Target> Bench<T> {
     /// Makes the data of `set`, whose tensors are all of type `dtype`.
     ///
@@ -54,7 +68,7 @@ impl<T: Target> Bench<T> {
         set: ParamSet,
         dtype: DType,
         rounds: usize,
-        peers: Option<Peers>,
+        peers: Vec<Peers>,
     ) -> Result<Self> {
         Ok(Self {
             data: Data::new(target.backend(), &set)?,
@@ -95,7 +109,7 @@ impl<T: Target> Bench<T> {
                             self.ours(method, &mut ours).with_context(|| method.name.to_owned())?;
                         seconds
                     }
-                    Who::Peer(peer) => match self.peer(|peers| peers.run(peer)) {
+                    Who::Peer(peer) => match self.peer(peer).and_then(|peers| peers.run(peer)) {
                         Ok(seconds) => seconds,
                         Err(error) => {
                             progress(&format!("  {peer} is left out: {error:#}"));
@@ -110,18 +124,26 @@ impl<T: Target> Bench<T> {
             }
         }
         let others = self.others_since(ticks);
+        let extra =
+            contestants.iter().map(|c| self.extra(method, &mut ours, c)).collect::<Result<Vec<_>>>()?;
+        let state = ours.state_bytes()?;
         progress(&format!("  {:.0} s", start.elapsed().as_secs_f64()));
         for contestant in &contestants {
             if let Who::Peer(peer) = contestant.who
                 && !contestant.failed
             {
-                self.peer(|peers| peers.drop_peer(peer))?;
+                self.peer(peer)?.drop_peer(peer)?;
             }
         }
         let mut rows = self.rows(method, &contestants);
+        let params = self.set.numel() as f64;
         for row in &mut rows {
             row.others = others;
             row.launches = launches.filter(|_| row.contestant == OURS);
+            row.state_per_param = (row.contestant == OURS).then_some(state as f64 / params);
+            let extra =
+                contestants.iter().zip(&extra).find(|(contestant, _)| contestant.name() == row.contestant);
+            row.extra_per_param = extra.and_then(|(_, extra)| *extra).map(|bytes| bytes as f64 / params);
         }
         if parts {
             rows.append(&mut self.parts(method, &mut ours)?);
@@ -138,6 +160,30 @@ impl<T: Target> Bench<T> {
             .time(&mut || method.operation.calls().iter().try_for_each(|&call| ours.call(call, data)))?;
         let launches = target.launches().zip(before).map(|(after, before)| after - before);
         Ok((seconds, launches))
+    }
+
+    /// Bytes of memory that one more round of a contestant needs at its peak, where that can be said: on the host.
+    fn extra(
+        &mut self,
+        method: &Method,
+        ours: &mut Ours<T::Backend>,
+        contestant: &Contestant,
+    ) -> Result<Option<u64>> {
+        if self.target.device() != CPU || contestant.failed {
+            return Ok(None);
+        }
+        match contestant.who {
+            Who::Floor(_) => Ok(None),
+            Who::Ours => {
+                let (round, extra) = peak(std::process::id(), || self.ours(method, ours));
+                round.map(|_| extra)
+            }
+            Who::Peer(peer) => {
+                let peers = self.peer(peer)?;
+                let (round, extra) = peak(peers.process(), || peers.run(peer));
+                round.map(|_| extra)
+            }
+        }
     }
 
     /// A row for each part of a round of ours: the kernels of a device, the calls elsewhere.
@@ -166,23 +212,23 @@ impl<T: Target> Bench<T> {
     fn contestants(&mut self, method: &Method) -> Vec<Contestant> {
         let floors = self.target.floors().iter().copied().map(Who::Floor);
         let mut who: Vec<_> = floors.chain([Who::Ours]).collect();
-        if let Some(peers) = &mut self.peers {
-            for &peer in method.peers {
-                let ready = match peers.hello().peers.iter().any(|name| name == peer) {
-                    true => peers.prepare(peer),
-                    false => Err(anyhow!("give the checkout of its code (--ftp, --tpgm)")),
-                };
-                match ready {
-                    Ok(()) => who.push(Who::Peer(peer)),
-                    Err(error) => progress(&format!("  {peer} is left out: {error:#}")),
-                }
+        for &peer in method.peers {
+            match self.peer(peer).and_then(|peers| peers.prepare(peer)) {
+                Ok(()) => who.push(Who::Peer(peer)),
+                Err(error) if !self.peers.is_empty() => progress(&format!("  {peer} is left out: {error:#}")),
+                Err(_) => {}
             }
         }
         who.into_iter().map(|who| Contestant { who, samples: Samples::default(), failed: false }).collect()
     }
 
-    fn peer<R>(&mut self, call: impl FnOnce(&mut Peers) -> Result<R>) -> Result<R> {
-        call(self.peers.as_mut().context("no peer process")?)
+    /// The process that has a peer.
+    fn peer(&mut self, name: &str) -> Result<&mut Peers> {
+        let has = |peers: &&mut Peers| peers.hello().peers.iter().any(|peer| peer == name);
+        self.peers
+            .iter_mut()
+            .find(has)
+            .context("not asked for, or without the checkout of its code (--vs, --ftp, --tpgm)")
     }
 
     fn rows(&mut self, method: &Method, contestants: &[Contestant]) -> Vec<Row> {
@@ -241,7 +287,7 @@ impl<T: Target> Bench<T> {
     }
 
     fn ticks(&self) -> Option<Ticks> {
-        Ticks::now(self.peers.as_ref().map(Peers::process))
+        Ticks::now(self.peers.iter().map(Peers::process))
     }
 
     /// Share of the processors that others used since `start`.
@@ -251,6 +297,7 @@ impl<T: Target> Bench<T> {
 
     /// Version of PyTorch, if peers ran.
     pub(crate) fn torch(&self) -> Option<&str> {
-        self.peers.as_ref().map(|peers| peers.hello().torch.as_str())
+        let torch = self.peers.iter().map(Peers::hello).find(|hello| hello.program == "torch");
+        torch.map(|hello| hello.version.as_str())
     }
 }

@@ -17,11 +17,11 @@ pub(crate) struct Ticks {
 }
 
 impl Ticks {
-    /// Now; `child` is the process of the peers. None where the kernel does not say.
-    pub(crate) fn now(child: Option<u32>) -> Option<Self> {
+    /// Now; `children` are the processes of the peers. None where the kernel does not say.
+    pub(crate) fn now(children: impl IntoIterator<Item = u32>) -> Option<Self> {
         let (all, busy) = machine(&read_to_string("/proc/stat").ok()?)?;
         let mut own = process(&read_to_string("/proc/self/stat").ok()?)?;
-        if let Some(child) = child {
+        for child in children {
             own += process(&read_to_string(format!("/proc/{child}/stat")).ok()?)?;
         }
         Some(Self { all, busy, own })

@@ -7,24 +7,31 @@
 mod compare;
 mod contention;
 mod machine;
+mod memory;
 mod options;
+mod page;
+mod quick;
 mod report;
 
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use tpgm_benches::{CpuTarget, GpuTarget, Method, PeerOptions, Peers, Target};
+use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Peers, Target, TorchOptions};
 use tpgm_cuda::{CudaDevice, Emulator};
 
 use crate::compare::Bench;
 use crate::machine::Machine;
-use crate::options::{Args, Place};
+use crate::options::{Args, Peer, Place, RESULTS};
 use crate::report::Run;
 
 fn main() -> Result<()> {
     let args = Args::parse();
     args.check()?;
+    if args.page {
+        return page::write(Path::new(RESULTS));
+    }
     match args.backend {
         Place::Cpu => run(&args, CpuTarget::new(args.threads()?, CpuTarget::FLOOR_ELEMENTS)?),
         Place::Cuda => {
@@ -42,9 +49,10 @@ fn run<T: Target>(args: &Args, target: T) -> Result<()> {
     let out = args.results_file(&device)?;
     let peers = start_peers(args)?;
     progress(&format!("making the data of {model}"));
-    let mut bench = Bench::new(target, model.param_set(args.dtype)?, args.dtype, args.rounds, peers)?;
+    let mut bench = Bench::new(target, model.param_set(args.dtype)?, args.dtype, args.rounds(), peers)?;
 
     let methods = match args.methods.is_empty() {
+        true if args.quick => quick::methods(),
         true => Method::all(),
         false => args.methods.clone(),
     };
@@ -75,23 +83,36 @@ fn run<T: Target>(args: &Args, target: T) -> Result<()> {
         report::append(path, &run, &all)?;
         progress(&format!("{} rows appended to `{}`", all.len(), path.display()));
     }
+    if args.quick {
+        quick::check(&all, quick::plain_loop(run.params))?;
+    }
     Ok(())
 }
 
-fn start_peers(args: &Args) -> Result<Option<Peers>> {
-    if args.vs.is_none() {
-        return Ok(None);
+fn start_peers(args: &Args) -> Result<Vec<Peers>> {
+    let tensors = args.model().tensors(args.dtype);
+    let threads = args.threads()?;
+    let mut peers = Vec::new();
+    if args.compares_with(Peer::Torch) {
+        progress("starting PyTorch");
+        let options = TorchOptions {
+            python: args.python(),
+            ftp: args.ftp.clone(),
+            tpgm: args.tpgm.clone(),
+            threads,
+            device: args.torch_device(),
+            dtype: args.dtype,
+        };
+        peers.push(Peers::torch(&options, &tensors)?);
     }
-    progress("starting the peers");
-    let options = PeerOptions {
-        python: args.python(),
-        ftp: args.ftp.clone(),
-        tpgm: args.tpgm.clone(),
-        threads: args.threads()?,
-        device: args.torch_device(),
-        dtype: args.dtype,
-    };
-    Peers::start(&options, &args.model().tensors(args.dtype)).map(Some)
+    if args.compares_with(Peer::Candle) {
+        progress("starting candle's optimizers");
+        let program = args.candle.as_deref().context("--vs candle needs --candle PROGRAM")?;
+        for memory in [Memory::AsIs, Memory::Kept] {
+            peers.push(Peers::candle(program, memory, threads, &tensors)?);
+        }
+    }
+    Ok(peers)
 }
 
 fn progress(message: &str) {

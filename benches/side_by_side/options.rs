@@ -7,8 +7,10 @@ use clap::{Parser, ValueEnum};
 use tpgm_benches::{Method, Model};
 use tpgm_core::DType;
 
+use crate::quick;
+
 /// Where rows go if not told otherwise.
-const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results");
+pub(crate) const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results");
 
 /// Compares methods with the speed of memory and with PyTorch, in one run
 #[derive(Debug, Parser)]
@@ -20,7 +22,7 @@ pub(crate) struct Args {
     /// Which GPU, counted from 0; for --backend cuda
     #[arg(long, default_value_t = 0)]
     pub(crate) device: usize,
-    /// Whose tensors: vit-b-16, resnet-50, clip-vit-l-14, llama-3.2-1b, or tiny to try the command itself [default:
+    /// Whose tensors: vit-b-16, resnet-50, minilm, clip-vit-l-14, llama-3.2-1b, or tiny to try the command itself [default:
     /// vit-b-16; tiny when emulated]
     #[arg(long)]
     model: Option<Model>,
@@ -33,12 +35,19 @@ pub(crate) struct Args {
     /// Threads of every contestant on the host. All processors if not given
     #[arg(long)]
     threads: Option<usize>,
-    /// Measured rounds, after the warm-up
-    #[arg(long, default_value_t = 15)]
-    pub(crate) rounds: usize,
-    /// Also measure a peer, on the same device: PyTorch's optimizers and, given their code, the published methods
+    /// The short form, of about a minute: a few methods with the tensors of resnet-50, no rows; fails if one is far slower
+    /// than memory or a plain loop allow
+    #[arg(long, conflicts_with_all = ["methods", "model", "vs", "out"])]
+    pub(crate) quick: bool,
+    /// Measured rounds, after the warm-up [default: 15; 7 with --quick]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Also measure others, on the same device
     #[arg(long, value_enum)]
     pub(crate) vs: Option<Peer>,
+    /// The program with candle's optimizers [default: `cargo xtask bench` builds it from benches/peers/candle]
+    #[arg(long, requires = "vs")]
+    pub(crate) candle: Option<PathBuf>,
     /// A Python interpreter with PyTorch [default: python3]
     #[arg(long, requires = "vs")]
     python: Option<PathBuf>,
@@ -55,6 +64,9 @@ pub(crate) struct Args {
     /// File to which one JSON line per row is appended [default: benches/results/DEVICE.jsonl]
     #[arg(long)]
     out: Option<PathBuf>,
+    /// Measure nothing: write benches/RESULTS.md and its plots from all rows that are there
+    #[arg(long)]
+    pub(crate) page: bool,
     /// Print the table and write no rows
     #[arg(long, conflicts_with = "out")]
     no_rows: bool,
@@ -74,8 +86,12 @@ pub(crate) enum Place {
 /// Others to compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Peer {
-    /// PyTorch
+    /// PyTorch's optimizers and, given their code, the published methods
     Torch,
+    /// candle-nn's and candle-optimisers' AdamW, with freed memory handed back and kept; f32 on the CPU
+    Candle,
+    /// All of them
+    All,
 }
 
 impl Args {
@@ -85,7 +101,8 @@ impl Args {
     ///
     /// A message that names the option.
     pub(crate) fn check(&self) -> Result<()> {
-        ensure!(self.rounds > 0, "--rounds must be at least 1");
+        ensure!(self.rounds() > 0, "--rounds must be at least 1");
+        ensure!(!self.quick || self.backend == Place::Cpu, "--quick measures the CPU backend");
         ensure!(self.threads != Some(0), "--threads must be at least 1");
         ensure!(
             self.backend != Place::Emulated || self.model() == Model::Tiny,
@@ -95,18 +112,38 @@ impl Args {
             self.backend != Place::Emulated || self.vs.is_none(),
             "--backend emulated has nothing that could be compared: leave --vs out"
         );
+        ensure!(
+            self.vs != Some(Peer::Candle) || self.can_compare_with(Peer::Candle),
+            "--vs candle compares f32 on the CPU only"
+        );
         if let (Some(warning), Some(_)) = (self.warning(), &self.out) {
             bail!("--out: {warning}");
         }
         Ok(())
     }
 
+    /// Whether `peer` is among those to compare with.
+    pub(crate) fn compares_with(&self, peer: Peer) -> bool {
+        self.vs.is_some_and(|vs| vs == peer || vs == Peer::All && self.can_compare_with(peer))
+    }
+
+    /// candle's optimizers are measured where they are used: not on a GPU, and with moments in f32.
+    fn can_compare_with(&self, peer: Peer) -> bool {
+        peer != Peer::Candle || self.backend == Place::Cpu && self.dtype == DType::F32
+    }
+
     /// Whose tensors.
     pub(crate) fn model(&self) -> Model {
         self.model.unwrap_or(match self.backend {
             Place::Emulated => Model::Tiny,
+            _ if self.quick => Model::ResNet50,
             _ => Model::VitB16,
         })
+    }
+
+    /// Measured rounds.
+    pub(crate) fn rounds(&self) -> usize {
+        self.rounds.unwrap_or(if self.quick { quick::ROUNDS } else { 15 })
     }
 
     /// Why the numbers of this run mean nothing, if they do.
@@ -150,7 +187,7 @@ impl Args {
     ///
     /// If it is the usual file and its folder is not there: the program may run far from its repository.
     pub(crate) fn results_file(&self, device: &str) -> Result<Option<PathBuf>> {
-        if self.no_rows || self.warning().is_some() {
+        if self.no_rows || self.quick || self.warning().is_some() {
             return Ok(None);
         }
         if let Some(path) = &self.out {
@@ -193,7 +230,13 @@ mod tests {
         assert_eq!(parse("--backend emulated").unwrap().model(), Model::Tiny);
         assert_eq!(parse("--backend cuda --device 1").unwrap().torch_device(), "cuda:1");
         let args = parse("--vs torch --ftp a").unwrap();
-        assert_eq!((args.python(), args.ftp), ("python3".into(), Some("a".into())));
+        assert_eq!((args.python(), args.ftp.clone()), ("python3".into(), Some("a".into())));
+        assert!(args.compares_with(Peer::Torch) && !args.compares_with(Peer::Candle));
+        let all = |more: &str| {
+            let args = parse(&format!("--vs all {more}")).unwrap();
+            [Peer::Torch, Peer::Candle].map(|peer| args.compares_with(peer))
+        };
+        assert_eq!((all(""), all("--dtype bf16")), ([true, true], [true, false]));
     }
 
     #[test]
@@ -204,17 +247,21 @@ mod tests {
             ("--ftp p", "--vs"),
             ("--vs tensorflow", "torch"),
             ("--out f --no-rows", "--no-rows"),
+            ("--quick --method adamw", "--method"),
+            ("--quick --vs torch", "--vs"),
         ] {
             let error = parse(options).unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");
         }
         for (options, part) in [
             ("--rounds 0", "--rounds"),
+            ("--quick --backend cuda", "--quick"),
             ("--threads 0", "--threads"),
             ("--model tiny --out f", "--out"),
             ("--backend emulated --model vit-b-16", "tiny"),
             ("--backend emulated --out f", "--out"),
             ("--backend emulated --vs torch", "--vs"),
+            ("--dtype bf16 --vs candle", "--vs candle"),
         ] {
             let error = parse(options).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");

@@ -41,6 +41,10 @@ pub(crate) struct Row {
     pub(crate) of_in_place: Option<f64>,
     /// Kernels started in one round, on a device.
     pub(crate) launches: Option<usize>,
+    /// State kept between two rounds, in bytes per parameter; ours only.
+    pub(crate) state_per_param: Option<f64>,
+    /// Memory besides that, at the peak of a round, in bytes per parameter: temporaries. On the CPU.
+    pub(crate) extra_per_param: Option<f64>,
     /// Peers: their time over ours in the same rounds; above 1 we are faster.
     pub(crate) times_ours: Option<f64>,
     /// Share of the processors' time that other processes used during the method's rounds, where known.
@@ -63,6 +67,8 @@ impl Row {
             of_copy: None,
             of_in_place: None,
             launches: None,
+            state_per_param: None,
+            extra_per_param: None,
             times_ours: None,
             others: None,
         }
@@ -89,6 +95,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
         "of copy",
         "of in-place",
         "launches",
+        "state B",
+        "extra B",
         "x ours",
         "others",
     ];
@@ -108,6 +116,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
             percent(row.of_copy),
             percent(row.of_in_place),
             row.launches.map_or(String::new(), |n| n.to_string()),
+            row.state_per_param.map_or(String::new(), |b| format!("{b:.2}")),
+            row.extra_per_param.map_or(String::new(), |b| format!("{b:.2}")),
             row.times_ours.map_or(String::new(), |x| format!("{x:.2}")),
             percent(row.others),
         ]);
@@ -152,11 +162,11 @@ pub(crate) fn append(path: &Path, run: &Run, rows: &[Row]) -> Result<()> {
 
 /// One line of a result file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Line {
+pub(crate) struct Line {
     #[serde(flatten)]
-    run: Run,
+    pub(crate) run: Run,
     #[serde(flatten)]
-    row: Row,
+    pub(crate) row: Row,
 }
 
 /// What all rows of a run share.
@@ -308,5 +318,6 @@ mod tests {
         let Line { run, row } = serde_json::from_str(line).unwrap();
         assert_eq!((run.device.as_str(), run.driver, run.dtype), ("cpu", None, DType::F32));
         assert_eq!((row.median_s, row.spread_s, row.launches), (0.021082428, None, None));
+        assert_eq!((row.state_per_param, row.extra_per_param), (None, None));
     }
 }

@@ -1,9 +1,12 @@
 //! `cargo xtask bench`: builds and starts the side-by-side harness of `benches/`.
 
+use std::path::PathBuf;
+use std::process::Command;
+
 use anyhow::{Context, Result, ensure};
 
-use crate::cargo;
 use crate::emulate::{Variant, library};
+use crate::{cargo, root};
 
 /// Options of the harness, handed on as they are: `cargo xtask bench --help` shows its help.
 #[derive(Debug, clap::Args)]
@@ -13,15 +16,27 @@ pub(crate) struct Args {
     options: Vec<String>,
 }
 
-/// Runs the harness; if it is to emulate kernels, compiles them first.
+/// What `--install-torch` installs: PyTorch, and what the published code imports.
+const TORCH: [&str; 2] = ["torch", "numpy"];
+
+/// Runs the harness; if it is to emulate kernels, or to compare with candle, compiles these first. `--install-torch` makes a
+/// virtual environment with PyTorch in `target/peers/torch`, once, and compares with it.
 ///
 /// # Errors
 ///
 /// If it cannot be built or fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut options = args.options.clone();
+    if let Some(at) = options.iter().position(|option| option == "--install-torch") {
+        let python = torch()?.display().to_string();
+        options.splice(at..=at, ["--python".to_owned(), python]);
+    }
+    if compares_with_candle(&options) && !options.iter().any(|option| option.starts_with("--candle")) {
+        options.extend(["--candle".to_owned(), candle()?.display().to_string()]);
+    }
     let mut command = cargo(&["run", "--quiet", "--release", "--package", "tpgm-benches"]);
-    command.args(["--bin", "side_by_side", "--"]).args(&args.options);
-    if emulates(&args.options) {
+    command.args(["--bin", "side_by_side", "--"]).args(&options);
+    if emulates(&options) {
         match library(Variant::Plain)? {
             Some(library) => command.env("TPGM_EMULATOR", library),
             None => return Ok(()),
@@ -32,10 +47,57 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The interpreter of a virtual environment with PyTorch, which is made if it is not there.
+fn torch() -> Result<PathBuf> {
+    let folder = root()?.join("target/peers/torch");
+    let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    // Installed last: where it is, the environment is whole.
+    let whole = folder.join("whole");
+    if !whole.exists() {
+        eprintln!("installing PyTorch into {}", folder.display());
+        let run = |command: &mut Command| {
+            let status = command.status().context("cannot start Python 3")?;
+            ensure!(status.success(), "PyTorch could not be installed ({status})");
+            Ok(())
+        };
+        run(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(TORCH))?;
+        std::fs::write(&whole, "").with_context(|| format!("cannot write {}", whole.display()))?;
+    }
+    Ok(python)
+}
+
+/// Builds candle's own optimizers, which are a workspace of their own, and returns the program.
+fn candle() -> Result<PathBuf> {
+    let target = root()?.join("target/peers");
+    let manifest = root()?.join("benches/peers/candle/Cargo.toml");
+    let mut command = cargo(&["build", "--quiet", "--release", "--locked"]);
+    command.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(&target);
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "candle's optimizers could not be built ({status})");
+    Ok(target.join("release").join(format!("candle-peer{}", std::env::consts::EXE_SUFFIX)))
+}
+
 /// True for `--backend emulated`.
 fn emulates(options: &[String]) -> bool {
-    let apart = options.windows(2).any(|pair| pair == ["--backend", "emulated"]);
-    apart || options.iter().any(|option| option == "--backend=emulated")
+    has(options, "--backend", &["emulated"])
+}
+
+/// True for `--vs candle` and `--vs all`.
+fn compares_with_candle(options: &[String]) -> bool {
+    has(options, "--vs", &["candle", "all"])
+}
+
+/// Whether an option has one of some values, as a word of its own or behind `=`.
+fn has(options: &[String], name: &str, values: &[&str]) -> bool {
+    let apart = options.windows(2).any(|pair| pair[0] == name && values.contains(&pair[1].as_str()));
+    let joined = |option: &String| {
+        option
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('='))
+            .is_some_and(|value| values.contains(&value))
+    };
+    apart || options.iter().any(joined)
 }
 
 #[cfg(test)]
@@ -43,8 +105,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_emulated_backend_needs_the_emulator() {
-        let emulates = |line: &str| emulates(&line.split(' ').map(str::to_owned).collect::<Vec<_>>());
+    fn only_the_emulated_backend_needs_the_emulator_and_only_candle_needs_candle() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let emulates = |line: &str| emulates(&words(line));
+        let compares = |line: &str| compares_with_candle(&words(line));
+        assert!(
+            compares("--vs candle --rounds 2") && compares("--vs=all") && !compares("--vs torch --ftp all")
+        );
         assert!(emulates("--rounds 2 --backend emulated") && emulates("--backend=emulated"));
         assert!(!emulates("--backend cuda") && !emulates("--out emulated"));
     }

@@ -29,7 +29,7 @@ const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
 /// All features but those of `tpgm-candle` that take a CUDA toolkit.
 const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated,tpgm-examples/hf-hub";
 
-const STAGES: [Stage; 14] = [
+const STAGES: [Stage; 15] = [
     stage("formatting", &["fmt", "--all", "--check"]),
     stage(
         "lints",
@@ -58,6 +58,8 @@ const STAGES: [Stage; 14] = [
         skip: crate::emulate::missing,
         ..stage("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
     },
+    // Only ratios within the run count: a machine that is merely slow passes.
+    stage("speed against that of memory", &["xtask", "bench", "--quick"]),
     stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
     stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
 ];
