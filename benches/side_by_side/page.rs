@@ -54,7 +54,8 @@ fn page(lines: &[Line]) -> (String, Vec<(String, String)>) {
                     method the newest run is shown. Contestants of one method ran in turns, in one run: compare those, and not \
                     numbers of different runs. `x ours` is paired round by round: above 1 we are faster. Bytes are counted for \
                     what we do; `state` is what is kept per parameter between two steps besides weights and anchors, `extra` \
-                    what a step takes besides that at its peak. `others` is the share of the processors that other programs \
+                    by how much a step makes the process grow at its peak, where memory that its allocator has kept from \
+                    earlier steps does not count. `others` is the share of the processors that other programs \
                     used meanwhile.\n"
         .to_owned();
     let mut plots = Vec::new();
