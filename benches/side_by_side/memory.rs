@@ -45,8 +45,9 @@ mod tests {
             bytes.iter().step_by(4096).map(|byte| u64::from(*byte)).sum::<u64>()
         });
         assert_eq!(sum, SIZE as u64 / 4096);
+        // Some containers forbid it.
+        let Some(grown) = grown.map(|grown| grown as usize) else { return };
         // Other tests of this process allocate too, but not as much.
-        let grown = grown.unwrap() as usize;
         assert!((SIZE * 9 / 10..SIZE * 2).contains(&grown), "{grown}");
         let ((), grown) = peak(std::process::id(), || ());
         assert!((grown.unwrap() as usize) < SIZE / 2);
