@@ -197,7 +197,8 @@ fn recipe(args: &Args, defaults: &Defaults, config: &Config, images: usize) -> R
         warmup: if each_step { steps / 20 } else { 0 },
         lr_every: if each_step { 1 } else { per_epoch },
         head_lr,
-        rates: config.rates.clone(),
+        // A model that was tuned elsewhere is one model, whatever the rates.
+        rates: if args.tuned.is_some() { config.rates[..1].to_vec() } else { config.rates.clone() },
         rate: config.rates[0],
         own_rates,
         strengths: defaults.strengths,

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Activation;
 use super::attention::{Attention, AttentionNames, Heads, InputNames, check_heads, forbidden};
+use super::config;
 use crate::error::{Error, Result as OurResult};
 use crate::nn::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
 
@@ -82,10 +83,7 @@ impl BertConfig {
     ///
     /// [`Error::Io`], [`Error::BadFile`] or [`Error::ModelConfig`].
     pub fn from_file(path: impl AsRef<Path>) -> OurResult<Self> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let config: Self = serde_json::from_slice(&bytes)
-            .map_err(|problem| Error::file(path, "the configuration of a BERT model", problem))?;
+        let config: Self = config::read(path.as_ref(), "the configuration of a BERT model")?;
         config.validate()?;
         Ok(config)
     }

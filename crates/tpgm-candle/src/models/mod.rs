@@ -20,6 +20,7 @@ pub mod vit;
 mod activation;
 mod attention;
 mod block;
+mod config;
 mod image;
 mod residual;
 

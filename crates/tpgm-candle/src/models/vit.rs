@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::Activation;
 use super::attention::{AttentionNames, InputNames};
 use super::block::{BlockNames, BlockShape};
+use super::config;
 use super::image::{ImageNames, ImageShape, ImageTransformer};
 use crate::error::{Error, Result as OurResult};
 use crate::nn::{DropoutRng, Linear, linear};
@@ -115,10 +116,7 @@ impl VitConfig {
     ///
     /// [`Error::Io`], [`Error::BadFile`] or [`Error::ModelConfig`].
     pub fn from_file(path: impl AsRef<Path>) -> OurResult<Self> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let config: Self = serde_json::from_slice(&bytes)
-            .map_err(|problem| Error::file(path, "the configuration of a ViT model", problem))?;
+        let config: Self = config::read(path.as_ref(), "the configuration of a ViT model")?;
         config.validate()?;
         Ok(config)
     }

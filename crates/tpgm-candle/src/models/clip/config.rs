@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::models::Activation;
 use crate::models::attention::check_heads;
 use crate::models::block::BlockShape;
+use crate::models::config;
 use crate::models::image::ImageShape;
 use crate::models::residual::{Halving, ResNetBlock, StagesShape};
 use crate::nn::Statistics;
@@ -276,10 +277,8 @@ impl ClipConfig {
     ///
     /// [`Error::Io`], [`Error::BadFile`] or [`Error::ModelConfig`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let HuggingFace { projection_dim, text_config, vision_config } = serde_json::from_slice(&bytes)
-            .map_err(|problem| Error::file(path, "the configuration of a CLIP model", problem))?;
+        let HuggingFace { projection_dim, text_config, vision_config } =
+            config::read(path.as_ref(), "the configuration of a CLIP model")?;
         let config = Self { projection_dim, text: text_config, image: ClipImageConfig::Vit(vision_config) };
         config.validate()?;
         Ok(config)

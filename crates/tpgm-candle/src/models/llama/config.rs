@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::models::config;
 
 /// The families of models, by Hugging Face's `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,16 +158,16 @@ impl LlamaConfig {
     /// [`Error::Io`], [`Error::BadFile`] (also for another family of models) or [`Error::ModelConfig`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
-        let bad = |problem| Error::file(path, "the configuration of a Llama or Qwen2 model", problem);
-        let mut json: Value = serde_json::from_slice(&bytes).map_err(bad)?;
+        let what = "the configuration of a Llama or Qwen2 model";
+        let mut json: Value = config::read(path, what)?;
         if let Some(rope) = json.get("rope_parameters").filter(|rope| rope.is_object()).cloned() {
             if let Some(theta) = rope.get("rope_theta") {
                 json["rope_theta"] = theta.clone();
             }
             json["rope_scaling"] = rope;
         }
-        let config: Self = serde_json::from_value(json).map_err(bad)?;
+        let config: Self =
+            serde_json::from_value(json).map_err(|problem| Error::file(path, what, problem))?;
         config.validate()?;
         Ok(config)
     }
