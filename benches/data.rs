@@ -23,13 +23,34 @@ enum Role {
     Gradient = 3,
 }
 
+/// What there is besides the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// Gradients.
+    pub grads: bool,
+    /// Anchors.
+    pub anchors: bool,
+    /// A copy of the first weights, see [`Data::restore_weights`].
+    pub start: bool,
+}
+
+impl Parts {
+    /// Everything.
+    pub const ALL: Parts = Parts { grads: true, anchors: true, start: true };
+
+    /// Buffers per tensor, with the weights.
+    pub const fn buffers(self) -> usize {
+        1 + self.grads as usize + self.anchors as usize + self.start as usize
+    }
+}
+
 /// Weights, gradients and anchors of a set, in memory of a backend. All of a tensor have its element type.
 pub struct Data<B: Backend> {
     /// One buffer per tensor: anchor plus displacement.
     pub weights: Vec<B::Buffer>,
-    /// One buffer per tensor.
+    /// One buffer per tensor, or none at all.
     pub grads: Vec<B::Buffer>,
-    /// One buffer per tensor: the pre-trained values.
+    /// One buffer per tensor, or none at all: the pre-trained values.
     pub anchors: Vec<B::Buffer>,
     start: Vec<B::Buffer>,
     backend: B,
@@ -38,12 +59,21 @@ pub struct Data<B: Backend> {
 }
 
 impl<B: Backend> Data<B> {
-    /// Makes the data of `set`.
+    /// Makes all data of `set`.
     ///
     /// # Errors
     ///
     /// No memory on the device.
     pub fn new(backend: B, set: &ParamSet) -> Result<Self> {
+        Self::with(backend, set, Parts::ALL)
+    }
+
+    /// Makes the weights of `set` and some parts more.
+    ///
+    /// # Errors
+    ///
+    /// No memory on the device.
+    pub fn with(backend: B, set: &ParamSet, parts: Parts) -> Result<Self> {
         let settings = set.settings(&AdamW::default().into(), &Constraint::None)?;
         let plan = Plan::new(set.tensors(), &settings, backend.chunk());
         let workspace = backend.workspace(&plan)?;
@@ -58,22 +88,28 @@ impl<B: Backend> Data<B> {
             workspace,
         };
         for spec in set.tensors() {
-            data.push(spec)?;
+            data.push(spec, parts)?;
         }
         Ok(data)
     }
 
-    fn push(&mut self, spec: &TensorSpec) -> Result<()> {
+    fn push(&mut self, spec: &TensorSpec, parts: Parts) -> Result<()> {
         let values = |role, scale| uniform(seed(&spec.name, role), scale, spec.numel());
         let anchor = values(Role::Anchor, ANCHOR_SCALE);
         let mut start = values(Role::Displacement, DISPLACEMENT_SCALE);
         start.par_iter_mut().zip(&anchor).for_each(|(w, a)| *w += a);
         let start = round(spec.dtype, start);
         self.weights.push(self.backend.upload(&start)?);
-        self.start.push(self.backend.upload(&start)?);
-        self.anchors.push(self.backend.upload(&round(spec.dtype, anchor))?);
-        let grad = values(Role::Gradient, GRADIENT_SCALE);
-        self.grads.push(self.backend.upload(&round(spec.dtype, grad))?);
+        if parts.start {
+            self.start.push(self.backend.upload(&start)?);
+        }
+        if parts.anchors {
+            self.anchors.push(self.backend.upload(&round(spec.dtype, anchor))?);
+        }
+        if parts.grads {
+            let grad = values(Role::Gradient, GRADIENT_SCALE);
+            self.grads.push(self.backend.upload(&round(spec.dtype, grad))?);
+        }
         Ok(())
     }
 
@@ -82,7 +118,12 @@ impl<B: Backend> Data<B> {
     /// # Errors
     ///
     /// When the device fails.
+    ///
+    /// # Panics
+    ///
+    /// If the data was made without [`Parts::start`].
     pub fn restore_weights(&mut self) -> Result<()> {
+        assert_eq!(self.start.len(), self.weights.len(), "the first weights were not kept");
         let mut weights: Vec<_> = self.weights.iter_mut().map(B::as_mut).collect();
         let start: Vec<_> = self.start.iter().map(B::as_ref).collect();
         let shares = Blend { keep: 0.0, take: 1.0 };
@@ -100,21 +141,22 @@ impl<B: Backend> Data<B> {
     pub fn flip_gradients(&mut self) -> Result<()> {
         let mut grads: Vec<_> = self.grads.iter_mut().map(B::as_mut).collect();
         // Blending needs a source; with a share of zero any finite one does.
-        let anchors: Vec<_> = self.anchors.iter().map(B::as_ref).collect();
+        let weights: Vec<_> = self.weights.iter().map(B::as_ref).collect();
         let shares = Blend { keep: -1.0, take: 0.0 };
-        self.backend.blend(&self.plan, &mut self.workspace, &mut grads, &anchors, shares)
+        self.backend.blend(&self.plan, &mut self.workspace, &mut grads, &weights, shares)
     }
 
     /// The operands of a call.
     pub fn io(&mut self) -> Vec<TensorIo<'_, B>> {
-        let given = self.grads.iter().zip(&self.anchors);
-        self.weights
-            .iter_mut()
-            .zip(given)
-            .map(|(weight, (grad, anchor))| {
-                TensorIo::new(B::as_mut(weight)).grad(B::as_ref(grad)).anchor(B::as_ref(anchor))
-            })
-            .collect()
+        let mut io: Vec<TensorIo<'_, B>> =
+            self.weights.iter_mut().map(|weight| TensorIo::new(B::as_mut(weight))).collect();
+        for (io, grad) in io.iter_mut().zip(&self.grads) {
+            io.grad = Some(B::as_ref(grad));
+        }
+        for (io, anchor) in io.iter_mut().zip(&self.anchors) {
+            io.anchor = Some(B::as_ref(anchor));
+        }
+        io
     }
 }
 
@@ -180,6 +222,18 @@ mod tests {
         assert!(mean.abs() < 0.015, "{mean}");
         assert!((square - 4.0 / 3.0).abs() < 0.015, "{square}");
         assert_eq!(uniform(7, 2.0, CHUNK + 1), values[..CHUNK + 1]);
+    }
+
+    #[test]
+    fn parts_that_are_left_out_are_not_there() {
+        let set = ParamSet::builder().tensor("a", [8, 16], DType::F32).build().unwrap();
+        let few = Parts { grads: true, anchors: false, start: false };
+        let (all, mut few) =
+            (Data::new(Cpu::new(), &set).unwrap(), Data::with(Cpu::new(), &set, few).unwrap());
+        assert_eq!((&few.weights, &few.grads), (&all.weights, &all.grads));
+        let io = few.io();
+        assert!(io[0].grad.is_some() && io[0].anchor.is_none());
+        assert_eq!((few.anchors.len(), Parts::ALL.buffers()), (0, 4));
     }
 
     #[test]

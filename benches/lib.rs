@@ -8,16 +8,21 @@
 //! - [`Ours`]: our side of a comparison.
 //! - [`Peers`]: PyTorch and the published code, or candle's own optimizers, in a child process.
 //! - [`Samples`]: medians and paired ratios.
+//! - [`report`]: tables for people, rows for data files; [`machine`] says where they come from, [`contention`] who else was
+//!   at work.
 //!
 //! Criterion benches are in `benches/benches`; `cargo xtask bench` runs the side-by-side comparison, which interleaves
 //! the floors, our code and its peers in one run.
 
+pub mod contention;
 pub mod data;
 pub mod floors;
+pub mod machine;
 mod methods;
 mod models;
 mod ours;
 mod peer;
+pub mod report;
 mod samples;
 mod target;
 

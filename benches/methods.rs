@@ -4,6 +4,8 @@ use tpgm_core::{
     AdamW, Constraint, DType, Digrap, FixedRadius, Ftp, Gradients, L2Sp, Norm, Rule, Sgd, Spd, Tpgm,
 };
 
+use crate::data::Parts;
+
 /// How often an operation goes over each kind of memory; what it finds in a cache is not counted. The same on every
 /// backend: see the table in [`tpgm_core::cpu`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,19 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// The data that it works on.
+    pub fn parts(&self) -> Parts {
+        let constrained = |constraint: &Constraint| *constraint != Constraint::None;
+        match self {
+            Operation::Step(_, constraint, _) => {
+                Parts { grads: true, anchors: constrained(constraint), start: false }
+            }
+            Operation::Project(_) => Parts { grads: false, anchors: true, start: true },
+            Operation::Update(_) => Parts::ALL,
+            Operation::Average => Parts { grads: false, anchors: false, start: false },
+        }
+    }
+
     /// The calls that one round makes, in order.
     pub const fn calls(&self) -> &'static [Call] {
         match self {
@@ -244,6 +259,17 @@ impl Method {
             + (state_read + state_written) * compute
     }
 
+    /// Bytes held per parameter of type `dtype` while the method runs: weights, the parts that it needs, and its state.
+    pub fn held(&self, dtype: DType) -> usize {
+        let compute = dtype.compute().size();
+        let masters = matches!(self.operation, Operation::Step(..)) && dtype.is_half();
+        let remembered = matches!(self.operation, Operation::Update(_));
+        self.operation.parts().buffers() * dtype.size()
+            + self.traffic.state_read * compute
+            + usize::from(masters) * compute
+            + usize::from(remembered) * dtype.size()
+    }
+
     /// The method of this name.
     ///
     /// # Errors
@@ -304,6 +330,17 @@ mod tests {
             let method = Method::by_name(name).unwrap();
             assert_eq!(method.bytes(DType::F32), bytes, "{name}");
             assert_eq!(method.bytes(DType::F64), 2 * bytes, "{name}");
+        }
+    }
+
+    // Counted by hand: w g m v; with FTP also the anchor and c; w, anchor and first weights.
+    #[test]
+    fn memory_is_that_of_every_buffer() {
+        for (name, full, half) in
+            [("adamw", 16, 4 + 12), ("adamw+ftp", 24, 6 + 16), ("project-mars", 12, 6), ("update-l2", 20, 10)]
+        {
+            let method = Method::by_name(name).unwrap();
+            assert_eq!((method.held(DType::F32), method.held(DType::BF16)), (full, half), "{name}");
         }
     }
 

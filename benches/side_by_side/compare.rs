@@ -4,15 +4,15 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tpgm_benches::data::Data;
+use tpgm_benches::contention::Ticks;
+use tpgm_benches::data::{Data, Parts};
 use tpgm_benches::floors::Floor;
+use tpgm_benches::report::{OURS, Row};
 use tpgm_benches::{Method, Ours, Peers, Samples, Target};
 use tpgm_core::{DType, ParamSet};
 
-use crate::contention::Ticks;
 use crate::memory::peak;
 use crate::progress;
-use crate::report::{OURS, Row};
 
 /// Rounds before the measured ones: allocation, first steps, page faults.
 const WARM_UP: usize = 3;
@@ -22,10 +22,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 const CPU: &str = "cpu";
 
 /// What all methods of a run share.
-pub(crate) struct Bench<T: Target> {
-    target: T,
+pub(crate) struct Bench<'t, T: Target> {
+    target: &'t mut T,
     set: ParamSet,
     dtype: DType,
+    parts: Parts,
     data: Data<T::Backend>,
     /// Of every floor of the target, over all methods so far.
     floor_samples: Vec<Samples>,
@@ -57,25 +58,27 @@ impl Contestant {
     }
 }
 
-impl<T: Target> Bench<T> {
-    /// Makes the data of `set`, whose tensors are all of type `dtype`.
+impl<'t, T: Target> Bench<'t, T> {
+    /// Makes those parts of the data of `set` that the methods need. All tensors are of type `dtype`.
     ///
     /// # Errors
     ///
     /// If the device has no memory for it.
     pub(crate) fn new(
-        target: T,
+        target: &'t mut T,
         set: ParamSet,
         dtype: DType,
+        parts: Parts,
         rounds: usize,
         peers: Vec<Peers>,
     ) -> Result<Self> {
         Ok(Self {
-            data: Data::new(target.backend(), &set)?,
+            data: Data::with(target.backend(), &set, parts)?,
             floor_samples: vec![Samples::default(); target.floors().len()],
             target,
             set,
             dtype,
+            parts,
             peers,
             rounds,
         })
@@ -88,7 +91,9 @@ impl<T: Target> Bench<T> {
     ///
     /// If our side fails. A peer that fails is reported and left out.
     pub(crate) fn compare(&mut self, method: &Method, parts: bool) -> Result<Vec<Row>> {
-        self.data.restore_weights()?;
+        if self.parts.start {
+            self.data.restore_weights()?;
+        }
         let mut ours = Ours::new(method, self.target.backend(), &self.set, &self.data)?;
         let mut launches = None;
         let mut contestants = self.contestants(method);
@@ -279,11 +284,6 @@ impl<T: Target> Bench<T> {
                 Row::new("floor", floor.name(), samples).moving(floor.bytes_per_element(), elements)
             })
             .collect()
-    }
-
-    /// All tensors.
-    pub(crate) fn set(&self) -> &ParamSet {
-        &self.set
     }
 
     fn ticks(&self) -> Option<Ticks> {

@@ -5,26 +5,26 @@
 #![allow(clippy::print_stderr, reason = "a command line tool shows progress")]
 
 mod compare;
-mod contention;
-mod machine;
 mod memory;
 mod options;
 mod page;
 mod quick;
-mod report;
+mod scaling;
 
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Peers, Target, TorchOptions};
+use tpgm_benches::data::Parts;
+use tpgm_benches::machine::Machine;
+use tpgm_benches::report::Run;
+use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Peers, Target, TorchOptions, report};
+use tpgm_core::ParamSet;
 use tpgm_cuda::{CudaDevice, Emulator};
 
 use crate::compare::Bench;
-use crate::machine::Machine;
 use crate::options::{Args, Peer, Place, RESULTS};
-use crate::report::Run;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -42,14 +42,18 @@ fn main() -> Result<()> {
     }
 }
 
-fn run<T: Target>(args: &Args, target: T) -> Result<()> {
-    let (model, threads) = (args.model(), args.threads()?);
-    let machine = Machine::here();
-    let (device, driver) = (target.device().to_owned(), target.driver().map(str::to_owned));
-    let out = args.results_file(&device)?;
+fn run<T: Target>(args: &Args, mut target: T) -> Result<()> {
+    // Before anything is measured: a file that cannot be written is noticed now.
+    let out = args.results_file(target.device())?;
+    if args.scaling {
+        return scaling::run(args, &mut target, out.as_deref());
+    }
+    let model = args.model();
     let peers = start_peers(args)?;
     progress(&format!("making the data of {model}"));
-    let mut bench = Bench::new(target, model.param_set(args.dtype)?, args.dtype, args.rounds(), peers)?;
+    let set = model.param_set(args.dtype)?;
+    let mut run = provenance(args, &target, model.name(), &set)?;
+    let mut bench = Bench::new(&mut target, set, args.dtype, Parts::ALL, args.rounds(), peers)?;
 
     let methods = match args.methods.is_empty() {
         true if args.quick => quick::methods(),
@@ -63,18 +67,9 @@ fn run<T: Target>(args: &Args, target: T) -> Result<()> {
     }
     let mut all = bench.floor_rows();
     all.append(&mut rows);
+    run.torch = bench.torch().map(str::to_owned);
 
-    let run = Run {
-        machine,
-        device,
-        driver,
-        torch: bench.torch().map(str::to_owned),
-        model: model.name().to_owned(),
-        dtype: args.dtype,
-        params: bench.set().numel(),
-        threads,
-    };
-    let mut text = run.heading(bench.set().len());
+    let mut text = run.heading();
     if let Some(warning) = args.warning() {
         text += &format!("{warning}\n");
     }
@@ -87,6 +82,21 @@ fn run<T: Target>(args: &Args, target: T) -> Result<()> {
         quick::check(&all, quick::plain_loop(run.params))?;
     }
     Ok(())
+}
+
+/// What all rows share that measure `set` on `target`, without peers.
+fn provenance<T: Target>(args: &Args, target: &T, model: &str, set: &ParamSet) -> Result<Run> {
+    Ok(Run {
+        machine: Machine::here(),
+        device: target.device().to_owned(),
+        driver: target.driver().map(str::to_owned),
+        torch: None,
+        model: model.to_owned(),
+        dtype: args.dtype,
+        params: set.numel(),
+        tensors: Some(set.len()),
+        threads: args.threads()?,
+    })
 }
 
 fn start_peers(args: &Args) -> Result<Vec<Peers>> {

@@ -1,4 +1,4 @@
-//! Memory that a call needs besides what was there before (Linux).
+//! Memory that a call needs besides what was there before, and memory that is left (Linux).
 
 use std::fs::{read_to_string, write};
 
@@ -11,6 +11,11 @@ pub(crate) fn peak<R>(process: u32, work: impl FnOnce() -> R) -> (R, Option<u64>
     let result = work();
     let peak = before.and_then(|before| Some(used(&status, "VmHWM")?.saturating_sub(before)));
     (result, peak)
+}
+
+/// Bytes that a program can still take without another being pushed out; `None` where the kernel does not say.
+pub(crate) fn available() -> Option<u64> {
+    used("/proc/meminfo", "MemAvailable")
 }
 
 /// Bytes in a line of a status file.

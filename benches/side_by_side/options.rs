@@ -39,7 +39,11 @@ pub(crate) struct Args {
     /// than memory or a plain loop allow
     #[arg(long, conflicts_with_all = ["methods", "model", "vs", "out"])]
     pub(crate) quick: bool,
-    /// Measured rounds, after the warm-up [default: 15; 7 with --quick]
+    /// Instead of a model: tensors of equal size, from 1 million to 1000 million parameters and from 1 to 10,000 tensors, as far
+    /// as memory goes; a few methods if none is given
+    #[arg(long, conflicts_with_all = ["model", "vs", "quick", "parts"])]
+    pub(crate) scaling: bool,
+    /// Measured rounds, after the warm-up [default: 15; 7 with --quick and --scaling]
     #[arg(long)]
     rounds: Option<usize>,
     /// Also measure others, on the same device
@@ -113,6 +117,10 @@ impl Args {
             "--backend emulated has nothing that could be compared: leave --vs out"
         );
         ensure!(
+            self.backend != Place::Emulated || !self.scaling,
+            "--backend emulated measures nothing: leave --scaling out"
+        );
+        ensure!(
             self.vs != Some(Peer::Candle) || self.can_compare_with(Peer::Candle),
             "--vs candle compares f32 on the CPU only"
         );
@@ -143,7 +151,7 @@ impl Args {
 
     /// Measured rounds.
     pub(crate) fn rounds(&self) -> usize {
-        self.rounds.unwrap_or(if self.quick { quick::ROUNDS } else { 15 })
+        self.rounds.unwrap_or(if self.quick || self.scaling { quick::ROUNDS } else { 15 })
     }
 
     /// Why the numbers of this run mean nothing, if they do.
@@ -249,6 +257,7 @@ mod tests {
             ("--out f --no-rows", "--no-rows"),
             ("--quick --method adamw", "--method"),
             ("--quick --vs torch", "--vs"),
+            ("--scaling --model minilm", "--model"),
         ] {
             let error = parse(options).unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");
@@ -261,6 +270,7 @@ mod tests {
             ("--backend emulated --model vit-b-16", "tiny"),
             ("--backend emulated --out f", "--out"),
             ("--backend emulated --vs torch", "--vs"),
+            ("--backend emulated --scaling", "--scaling"),
             ("--dtype bf16 --vs candle", "--vs candle"),
         ] {
             let error = parse(options).unwrap().check().unwrap_err().to_string();

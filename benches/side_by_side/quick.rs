@@ -4,9 +4,8 @@
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use tpgm_benches::report::{OURS, Row};
 use tpgm_benches::{Method, Samples};
-
-use crate::report::{OURS, Row};
 
 /// Measured rounds.
 pub(crate) const ROUNDS: usize = 7;

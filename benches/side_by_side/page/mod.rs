@@ -1,13 +1,18 @@
 //! The page made of all data files: the newest rows of every method, with where they come from.
 
+mod plots;
+mod scaling;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use tpgm_benches::report::{Line, Row, Run};
 
-use crate::report::{Line, OURS, Row, Run};
+use self::plots::bars;
+use crate::scaling::MODEL as EQUAL_TENSORS;
 
 /// What is measured where: device, model, element type, threads. A section of the page each.
 type Place = (String, String, &'static str, usize);
@@ -45,8 +50,9 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
 
 /// The text of the page, and plots by file name.
 fn page(lines: &[Line]) -> (String, Vec<(String, String)>) {
+    let (equal, models): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.run.model == EQUAL_TENSORS);
     let mut places = BTreeMap::<Place, Vec<&Line>>::new();
-    for line in lines {
+    for line in models {
         let Run { device, model, dtype, threads, .. } = &line.run;
         places.entry((device.clone(), model.clone(), dtype.name(), *threads)).or_default().push(line);
     }
@@ -61,33 +67,14 @@ fn page(lines: &[Line]) -> (String, Vec<(String, String)>) {
     let mut plots = Vec::new();
     for ((device, model, dtype, threads), lines) in &places {
         let newest = newest(lines);
-        let mut runs: Vec<&Run> = newest.iter().map(|line| &line.run).collect();
-        runs.sort_by(|a, b| b.machine.date.cmp(&a.machine.date));
-        runs.dedup_by(|a, b| a.machine.date == b.machine.date);
-        let number = |run: &Run| {
-            runs.iter().position(|other| other.machine.date == run.machine.date).map_or(0, |at| at + 1)
-        };
+        let runs = Runs::of(&newest);
         let _ = write!(page, "\n## {model}, {dtype}, {device}, {threads} threads\n\n");
         page += "| method | who | median ms | spread | B/param | GB/s | of copy | state B | extra B | x ours | others | run |\n";
         page += "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
         for line in &newest {
-            let _ = writeln!(page, "| {} | {} |", cells(&line.row).join(" | "), number(&line.run));
+            let _ = writeln!(page, "| {} | {} |", cells(&line.row).join(" | "), runs.number(&line.run));
         }
-        page += "\nRuns:\n\n";
-        for (at, run) in runs.iter().enumerate() {
-            let machine = &run.machine;
-            let torch = run.torch.as_ref().map_or(String::new(), |version| format!("; PyTorch {version}"));
-            let driver = run.driver.as_ref().map_or(String::new(), |version| format!("; driver {version}"));
-            let _ = writeln!(
-                page,
-                "{}. {}, commit {}, {}, {}{torch}{driver}",
-                at + 1,
-                machine.date,
-                machine.commit,
-                machine.cpu,
-                machine.os
-            );
-        }
+        page += &runs.list();
         let name = format!(
             "{}.svg",
             [device.as_str(), model, dtype, &threads.to_string()].join("-").replace(' ', "-")
@@ -96,7 +83,45 @@ fn page(lines: &[Line]) -> (String, Vec<(String, String)>) {
         let _ = writeln!(page, "\n![medians](results/{name})");
         plots.push((name, bars(&title, &newest)));
     }
+    scaling::write(&equal, &mut page, &mut plots);
     (page, plots)
+}
+
+/// The runs of a section, the newest first.
+struct Runs<'a>(Vec<&'a Run>);
+
+impl<'a> Runs<'a> {
+    fn of(lines: &[&'a Line]) -> Self {
+        let mut runs: Vec<&Run> = lines.iter().map(|line| &line.run).collect();
+        runs.sort_by(|a, b| b.machine.date.cmp(&a.machine.date));
+        runs.dedup_by(|a, b| a.machine.date == b.machine.date);
+        Self(runs)
+    }
+
+    /// Of the run, from 1.
+    fn number(&self, run: &Run) -> usize {
+        self.0.iter().position(|other| other.machine.date == run.machine.date).map_or(0, |at| at + 1)
+    }
+
+    /// Where each comes from.
+    fn list(&self) -> String {
+        let mut list = "\nRuns:\n\n".to_owned();
+        for (at, run) in self.0.iter().enumerate() {
+            let machine = &run.machine;
+            let torch = run.torch.as_ref().map_or(String::new(), |version| format!("; PyTorch {version}"));
+            let driver = run.driver.as_ref().map_or(String::new(), |version| format!("; driver {version}"));
+            let _ = writeln!(
+                list,
+                "{}. {}, commit {}, {}, {}{torch}{driver}",
+                at + 1,
+                machine.date,
+                machine.commit,
+                machine.cpu,
+                machine.os
+            );
+        }
+        list
+    }
 }
 
 /// The rows of each method's newest run, methods in the order in which they first appear; floors first.
@@ -134,48 +159,6 @@ fn cells(row: &Row) -> [String; 11] {
     ]
 }
 
-/// Pixels of the plot.
-const WIDTH: f64 = 900.0;
-const LEFT: f64 = 330.0;
-const LINE: f64 = 18.0;
-const TOP: f64 = 34.0;
-
-/// Medians as horizontal bars, on a logarithmic scale: they lie far apart. Ours are dark.
-fn bars(title: &str, lines: &[&Line]) -> String {
-    let times: Vec<f64> = lines.iter().map(|line| 1e3 * line.row.median_s).collect();
-    let least = times.iter().copied().fold(f64::INFINITY, f64::min).max(1e-6) / 2.0;
-    let most = times.iter().copied().fold(0.0, f64::max).max(2.0 * least);
-    let length = |time: f64| (time / least).ln() / (most / least).ln() * (WIDTH - LEFT - 80.0);
-    let height = TOP + LINE * lines.len() as f64 + 10.0;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" \
-         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\" \
-         font-size=\"15\">{title} (logarithmic)</text>\n"
-    );
-    for (at, (line, time)) in lines.iter().zip(&times).enumerate() {
-        let y = TOP + LINE * at as f64;
-        let color = match &line.row {
-            row if row.method == "floor" => "#999999",
-            row if row.contestant.starts_with(OURS) => "#1f4e8c",
-            _ => "#d98c3a",
-        };
-        let _ = writeln!(
-            svg,
-            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}: {}</text><rect x=\"{LEFT}\" y=\"{y}\" width=\"{:.1}\" \
-             height=\"{}\" fill=\"{color}\"/><text x=\"{:.1}\" y=\"{}\">{time:.1}</text>",
-            LEFT - 6.0,
-            y + 12.0,
-            line.row.method,
-            line.row.contestant,
-            length(*time),
-            LINE - 4.0,
-            LEFT + length(*time) + 5.0,
-            y + 12.0,
-        );
-    }
-    svg + "</svg>\n"
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +186,7 @@ mod tests {
         fs::write(results.join("cpu.jsonl"), rows).unwrap();
         write(&results).unwrap();
         let page = fs::read_to_string(folder.path().join("RESULTS.md")).unwrap();
+        assert!(!page.contains("Scaling"), "{page}");
         for part in [
             "## resnet-50, f32, cpu, 2 threads",
             "| adamw | ours | 125.0 |",

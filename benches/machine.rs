@@ -7,23 +7,23 @@ use serde::{Deserialize, Serialize};
 
 /// Provenance of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Machine {
+pub struct Machine {
     /// UTC, as `2024-01-02T03:04:05Z`.
-    pub(crate) date: String,
+    pub date: String,
     /// The environment variable `TPGM_COMMIT` where it is set, for programs that run far from their sources; else the commit
     /// of the working tree, with `-dirty` if it has changes; `unknown` outside a repository.
-    pub(crate) commit: String,
+    pub commit: String,
     /// Model name of the processor.
-    pub(crate) cpu: String,
+    pub cpu: String,
     /// Operating system and architecture.
-    pub(crate) os: String,
+    pub os: String,
     /// Version of this workspace.
-    pub(crate) version: String,
+    pub version: String,
 }
 
 impl Machine {
     /// This machine, now.
-    pub(crate) fn here() -> Self {
+    pub fn here() -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self {
             date: utc(seconds),

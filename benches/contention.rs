@@ -7,7 +7,7 @@ use std::fs::read_to_string;
 
 /// Ticks since the start of the machine, as the kernel counts them.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Ticks {
+pub struct Ticks {
     /// All processors, idle or not.
     all: u64,
     /// All processors, not idle; time taken by the hypervisor counts as busy.
@@ -18,7 +18,7 @@ pub(crate) struct Ticks {
 
 impl Ticks {
     /// Now; `children` are the processes of the peers. None where the kernel does not say.
-    pub(crate) fn now(children: impl IntoIterator<Item = u32>) -> Option<Self> {
+    pub fn now(children: impl IntoIterator<Item = u32>) -> Option<Self> {
         let (all, busy) = machine(&read_to_string("/proc/stat").ok()?)?;
         let mut own = process(&read_to_string("/proc/self/stat").ok()?)?;
         for child in children {
@@ -28,7 +28,7 @@ impl Ticks {
     }
 
     /// Share of all processors' time since `start` that neither we used nor was idle, in `[0, 1]`.
-    pub(crate) fn others_since(self, start: Self) -> f64 {
+    pub fn others_since(self, start: Self) -> f64 {
         let all = self.all.saturating_sub(start.all);
         let busy = self.busy.saturating_sub(start.busy);
         let own = self.own.saturating_sub(start.own);

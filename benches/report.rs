@@ -6,54 +6,54 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tpgm_benches::Samples;
 use tpgm_core::DType;
 
+use crate::Samples;
 use crate::machine::Machine;
 
 /// Our name among the contestants.
-pub(crate) const OURS: &str = "ours";
+pub const OURS: &str = "ours";
 
 /// One contestant's result in one method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Row {
+pub struct Row {
     /// Method, or `floor`.
-    pub(crate) method: String,
+    pub method: String,
     /// `ours`, `ours: ` and the name of a part, a peer's name, or the name of a floor.
-    pub(crate) contestant: String,
+    pub contestant: String,
     /// Number of measured rounds.
-    pub(crate) rounds: usize,
+    pub rounds: usize,
     /// Median seconds of one round.
-    pub(crate) median_s: f64,
+    pub median_s: f64,
     /// Fastest round.
-    pub(crate) min_s: f64,
+    pub min_s: f64,
     /// Slowest round.
-    pub(crate) max_s: f64,
+    pub max_s: f64,
     /// Distance between the quartiles of the rounds; older rows lack it.
-    pub(crate) spread_s: Option<f64>,
+    pub spread_s: Option<f64>,
     /// Bytes counted per parameter (per element for floors); none for peers, whose traffic is not counted.
-    pub(crate) bytes_per_param: Option<usize>,
+    pub bytes_per_param: Option<usize>,
     /// Those bytes times the number of parameters over the median.
-    pub(crate) gb_per_s: Option<f64>,
+    pub gb_per_s: Option<f64>,
     /// Share of the bandwidth of the copy in the same rounds.
-    pub(crate) of_copy: Option<f64>,
+    pub of_copy: Option<f64>,
     /// Share of the bandwidth of the in-place triad in the same rounds.
-    pub(crate) of_in_place: Option<f64>,
+    pub of_in_place: Option<f64>,
     /// Kernels started in one round, on a device.
-    pub(crate) launches: Option<usize>,
+    pub launches: Option<usize>,
     /// State kept between two rounds, in bytes per parameter; ours only.
-    pub(crate) state_per_param: Option<f64>,
+    pub state_per_param: Option<f64>,
     /// Memory besides that, at the peak of a round, in bytes per parameter: temporaries. On the CPU.
-    pub(crate) extra_per_param: Option<f64>,
+    pub extra_per_param: Option<f64>,
     /// Peers: their time over ours in the same rounds; above 1 we are faster.
-    pub(crate) times_ours: Option<f64>,
+    pub times_ours: Option<f64>,
     /// Share of the processors' time that other processes used during the method's rounds, where known.
-    pub(crate) others: Option<f64>,
+    pub others: Option<f64>,
 }
 
 impl Row {
     /// A row with times only.
-    pub(crate) fn new(method: &str, contestant: &str, samples: &Samples) -> Self {
+    pub fn new(method: &str, contestant: &str, samples: &Samples) -> Self {
         Self {
             method: method.to_owned(),
             contestant: contestant.to_owned(),
@@ -75,7 +75,7 @@ impl Row {
     }
 
     /// Adds the counted bytes per parameter of `params` parameters.
-    pub(crate) fn moving(mut self, bytes_per_param: usize, params: usize) -> Self {
+    pub fn moving(mut self, bytes_per_param: usize, params: usize) -> Self {
         self.bytes_per_param = Some(bytes_per_param);
         self.gb_per_s = Some((bytes_per_param * params) as f64 / self.median_s / 1e9);
         self
@@ -83,7 +83,7 @@ impl Row {
 }
 
 /// The rows as an aligned text table, without columns in which no row has anything.
-pub(crate) fn table(rows: &[Row]) -> String {
+pub fn table(rows: &[Row]) -> String {
     let head = [
         "method",
         "who",
@@ -145,7 +145,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
 /// # Errors
 ///
 /// If the file cannot be written.
-pub(crate) fn append(path: &Path, run: &Run, rows: &[Row]) -> Result<()> {
+pub fn append(path: &Path, run: &Run, rows: &[Row]) -> Result<()> {
     let mut text = String::new();
     for row in rows {
         let line = Line { run: run.clone(), row: row.clone() };
@@ -162,35 +162,41 @@ pub(crate) fn append(path: &Path, run: &Run, rows: &[Row]) -> Result<()> {
 
 /// One line of a result file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Line {
+pub struct Line {
+    /// What all rows of its run share.
     #[serde(flatten)]
-    pub(crate) run: Run,
+    pub run: Run,
+    /// The result itself.
     #[serde(flatten)]
-    pub(crate) row: Row,
+    pub row: Row,
 }
 
 /// What all rows of a run share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Run {
+pub struct Run {
+    /// Where, when, from which commit.
     #[serde(flatten)]
-    pub(crate) machine: Machine,
+    pub machine: Machine,
     /// Name of the device our methods ran on, `cpu` for the processor.
     #[serde(default = "cpu")]
-    pub(crate) device: String,
+    pub device: String,
     /// Version of the device's driver, where it has one.
     #[serde(default)]
-    pub(crate) driver: Option<String>,
+    pub driver: Option<String>,
     /// Version of PyTorch, if peers ran.
-    pub(crate) torch: Option<String>,
+    pub torch: Option<String>,
     /// Model by name.
-    pub(crate) model: String,
+    pub model: String,
     /// Element type of weights, gradients and anchors.
     #[serde(default = "f32_weights")]
-    pub(crate) dtype: DType,
+    pub dtype: DType,
     /// Number of its parameters.
-    pub(crate) params: usize,
+    pub params: usize,
+    /// Number of its tensors; older rows lack it.
+    #[serde(default)]
+    pub tensors: Option<usize>,
     /// Threads of every contestant on the host.
-    pub(crate) threads: usize,
+    pub threads: usize,
 }
 
 // What was meant before rows said so.
@@ -204,8 +210,9 @@ fn f32_weights() -> DType {
 
 impl Run {
     /// The provenance as the lines above the table.
-    pub(crate) fn heading(&self, tensors: usize) -> String {
+    pub fn heading(&self) -> String {
         let Self { model, dtype, params, threads, machine, device, .. } = self;
+        let tensors = self.tensors.unwrap_or_default();
         let peers = match &self.torch {
             Some(version) => format!("PyTorch {version}"),
             None => "no peers".to_owned(),
@@ -252,6 +259,7 @@ mod tests {
             model: "resnet-50".into(),
             dtype: DType::BF16,
             params: 3,
+            tensors: Some(7),
             threads: 2,
         }
     }
@@ -284,7 +292,7 @@ mod tests {
 
     #[test]
     fn the_heading_says_where_it_was_measured() {
-        let text = run().heading(7);
+        let text = run().heading();
         for part in ["resnet-50: 7 tensors", "bf16", "on some gpu, driver 570.1", "no peers", "commit abc"] {
             assert!(text.contains(part), "{text}");
         }
