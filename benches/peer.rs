@@ -8,8 +8,13 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tpgm_core::{DType, TensorSpec};
 
-/// Part of the program, so that a copy of the binary needs no copy of the repository.
-const SCRIPT: &str = include_str!("peers/torch_peer.py");
+// Parts of the program, so that a copy of the binary needs no copy of the repository.
+/// Rounds of optimizers and projections.
+const ROUNDS: &str =
+    concat!(include_str!("peers/torch_common.py"), "\n\n", include_str!("peers/torch_peer.py"));
+/// Training steps.
+const TRAINING: &str =
+    concat!(include_str!("peers/torch_common.py"), "\n\n", include_str!("peers/torch_training.py"));
 
 /// How to start PyTorch.
 #[derive(Debug, Clone)]
@@ -26,6 +31,22 @@ pub struct TorchOptions {
     pub device: String,
     /// Element type of weights, gradients and anchors. PyTorch keeps the state of an optimizer in the same type.
     pub dtype: DType,
+}
+
+impl TorchOptions {
+    /// An interpreter that runs `program`.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(&self.python);
+        command
+            .args(["-u", "-c", program, "--threads", &self.threads.to_string()])
+            .env("OMP_NUM_THREADS", self.threads.to_string());
+        for (name, path) in [("--ftp", &self.ftp), ("--tpgm", &self.tpgm)] {
+            if let Some(path) = path {
+                command.arg(name).arg(path);
+            }
+        }
+        command
+    }
 }
 
 /// What a child's allocator does with freed memory.
@@ -86,7 +107,7 @@ impl Peers {
         if memory == Memory::Kept {
             command.args(["--suffix", KEPT]).envs(KEEP_MEMORY);
         }
-        Self::from_command(command, program, tensors)
+        Self::from_command(command, program)?.with_tensors(tensors)
     }
 
     /// Starts PyTorch and gives it the shapes of `tensors`.
@@ -95,22 +116,29 @@ impl Peers {
     ///
     /// If the interpreter does not start, has no PyTorch, or a checkout lacks the expected file.
     pub fn torch(options: &TorchOptions, tensors: &[TensorSpec]) -> Result<Self> {
-        let mut command = Command::new(&options.python);
-        command
-            .args(["-u", "-c", SCRIPT, "--threads", &options.threads.to_string()])
-            .args(["--device", &options.device, "--dtype", options.dtype.name()])
-            .env("OMP_NUM_THREADS", options.threads.to_string());
-        let flag = |command: &mut Command, name: &str, path: &Option<PathBuf>| {
-            if let Some(path) = path {
-                command.arg(name).arg(path);
-            }
-        };
-        flag(&mut command, "--ftp", &options.ftp);
-        flag(&mut command, "--tpgm", &options.tpgm);
-        Self::from_command(command, &options.python, tensors)
+        let mut command = options.command(ROUNDS);
+        command.args(["--device", &options.device, "--dtype", options.dtype.name()]);
+        Self::from_command(command, &options.python)?.with_tensors(tensors)
     }
 
-    fn from_command(mut command: Command, program: &Path, tensors: &[TensorSpec]) -> Result<Self> {
+    /// Starts PyTorch for training steps of one of the networks that `torch_training.py` knows, in f32 on the host.
+    ///
+    /// # Errors
+    ///
+    /// As [`Peers::torch`], or it does not know the network.
+    pub fn training(options: &TorchOptions, network: &str) -> Result<Self> {
+        let mut peers = Self::from_command(options.command(TRAINING), &options.python)?;
+        peers.ask(&format!("network {network}"))?;
+        Ok(peers)
+    }
+
+    fn with_tensors(mut self, tensors: &[TensorSpec]) -> Result<Self> {
+        let shapes: Vec<_> = tensors.iter().map(shape_word).collect();
+        self.ask(&format!("shapes {}", shapes.join(" ")))?;
+        Ok(self)
+    }
+
+    fn from_command(mut command: Command, program: &Path) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -133,8 +161,6 @@ impl Peers {
             },
         };
         peers.hello = serde_json::from_str(&peers.ask("hello")?).context("the peer's answer to `hello`")?;
-        let shapes: Vec<_> = tensors.iter().map(shape_word).collect();
-        peers.ask(&format!("shapes {}", shapes.join(" ")))?;
         Ok(peers)
     }
 
@@ -163,8 +189,21 @@ impl Peers {
     ///
     /// What the child reports, or that it ended.
     pub fn run(&mut self, peer: &str) -> Result<f64> {
-        let answer = self.ask(&format!("run {peer} 1"))?;
-        answer.trim().parse().with_context(|| format!("peer `{peer}` answered `{answer}`"))
+        let [seconds] = self.run_parts(peer)?;
+        Ok(seconds)
+    }
+
+    /// Runs one round of a prepared peer and returns the seconds of its parts.
+    ///
+    /// # Errors
+    ///
+    /// What the child reports, another number of parts, or that it ended.
+    pub fn run_parts<const N: usize>(&mut self, peer: &str) -> Result<[f64; N]> {
+        let answer = self.ask(&format!("run {peer}"))?;
+        let parts: Option<Vec<f64>> = answer.split_whitespace().map(|word| word.parse().ok()).collect();
+        parts
+            .and_then(|parts| parts.try_into().ok())
+            .with_context(|| format!("peer `{peer}` answered `{answer}`"))
     }
 
     /// Frees the state of one peer.
@@ -226,7 +265,7 @@ mod tests {
     fn shell(script: &str) -> Result<Peers> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        Peers::from_command(command, Path::new("sh"), &Model::ResNet50.tensors(DType::F32))
+        Peers::from_command(command, Path::new("sh"))?.with_tensors(&Model::ResNet50.tensors(DType::F32))
     }
 
     const HELLO: &str = r#"read l; echo 'ok {"program": "torch", "version": "9.9", "threads": 2, "device": "d", "peers": ["p"]}'; "#;
@@ -236,7 +275,9 @@ mod tests {
         let script = format!(
             "{HELLO} read word first rest; case $word-$first in shapes-64x3x7x7) echo ok;; *) echo error $first;; esac
              read l; echo ok
-             read word name n; [ \"$word $name $n\" = 'run p 1' ] && echo ok 0.25
+             read word name; [ \"$word $name\" = 'run p' ] && echo ok 0.25
+             read l; echo ok 0.5 1.5
+             read l; echo ok 0.5 1.5
              read l; echo error 'KeyError: q'
              cat > /dev/null"
         );
@@ -244,6 +285,9 @@ mod tests {
         assert_eq!(peers.hello().peers, ["p"]);
         peers.prepare("p").unwrap();
         assert_eq!(peers.run("p").unwrap(), 0.25);
+        assert_eq!(peers.run_parts("p").unwrap(), [0.5, 1.5]);
+        let error = peers.run("p").unwrap_err().to_string();
+        assert_eq!(error, "peer `p` answered `0.5 1.5`");
         let error = peers.prepare("q").unwrap_err().to_string();
         assert_eq!(error, "peer, at `prepare q`: KeyError: q");
     }

@@ -13,6 +13,8 @@ use crate::machine::Machine;
 
 /// Our name among the contestants.
 pub const OURS: &str = "ours";
+/// The methods of whole training steps begin so.
+pub const TRAIN: &str = "train ";
 
 /// One contestant's result in one method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,31 +1,14 @@
 """PyTorch and the published TPGM and FTP code as peers of the side-by-side harness.
 
-Reads one command a line on standard input and answers each with one line, `ok ...` or `error ...`:
+The protocol is in torch_common.py, which stands in front of this; besides, there are
 
-    hello                      ok {"program": "torch", "version": ..., "threads": ..., "device": ..., "peers": [...]}
     shapes 768x768 768 scalar  ok                  shapes of the model's tensors; makes the data
-    prepare PEER               ok                  makes the state of one peer
-    run PEER N                 ok 0.051 0.050      N rounds, seconds of each
-    drop PEER                  ok                  frees it
-    quit
+    run PEER                   ok 0.051            one round, its seconds
 
 What is timed is the peer's own work: gradients are given, no model runs. As in the harness, gradients change sign every
 FLIP_EVERY rounds and projections start from the same weights every round; neither is timed. Nor is what overwrites the
 caches before every round. On a GPU the time is the device's, between two events.
 """
-
-import argparse
-import copy
-import gc
-import importlib
-import importlib.util
-import json
-import os
-import sys
-import time
-from functools import partial
-
-import torch
 
 # The same numbers as in data.rs and methods.rs.
 ANCHOR_SCALE = 5e-2
@@ -35,25 +18,6 @@ FLIP_EVERY = 4
 # More than any cache holds. On a GPU, writing it also takes longer than the host needs to start most rounds.
 SCRUB_BYTES = 512 << 20
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-def load_file(name, path):
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def load_ftp(checkout):
-    # The published code imports a marker that later versions of PyTorch dropped; any object does.
-    optimizer = importlib.import_module("torch.optim.optimizer")
-    if not hasattr(optimizer, "required"):
-        optimizer.required = object()
-    return load_file("published_ftp", os.path.join(checkout, "util", "FTP.py"))
-
-
-def load_tpgm(checkout):
-    return load_file("published_tpgm", os.path.join(checkout, "ImageNet_ViT_Exp", "utils", "tpgm.py"))
 
 
 class Tensors(torch.nn.Module):
@@ -223,79 +187,35 @@ def available_peers(ftp, tpgm):
     return peers
 
 
-class Server:
-    def __init__(self, args):
-        torch.set_num_threads(args.threads)
-        self.device = torch.device(args.device)
-        self.dtype = DTYPES[args.dtype]
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        self.clock = DeviceClock(self.device) if self.device.type == "cuda" else HostClock()
-        ftp = load_ftp(args.ftp) if args.ftp else None
-        tpgm = load_tpgm(args.tpgm) if args.tpgm else None
-        self.peers = available_peers(ftp, tpgm)
-        self.data = None
-        self.live = {}
+class Rounds(Server):
+    commands = [*Server.commands, "shapes", "run"]
 
-    def hello(self):
-        on_gpu = self.device.type == "cuda"
-        return json.dumps(
-            {
-                "program": "torch",
-                "version": torch.__version__,
-                "threads": torch.get_num_threads(),
-                "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
-                "peers": sorted(self.peers),
-            }
-        )
+    def __init__(self, args):
+        super().__init__(args, args.device)
+        self.dtype = DTYPES[args.dtype]
+        self.clock = DeviceClock(self.device) if self.device.type == "cuda" else HostClock()
+
+    def available(self, ftp, tpgm):
+        return available_peers(ftp, tpgm)
 
     def shapes(self, *shapes):
         shapes = [[] if s == "scalar" else [int(n) for n in s.split("x")] for s in shapes]
         self.data = Data(shapes, self.device, self.dtype)
 
-    def prepare(self, name):
-        if self.data is None:
-            raise ValueError("prepare before shapes")
-        self.live[name] = self.peers[name](self.data)
-
-    def run(self, name, rounds):
+    def run(self, name):
         peer = self.live[name]
-        seconds = []
-        for _ in range(int(rounds)):
-            peer.untimed()
-            seconds.append(self.clock.time(peer.timed))
-        return " ".join(f"{s:.9f}" for s in seconds)
-
-    def drop(self, name):
-        del self.live[name]
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()  # the harness needs the memory
+        peer.untimed()
+        return f"{self.clock.time(peer.timed):.9f}"
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="torch_peer", description="Peer of the side-by-side harness")
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--device", required=True, help="cpu or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, required=True)
-    parser.add_argument("--ftp", help="checkout of GT-RIPL/FTP")
-    parser.add_argument("--tpgm", help="checkout of PotatoTian/TPGM")
-    args = parser.parse_args()
+    options = parser("torch_peer")
+    options.add_argument("--device", required=True, help="cpu or cuda:N")
+    options.add_argument("--dtype", choices=DTYPES, required=True)
+    args = options.parse_args()
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("this PyTorch finds no GPU")
-    # Published code prints; standard output belongs to the protocol.
-    answers, sys.stdout = sys.stdout, sys.stderr
-    server = Server(args)
-    commands = {name: getattr(server, name) for name in ["hello", "shapes", "prepare", "run", "drop"]}
-    for line in sys.stdin:
-        command, *words = line.split()
-        if command == "quit":
-            return
-        try:
-            answer = commands[command](*words)
-            print(*["ok", answer] if answer else ["ok"], file=answers, flush=True)
-        except Exception as error:  # the harness decides what to do about it
-            print("error", f"{type(error).__name__}: {error}".replace("\n", " "), file=answers, flush=True)
+        options.error("this PyTorch finds no GPU")
+    Rounds(args).serve()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ pub mod folder;
 pub mod hub;
 pub mod loader;
 pub mod metrics;
+pub mod mini;
 pub mod mosaic;
 pub mod plot;
 pub mod progress;

@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, too")]
 
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
-#[path = "../examples/domainnet_mini/backbone.rs"]
-mod backbone;
 #[path = "../examples/domainnet_mini/cli.rs"]
 mod cli;
 mod common;
@@ -12,14 +10,14 @@ mod common;
 mod data;
 #[path = "../examples/domainnet_mini/evaluate.rs"]
 mod evaluate;
-#[path = "../examples/domainnet_mini/neighbors.rs"]
-mod neighbors;
 #[path = "../examples/domainnet_mini/pretrain.rs"]
 mod pretrain;
 #[path = "../examples/domainnet_mini/samples.rs"]
 mod samples;
 #[path = "../examples/domainnet_mini/task.rs"]
 mod task;
+#[path = "../examples/domainnet_mini/windows.rs"]
+mod windows;
 #[path = "../examples/domainnet_mini/world.rs"]
 mod world;
 
@@ -30,15 +28,15 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
 use clap::Parser;
 use tpgm_candle::Params;
+use tpgm_examples::mini::{Backbone, neighbors};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{Lab, Method, Setting};
 
-use crate::backbone::{Backbone, labels, windows};
 use crate::cli::{Args, recipe, run};
 use crate::common::results;
 use crate::data::{Domain, Request, Split};
-use crate::neighbors::neighbors;
+use crate::windows::{labels, windows};
 use crate::world::{Scale, World};
 
 fn checkpoint() -> std::path::PathBuf {

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: builds and starts the side-by-side harness of `benches/`.
+//! `cargo xtask bench`: builds and starts the harnesses of `benches/`.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -8,7 +8,8 @@ use anyhow::{Context, Result, ensure};
 use crate::emulate::{Variant, library};
 use crate::{cargo, root};
 
-/// Options of the harness, handed on as they are: `cargo xtask bench --help` shows its help.
+/// Options of the harness, handed on as they are: `cargo xtask bench --help` shows its help, and
+/// `cargo xtask bench --end-to-end --help` that of the other one.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub(crate) struct Args {
@@ -16,11 +17,15 @@ pub(crate) struct Args {
     options: Vec<String>,
 }
 
+/// Selects the harness of whole training steps.
+const END_TO_END: &str = "--end-to-end";
+
 /// What `--install-torch` installs: PyTorch, and what the published code imports.
 const TORCH: [&str; 2] = ["torch", "numpy"];
 
 /// Runs the harness; if it is to emulate kernels, or to compare with candle, compiles these first. `--install-torch` makes a
-/// virtual environment with PyTorch in `target/peers/torch`, once, and compares with it.
+/// virtual environment with PyTorch in `target/peers/torch`, once, and compares with it. `--end-to-end` runs the harness of
+/// whole training steps.
 ///
 /// # Errors
 ///
@@ -31,17 +36,34 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let python = torch()?.display().to_string();
         options.splice(at..=at, ["--python".to_owned(), python]);
     }
+    let mut whole_steps = false;
+    options.retain(|option| {
+        whole_steps |= option == END_TO_END;
+        option != END_TO_END
+    });
+    if whole_steps {
+        return start(harness("end_to_end").args(["--features", "end-to-end", "--"]).args(&options));
+    }
     if compares_with_candle(&options) && !options.iter().any(|option| option.starts_with("--candle")) {
         options.extend(["--candle".to_owned(), candle()?.display().to_string()]);
     }
-    let mut command = cargo(&["run", "--quiet", "--release", "--package", "tpgm-benches"]);
-    command.args(["--bin", "side_by_side", "--"]).args(&options);
+    let mut command = harness("side_by_side");
+    command.arg("--").args(&options);
     if emulates(&options) {
         match library(Variant::Plain)? {
             Some(library) => command.env("TPGM_EMULATOR", library),
             None => return Ok(()),
         };
     }
+    start(&mut command)
+}
+
+/// Cargo, about to build and run one of the programs.
+fn harness(program: &str) -> Command {
+    cargo(&["run", "--quiet", "--release", "--package", "tpgm-benches", "--bin", program])
+}
+
+fn start(command: &mut Command) -> Result<()> {
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "the harness ended with {status}");
     Ok(())

@@ -27,7 +27,8 @@ const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
 }
 
 /// All features but those of `tpgm-candle` that take a CUDA toolkit.
-const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated,tpgm-examples/hf-hub";
+const FEATURES: &str =
+    "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated,tpgm-examples/hf-hub,tpgm-benches/end-to-end";
 
 const STAGES: [Stage; 15] = [
     stage("formatting", &["fmt", "--all", "--check"]),

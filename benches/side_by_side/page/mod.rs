@@ -2,6 +2,7 @@
 
 mod plots;
 mod scaling;
+mod training;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -9,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tpgm_benches::report::{Line, Row, Run};
+use tpgm_benches::report::{Line, Row, Run, TRAIN};
 
 use self::plots::bars;
 use crate::scaling::MODEL as EQUAL_TENSORS;
@@ -50,7 +51,10 @@ pub(crate) fn write(folder: &Path) -> Result<()> {
 
 /// The text of the page, and plots by file name.
 fn page(lines: &[Line]) -> (String, Vec<(String, String)>) {
-    let (equal, models): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line.run.model == EQUAL_TENSORS);
+    let (training, steps): (Vec<_>, Vec<_>) =
+        lines.iter().partition(|line| line.row.method.starts_with(TRAIN));
+    let (equal, models): (Vec<_>, Vec<_>) =
+        steps.into_iter().partition(|line| line.run.model == EQUAL_TENSORS);
     let mut places = BTreeMap::<Place, Vec<&Line>>::new();
     for line in models {
         let Run { device, model, dtype, threads, .. } = &line.run;
@@ -84,6 +88,7 @@ fn page(lines: &[Line]) -> (String, Vec<(String, String)>) {
         plots.push((name, bars(&title, &newest)));
     }
     scaling::write(&equal, &mut page, &mut plots);
+    training::write(&training, &mut page, &mut plots);
     (page, plots)
 }
 

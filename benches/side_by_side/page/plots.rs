@@ -46,6 +46,64 @@ pub(super) fn bars(title: &str, lines: &[&Line]) -> String {
     svg + "</svg>\n"
 }
 
+/// A bar of several parts.
+pub(super) struct Stack {
+    pub(super) name: String,
+    /// Milliseconds, in the order of the legend.
+    pub(super) parts: Vec<f64>,
+}
+
+/// Bars of parts, from zero; with a legend.
+pub(super) fn stacks(title: &str, legend: &[&str], stacks: &[Stack]) -> String {
+    let most = stacks.iter().map(|stack| stack.parts.iter().sum()).fold(f64::MIN_POSITIVE, f64::max);
+    let scale = (WIDTH - LEFT - 80.0) / most;
+    let top = TOP + LINE;
+    let height = top + LINE * stacks.len() as f64 + 10.0;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\" \
+         font-size=\"15\">{title}</text>\n"
+    );
+    for (at, (name, color)) in legend.iter().zip(COLORS).enumerate() {
+        let x = LEFT + 110.0 * at as f64;
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{x}\" y=\"{}\" width=\"12\" height=\"12\" fill=\"{color}\"/><text x=\"{}\" y=\"{}\">{name}</text>",
+            TOP - 2.0,
+            x + 17.0,
+            TOP + 9.0
+        );
+    }
+    for (at, stack) in stacks.iter().enumerate() {
+        let y = top + LINE * at as f64;
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
+            LEFT - 6.0,
+            y + 12.0,
+            stack.name
+        );
+        let mut x = LEFT;
+        for (part, color) in stack.parts.iter().zip(COLORS).filter(|(part, _)| **part > 0.0) {
+            let width = scale * part;
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{x:.1}\" y=\"{y}\" width=\"{width:.1}\" height=\"{}\" fill=\"{color}\"/>",
+                LINE - 4.0
+            );
+            x += width;
+        }
+        let _ = writeln!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{}\">{:.1}</text>",
+            x + 5.0,
+            y + 12.0,
+            stack.parts.iter().sum::<f64>()
+        );
+    }
+    svg + "</svg>\n"
+}
+
 /// A curve by name.
 pub(super) type Curve = (String, Vec<(f64, f64)>);
 

@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use candle_core::{D, Tensor};
 
-use crate::backbone::windows;
 use crate::data::Images;
+use crate::windows::windows;
 
 /// Images at once.
 const BATCH: usize = 200;

@@ -1,14 +1,13 @@
 //! DomainNet in miniature: fine-tunes a small backbone on real images with eleven methods, and looks at five other
 //! domains. The README beside this file has the results.
 
-mod backbone;
 mod cli;
 mod data;
 mod evaluate;
-mod neighbors;
 mod pretrain;
 mod samples;
 mod task;
+mod windows;
 mod world;
 
 use anyhow::Result;

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tpgm_candle::nn::cross_entropy;
+use tpgm_examples::mini::{Backbone, HEAD};
 use tpgm_examples::progress::Progress;
 
-use crate::backbone::{Backbone, HEAD, labels, windows};
 use crate::data::{Dice, Domain, Request, Split};
 use crate::evaluate::accuracy;
+use crate::windows::{labels, windows};
 
 /// Images per class and domain that are drawn at once.
 const ROUND: usize = 8;

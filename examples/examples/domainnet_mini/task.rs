@@ -5,11 +5,12 @@ use candle_core::Tensor;
 use candle_nn::VarBuilder;
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
 use tpgm_candle::{AdamW, Rule};
+use tpgm_examples::mini::{Backbone, HEAD};
 use tpgm_examples::study::{Mode, Pool, Scores, Task};
 
-use crate::backbone::{Backbone, HEAD, labels, windows};
 use crate::data::{Domain, Images};
 use crate::evaluate::accuracy;
+use crate::windows::{labels, windows};
 use crate::world::World;
 
 /// Weight decay of AdamW (decoupled, towards zero).

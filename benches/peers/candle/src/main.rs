@@ -48,9 +48,7 @@ impl Server {
                 Ok(String::new())
             }
             ("run", Some(name)) => {
-                let rounds = words.nth(1).ok_or("run takes a number of rounds")?.parse()?;
-                let seconds = (0..rounds).map(|_| self.round(name)).collect::<Result<Vec<_>, _>>()?;
-                Ok(seconds.iter().map(|s| format!("{s:.9}")).collect::<Vec<_>>().join(" "))
+                self.round(name).map(|seconds| format!("{seconds:.9}"))
             }
             ("drop", Some(name)) => {
                 self.live.remove(name).ok_or("no such peer")?;

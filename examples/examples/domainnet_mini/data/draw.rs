@@ -7,7 +7,7 @@ use super::domain::{Canvas, Domain, Place};
 use super::shape::Class;
 
 /// Width and height of an image in pixels.
-pub(crate) const SIDE: usize = 32;
+pub(crate) const SIDE: usize = tpgm_examples::mini::SIDE;
 
 /// Bytes of an image: rows of pixels of red, green, blue.
 pub(crate) const BYTES: usize = SIDE * SIDE * 3;

@@ -1,4 +1,4 @@
-//! The backbone: a small residual network, all of whose work is matrix products.
+//! The backbone of `domainnet_mini`: a small residual network, all of whose work is matrix products.
 //!
 //! ```text
 //! image 32 x 32   windows of 8 x 8 pixels at stride 4      -> 8 x 8 tokens of 192
@@ -10,19 +10,22 @@
 //! head            linear                                   -> classes
 //! ```
 
-use candle_core::{DType, Device, Module, Result, Tensor};
+mod neighbors;
+
+use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
 use tpgm_candle::nn::{LayerNorm, Linear, layer_norm, linear, relu};
 
-use crate::data::{BYTES, Images, SIDE};
-use crate::neighbors::neighbors;
+pub use self::neighbors::neighbors;
 
+/// Width and height of an image in pixels.
+pub const SIDE: usize = 32;
 /// Pixels between two windows of the stem.
-const STRIDE: usize = 4;
+pub const STRIDE: usize = 4;
 /// Width and height of such a window.
-const WINDOW: usize = 8;
+pub const WINDOW: usize = 8;
 /// Tokens per row and column behind the stem.
-const TOKENS: usize = SIDE / STRIDE;
+pub const TOKENS: usize = SIDE / STRIDE;
 /// Width of the two stages.
 const WIDTHS: [usize; 2] = [32, 96];
 /// Blocks of each stage.
@@ -31,10 +34,10 @@ const BLOCKS: usize = 2;
 const EPS: f64 = 1e-5;
 
 /// Prefix of the names of the head's tensors.
-pub(crate) const HEAD: &str = "head";
+pub const HEAD: &str = "head";
 
 /// Features that the head sees.
-pub(crate) const FEATURES: usize = WIDTHS[1];
+pub const FEATURES: usize = WIDTHS[1];
 
 struct Block {
     norm: LayerNorm,
@@ -61,7 +64,7 @@ impl Block {
 }
 
 /// The network.
-pub(crate) struct Backbone {
+pub struct Backbone {
     stem: Linear,
     blocks: Vec<Block>,
     merge: Linear,
@@ -75,7 +78,7 @@ impl Backbone {
     /// # Errors
     ///
     /// `vb` has no tensor of a name, or of another shape.
-    pub(crate) fn new(classes: usize, vb: VarBuilder) -> Result<Self> {
+    pub fn new(classes: usize, vb: VarBuilder) -> Result<Self> {
         let [narrow, wide] = WIDTHS;
         let blocks = (0..2 * BLOCKS)
             .map(|block| Block::new(WIDTHS[block / BLOCKS], vb.pp(format!("blocks.{block}"))))
@@ -89,8 +92,8 @@ impl Backbone {
         })
     }
 
-    /// Features of a batch of [`windows`], `[images, FEATURES]`.
-    pub(crate) fn features(&self, windows: &Tensor) -> Result<Tensor> {
+    /// Features of a batch of windows, `[images * TOKENS * TOKENS, 3 * WINDOW * WINDOW]`, `[images, FEATURES]`.
+    pub fn features(&self, windows: &Tensor) -> Result<Tensor> {
         let images = windows.dim(0)? / (TOKENS * TOKENS);
         let [narrow, wide] = WIDTHS;
         let mut x = self.stem.forward(windows)?.reshape((images, TOKENS, TOKENS, narrow))?;
@@ -111,42 +114,12 @@ impl Backbone {
     }
 
     /// Class scores of features, `[images, classes]`.
-    pub(crate) fn classify(&self, features: &Tensor) -> Result<Tensor> {
+    pub fn classify(&self, features: &Tensor) -> Result<Tensor> {
         self.head.forward(features)
     }
 
-    /// Class scores of a batch of [`windows`].
-    pub(crate) fn forward(&self, windows: &Tensor) -> Result<Tensor> {
+    /// Class scores of a batch of windows.
+    pub fn forward(&self, windows: &Tensor) -> Result<Tensor> {
         self.classify(&self.features(windows)?)
     }
-}
-
-/// The stem's windows of some images: `[images * tokens, 192]`, values about -2 to 2, zeros beyond the border.
-pub(crate) fn windows(images: &Images, positions: &[usize]) -> Result<Tensor> {
-    const MARGIN: usize = (WINDOW - STRIDE) / 2;
-    const SIZE: usize = WINDOW * WINDOW * 3;
-    let mut values = vec![0f32; positions.len() * TOKENS * TOKENS * SIZE];
-    for (token, window) in values.chunks_exact_mut(SIZE).enumerate() {
-        let image = images.image(positions[token / (TOKENS * TOKENS)]);
-        let (down, right) = (token / TOKENS % TOKENS * STRIDE, token % TOKENS * STRIDE);
-        for (pixel, out) in window.chunks_exact_mut(3).enumerate() {
-            let (row, column) = (down + pixel / WINDOW, right + pixel % WINDOW);
-            // Rows and columns are counted from the margin: below it, and beyond the image, is nothing.
-            let inside = |at: usize| (MARGIN..SIDE + MARGIN).contains(&at);
-            if inside(row) && inside(column) {
-                let at = ((row - MARGIN) * SIDE + column - MARGIN) * 3;
-                out.iter_mut()
-                    .zip(&image[at..at + 3])
-                    .for_each(|(out, byte)| *out = f32::from(*byte) / 64.0 - 2.0);
-            }
-        }
-    }
-    debug_assert_eq!(BYTES, SIDE * SIDE * 3);
-    Tensor::from_vec(values, (positions.len() * TOKENS * TOKENS, SIZE), &Device::Cpu)
-}
-
-/// The classes of some images, `[images]`.
-pub(crate) fn labels(images: &Images, positions: &[usize]) -> Result<Tensor> {
-    let labels: Vec<_> = positions.iter().map(|position| images.labels()[*position]).collect();
-    Tensor::from_vec(labels, positions.len(), &Device::Cpu)?.to_dtype(DType::U32)
 }

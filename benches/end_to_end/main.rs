@@ -1,0 +1,209 @@
+//! Whole training steps, of this project and of PyTorch, in turns: forward, backward, optimizer, projection update.
+//!
+//! Weights and batches are random, which changes no time. Every round every contestant takes one step, in an order that
+//! rotates from round to round.
+#![allow(clippy::print_stderr, reason = "a command line tool shows progress")]
+
+mod network;
+mod options;
+mod training;
+
+use std::io::Write;
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Parser;
+use tpgm_benches::contention::Ticks;
+use tpgm_benches::machine::Machine;
+use tpgm_benches::report::{self, OURS, Row, Run, TRAIN};
+use tpgm_benches::{Peers, Samples, TorchOptions};
+use tpgm_candle::core::{Constraint, DType, Ftp, Spd, Tpgm};
+use tpgm_examples::environment;
+
+use crate::network::Network;
+use crate::options::Args;
+use crate::training::{PARTS, Training};
+
+/// Steps before the measured ones.
+const WARM_UP: usize = 2;
+/// Before every contestant, for the threads of the one before to go to sleep.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Methods, with the peers that do the same.
+fn methods() -> [(&'static str, Constraint, Option<&'static str>); 4] {
+    [
+        ("adamw", Constraint::None, Some("torch")),
+        ("adamw+ftp", Ftp::default().into(), Some("published_ftp")),
+        ("adamw+spd", Spd::default().into(), None),
+        ("adamw+tpgm", Tpgm::default().into(), Some("published_tpgm")),
+    ]
+}
+
+/// Who takes a step.
+enum Who {
+    Ours(Box<Training>),
+    Peer(&'static str),
+}
+
+struct Contestant {
+    method: &'static str,
+    who: Who,
+    total: Samples,
+    parts: [Samples; PARTS.len()],
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    args.check()?;
+    let threads = args.threads()?;
+    environment::for_threads(threads);
+    let out = args.results_file()?;
+    for network in args.networks() {
+        progress(&format!("{network}: making models"));
+        let mut peers = start_peers(&args, network, threads)?;
+        let mut contestants = contestants(network, threads, peers.as_mut())?;
+        let ticks = Ticks::now(peers.as_ref().map(Peers::process));
+        rounds(&mut contestants, peers.as_mut(), args.rounds)?;
+        let others = ticks
+            .zip(Ticks::now(peers.as_ref().map(Peers::process)))
+            .map(|(before, after)| after.others_since(before));
+        let rows = rows(&contestants, others);
+        let (params, tensors) = size(&contestants);
+        let run = Run {
+            machine: Machine::here(),
+            device: "cpu".to_owned(),
+            driver: None,
+            torch: peers.as_ref().map(|peers| peers.hello().version.clone()),
+            model: network.to_string(),
+            dtype: DType::F32,
+            params,
+            tensors: Some(tensors),
+            threads,
+        };
+        writeln!(std::io::stdout().lock(), "{}\n{}", run.heading(), report::table(&rows))?;
+        if let Some(path) = &out {
+            report::append(path, &run, &rows)?;
+        }
+    }
+    Ok(())
+}
+
+fn start_peers(args: &Args, network: Network, threads: usize) -> Result<Option<Peers>> {
+    if args.vs.is_none() {
+        return Ok(None);
+    }
+    progress("starting PyTorch");
+    let options = TorchOptions {
+        python: args.python(),
+        ftp: args.ftp.clone(),
+        tpgm: args.tpgm.clone(),
+        threads,
+        device: "cpu".to_owned(),
+        dtype: DType::F32,
+    };
+    Peers::training(&options, network.name()).map(Some)
+}
+
+fn contestants(network: Network, threads: usize, mut peers: Option<&mut Peers>) -> Result<Vec<Contestant>> {
+    let folder = tempfile::tempdir()?;
+    let checkpoint = folder.path().join("random.safetensors");
+    network.write_checkpoint(&checkpoint)?;
+    let mut all = Vec::new();
+    let contestant =
+        |method, who| Contestant { method, who, total: Samples::default(), parts: Default::default() };
+    for (method, constraint, peer) in methods() {
+        // The anchors stay mapped, even after the file has lost its name.
+        let ours = Training::new(network, &checkpoint, constraint, threads)?;
+        all.push(contestant(method, Who::Ours(Box::new(ours))));
+        if let (Some(peers), Some(peer)) = (peers.as_deref_mut(), peer) {
+            match peers.prepare(peer) {
+                Ok(()) => all.push(contestant(method, Who::Peer(peer))),
+                Err(error) => progress(&format!("  {peer} is left out: {error:#}")),
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn rounds(contestants: &mut [Contestant], mut peers: Option<&mut Peers>, rounds: usize) -> Result<()> {
+    let n = contestants.len();
+    for round in 0..WARM_UP + rounds {
+        progress(&format!("round {} of {}", round + 1, WARM_UP + rounds));
+        for i in 0..n {
+            sleep(PAUSE);
+            let Contestant { who, total, parts, .. } = &mut contestants[(i + round) % n];
+            let seconds = match (who, peers.as_deref_mut()) {
+                (Who::Ours(training), _) => training.step()?,
+                (Who::Peer(peer), Some(peers)) => peers.run_parts(peer)?,
+                (Who::Peer(peer), None) => anyhow::bail!("{peer} has no process"),
+            };
+            if round >= WARM_UP {
+                total.push(seconds.iter().sum());
+                parts.iter_mut().zip(seconds).for_each(|(samples, seconds)| samples.push(seconds));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A row for the whole step of each contestant, and one for each part that takes time.
+fn rows(contestants: &[Contestant], others: Option<f64>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for contestant in contestants {
+        let Contestant { method, who, total, parts } = contestant;
+        let ours =
+            contestants.iter().find(|other| other.method == *method && matches!(other.who, Who::Ours(_)));
+        let name = match who {
+            Who::Ours(_) => OURS,
+            Who::Peer(peer) => peer,
+        };
+        let method = format!("{TRAIN}{method}");
+        let mut whole = Row::new(&method, name, total);
+        whole.others = others;
+        if let (Who::Peer(_), Some(ours)) = (who, ours) {
+            whole.times_ours = Some(total.ratio_to(&ours.total));
+        }
+        rows.push(whole);
+        for (part, samples) in PARTS.iter().zip(parts).filter(|(_, samples)| samples.median() > 1e-5) {
+            rows.push(Row::new(&method, &format!("{name}: {part}"), samples));
+        }
+    }
+    rows
+}
+
+/// Parameters and tensors of what is trained.
+fn size(contestants: &[Contestant]) -> (usize, usize) {
+    let ours = contestants.iter().find_map(|contestant| match &contestant.who {
+        Who::Ours(training) => Some(training.size()),
+        Who::Peer(_) => None,
+    });
+    ours.unwrap_or_default()
+}
+
+fn progress(message: &str) {
+    eprintln!("{message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_takes_its_steps_and_every_row_is_there() {
+        let mut contestants = contestants(Network::Mini, 1, None).unwrap();
+        rounds(&mut contestants, None, 1).unwrap();
+        let rows = rows(&contestants, Some(0.0));
+        for (method, ..) in methods() {
+            let of = |name: &str| {
+                rows.iter().find(|r| r.method == format!("train {method}") && r.contestant == name)
+            };
+            let whole = of("ours").unwrap().median_s;
+            let parts: f64 =
+                PARTS.iter().filter_map(|part| of(&format!("ours: {part}"))).map(|row| row.median_s).sum();
+            assert!(parts > 0.9 * whole && parts <= 1.001 * whole, "{method}: {parts} of {whole}");
+            assert_eq!(of("ours: projection").is_some(), method == "adamw+tpgm", "{method}");
+        }
+        assert!(size(&contestants).0 > 200_000);
+    }
+}
