@@ -7,6 +7,7 @@
 //! - [`Target`]: where it is measured: the backend with its clock, its caches and its floors.
 //! - [`Ours`]: our side of a comparison.
 //! - [`Peers`]: PyTorch and the published code, or candle's own optimizers, in a child process.
+//! - [`options`]: what both harnesses can be asked for.
 //! - [`Samples`]: medians and paired ratios.
 //! - [`report`]: tables for people, rows for data files; [`machine`] says where they come from, [`contention`] who else was
 //!   at work.
@@ -20,6 +21,7 @@ pub mod floors;
 pub mod machine;
 mod methods;
 mod models;
+pub mod options;
 mod ours;
 mod peer;
 pub mod report;

@@ -17,7 +17,7 @@ use clap::Parser;
 use tpgm_benches::contention::Ticks;
 use tpgm_benches::machine::Machine;
 use tpgm_benches::report::{self, OURS, Row, Run, TRAIN};
-use tpgm_benches::{Peers, Samples, TorchOptions};
+use tpgm_benches::{Peers, Samples};
 use tpgm_candle::core::{Constraint, DType, Ftp, Spd, Tpgm};
 use tpgm_examples::environment;
 
@@ -25,6 +25,8 @@ use crate::network::Network;
 use crate::options::Args;
 use crate::training::{PARTS, Training};
 
+/// Where everything runs.
+const DEVICE: &str = "cpu";
 /// Steps before the measured ones.
 const WARM_UP: usize = 2;
 /// Before every contestant, for the threads of the one before to go to sleep.
@@ -58,7 +60,7 @@ fn main() -> Result<()> {
     args.check()?;
     let threads = args.threads()?;
     environment::for_threads(threads);
-    let out = args.results_file()?;
+    let out = args.rows.file(DEVICE)?;
     for network in args.networks() {
         progress(&format!("{network}: making models"));
         let mut peers = start_peers(&args, network, threads)?;
@@ -72,7 +74,7 @@ fn main() -> Result<()> {
         let (params, tensors) = size(&contestants);
         let run = Run {
             machine: Machine::here(),
-            device: "cpu".to_owned(),
+            device: DEVICE.to_owned(),
             driver: None,
             torch: peers.as_ref().map(|peers| peers.hello().version.clone()),
             model: network.to_string(),
@@ -94,15 +96,7 @@ fn start_peers(args: &Args, network: Network, threads: usize) -> Result<Option<P
         return Ok(None);
     }
     progress("starting PyTorch");
-    let options = TorchOptions {
-        python: args.python(),
-        ftp: args.ftp.clone(),
-        tpgm: args.tpgm.clone(),
-        threads,
-        device: "cpu".to_owned(),
-        dtype: DType::F32,
-    };
-    Peers::training(&options, network.name()).map(Some)
+    Peers::training(&args.torch.options(threads, DEVICE, DType::F32), network.name()).map(Some)
 }
 
 fn contestants(network: Network, threads: usize, mut peers: Option<&mut Peers>) -> Result<Vec<Contestant>> {

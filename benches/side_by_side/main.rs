@@ -18,13 +18,14 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tpgm_benches::data::Parts;
 use tpgm_benches::machine::Machine;
+use tpgm_benches::options::RESULTS;
 use tpgm_benches::report::Run;
-use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Peers, Target, TorchOptions, report};
+use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Peers, Target, report};
 use tpgm_core::ParamSet;
 use tpgm_cuda::{CudaDevice, Emulator};
 
 use crate::compare::Bench;
-use crate::options::{Args, Peer, Place, RESULTS};
+use crate::options::{Args, Peer, Place};
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -105,14 +106,7 @@ fn start_peers(args: &Args) -> Result<Vec<Peers>> {
     let mut peers = Vec::new();
     if args.compares_with(Peer::Torch) {
         progress("starting PyTorch");
-        let options = TorchOptions {
-            python: args.python(),
-            ftp: args.ftp.clone(),
-            tpgm: args.tpgm.clone(),
-            threads,
-            device: args.torch_device(),
-            dtype: args.dtype,
-        };
+        let options = args.torch.options(threads, &args.torch_device(), args.dtype);
         peers.push(Peers::torch(&options, &tensors)?);
     }
     if args.compares_with(Peer::Candle) {

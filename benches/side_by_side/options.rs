@@ -1,16 +1,14 @@
 //! The command line.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
+use tpgm_benches::options::{self, RowArgs, TorchArgs};
 use tpgm_benches::{Method, Model};
 use tpgm_core::DType;
 
 use crate::quick;
-
-/// Where rows go if not told otherwise.
-pub(crate) const RESULTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results");
 
 /// Compares methods with the speed of memory and with PyTorch, in one run
 #[derive(Debug, Parser)]
@@ -52,28 +50,17 @@ pub(crate) struct Args {
     /// The program with candle's optimizers [default: `cargo xtask bench` builds it from benches/peers/candle]
     #[arg(long, requires = "vs")]
     pub(crate) candle: Option<PathBuf>,
-    /// A Python interpreter with PyTorch [default: python3]
-    #[arg(long, requires = "vs")]
-    python: Option<PathBuf>,
-    /// Checkout of the published FTP code (GT-RIPL/FTP)
-    #[arg(long, requires = "vs")]
-    pub(crate) ftp: Option<PathBuf>,
-    /// Checkout of the published TPGM code (PotatoTian/TPGM)
-    #[arg(long, requires = "vs")]
-    pub(crate) tpgm: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) torch: TorchArgs,
     /// After the rounds of a method, as many in which each of its parts is timed: the kernels of a GPU, the calls of a
     /// projection update
     #[arg(long)]
     pub(crate) parts: bool,
-    /// File to which one JSON line per row is appended [default: benches/results/DEVICE.jsonl]
-    #[arg(long)]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    rows: RowArgs,
     /// Measure nothing: write benches/RESULTS.md and its plots from all rows that are there
     #[arg(long)]
     pub(crate) page: bool,
-    /// Print the table and write no rows
-    #[arg(long, conflicts_with = "out")]
-    no_rows: bool,
 }
 
 /// A place where our methods run.
@@ -107,7 +94,7 @@ impl Args {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(self.rounds() > 0, "--rounds must be at least 1");
         ensure!(!self.quick || self.backend == Place::Cpu, "--quick measures the CPU backend");
-        ensure!(self.threads != Some(0), "--threads must be at least 1");
+        self.threads()?;
         ensure!(
             self.backend != Place::Emulated || self.model() == Model::Tiny,
             "--backend emulated takes --model tiny only: it tries the command and measures nothing"
@@ -124,7 +111,7 @@ impl Args {
             self.vs != Some(Peer::Candle) || self.can_compare_with(Peer::Candle),
             "--vs candle compares f32 on the CPU only"
         );
-        if let (Some(warning), Some(_)) = (self.warning(), &self.out) {
+        if let Some(warning) = self.warning().filter(|_| self.rows.has_file()) {
             bail!("--out: {warning}");
         }
         Ok(())
@@ -168,17 +155,9 @@ impl Args {
     ///
     /// # Errors
     ///
-    /// If the number of processors is not known and no other was given.
+    /// Zero, or the number of processors is not known and no other was given.
     pub(crate) fn threads(&self) -> Result<usize> {
-        Ok(match self.threads {
-            Some(threads) => threads,
-            None => std::thread::available_parallelism()?.get(),
-        })
-    }
-
-    /// The interpreter for the peers.
-    pub(crate) fn python(&self) -> PathBuf {
-        self.python.clone().unwrap_or_else(|| "python3".into())
+        options::threads(self.threads)
     }
 
     /// The device of this run in PyTorch's words.
@@ -195,15 +174,10 @@ impl Args {
     ///
     /// If it is the usual file and its folder is not there: the program may run far from its repository.
     pub(crate) fn results_file(&self, device: &str) -> Result<Option<PathBuf>> {
-        if self.no_rows || self.quick || self.warning().is_some() {
+        if self.quick || self.warning().is_some() {
             return Ok(None);
         }
-        if let Some(path) = &self.out {
-            return Ok(Some(path.clone()));
-        }
-        let folder = Path::new(RESULTS);
-        ensure!(folder.is_dir(), "there is no folder `{RESULTS}`; give --out FILE or --no-rows");
-        Ok(Some(folder.join(format!("{}.jsonl", file_stem(device)))))
+        self.rows.file(device)
     }
 }
 
@@ -212,12 +186,6 @@ fn dtype(name: &str) -> Result<DType, String> {
         .into_iter()
         .find(|dtype| dtype.name() == name)
         .ok_or_else(|| format!("no element type `{name}`; known are f64, f32, f16, bf16"))
-}
-
-/// Lower case, with one `-` for whatever is neither letter nor digit: `NVIDIA H100 80GB HBM3` is `nvidia-h100-80gb-hbm3`.
-fn file_stem(device: &str) -> String {
-    let words = device.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-    words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-")
 }
 
 #[cfg(test)]
@@ -238,7 +206,8 @@ mod tests {
         assert_eq!(parse("--backend emulated").unwrap().model(), Model::Tiny);
         assert_eq!(parse("--backend cuda --device 1").unwrap().torch_device(), "cuda:1");
         let args = parse("--vs torch --ftp a").unwrap();
-        assert_eq!((args.python(), args.ftp.clone()), ("python3".into(), Some("a".into())));
+        let torch = args.torch.options(2, "cpu", args.dtype);
+        assert_eq!((torch.python, torch.ftp, torch.tpgm), ("python3".into(), Some("a".into()), None));
         assert!(args.compares_with(Peer::Torch) && !args.compares_with(Peer::Candle));
         let all = |more: &str| {
             let args = parse(&format!("--vs all {more}")).unwrap();
@@ -279,14 +248,11 @@ mod tests {
     }
 
     #[test]
-    fn rows_go_to_the_file_of_the_device() {
-        let file = |options: &str, device| parse(options).unwrap().results_file(device).unwrap();
-        let name = |path: Option<PathBuf>| path.unwrap().file_name().unwrap().to_owned();
-        assert_eq!(name(file("", "cpu")), "cpu.jsonl");
-        assert_eq!(name(file("", "NVIDIA H100 80GB HBM3")), "nvidia-h100-80gb-hbm3.jsonl");
-        assert_eq!(file("--out rows", "cpu"), Some("rows".into()));
-        assert_eq!(file("--no-rows", "cpu"), None);
-        assert_eq!(file("--model tiny", "cpu"), None);
-        assert_eq!(file("--backend emulated", "emulator"), None);
+    fn what_means_nothing_leaves_no_rows() {
+        let file = |options: &str| parse(options).unwrap().results_file("cpu").unwrap();
+        assert!(file("").is_some());
+        for options in ["--no-rows", "--model tiny", "--backend emulated", "--quick"] {
+            assert_eq!(file(options), None, "{options}");
+        }
     }
 }

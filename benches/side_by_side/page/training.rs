@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use tpgm_benches::options::file_stem;
 use tpgm_benches::report::{Line, TRAIN};
 
 use super::plots::{Stack, stacks};
@@ -62,9 +63,7 @@ pub(super) fn write(lines: &[&Line], page: &mut String, plots: &mut Vec<(String,
             bars.push(Stack { name, parts: seconds.map(|part| 1e3 * part.unwrap_or_default()).to_vec() });
         }
         *page += &runs.list();
-        let words = network.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
-        let network_stem = words.collect::<Vec<_>>().join("-").to_lowercase();
-        let name = format!("{device}-train-{network_stem}-{threads}.svg");
+        let name = format!("{device}-train-{}-{threads}.svg", file_stem(network));
         let title = format!("{network}, {device}, {threads} threads: milliseconds of a training step");
         let _ = writeln!(page, "\n![parts of a training step](results/{name})");
         plots.push((name, stacks(&title, &PARTS, &bars)));

@@ -32,7 +32,7 @@ pub enum Gradients {
     #[default]
     Check,
     /// The caller knows that they are finite, for example because a loss scaler has just looked. What is not finite
-    /// spreads into weights and state, as in PyTorch, except where the constraint or clipping notices for free.
+    /// spreads into weights and state, as in PyTorch, except where clipping or the backend notices for free.
     Trust,
 }
 

@@ -2,13 +2,13 @@
 
 use super::kernels::{AdamWStep, Mix, SgdStep};
 use super::measure::PieceSums;
-use super::pull::{self, Pull, is_tpgm};
+use super::pull::{self, Pull};
 use crate::constraint::{Constraint, Coupling, DigrapTest, Ftp, FtpMemory, RADIUS_FLOOR};
 use crate::element::DType;
 use crate::norm::Norm;
 use crate::optimizer::Projection;
-use crate::params::{Settings, TensorSpec};
-use crate::plan::{Plan, TensorPlan};
+use crate::params::Settings;
+use crate::plan::TensorPlan;
 use crate::rule::{Decay, Rule};
 use crate::scalars::TensorScalars;
 
@@ -68,32 +68,6 @@ impl Move {
         row_scale: None,
         scale_radius: None,
     };
-}
-
-/// The moves of a projection on its own.
-pub(super) fn decide_projection(
-    specs: &[TensorSpec],
-    plan: &Plan,
-    settings: &[Settings],
-    scalars: &mut [TensorScalars],
-    moves: &mut Vec<Move>,
-) {
-    moves.clear();
-    for (((spec, tensor), settings), scalars) in specs.iter().zip(&plan.tensors).zip(settings).zip(scalars) {
-        moves.push(if tensor.units > 0 && is_tpgm(&settings.constraint) {
-            let context = Decide {
-                settings,
-                tensor,
-                dtype: spec.dtype,
-                lr: 0.0,
-                clip: 0.0,
-                projection: Projection::Apply,
-            };
-            context.decide(scalars, &PieceSums::NONE, None)
-        } else {
-            Move::SKIP
-        });
-    }
 }
 
 /// What is known of one tensor between measuring and moving.

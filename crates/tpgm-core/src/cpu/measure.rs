@@ -4,6 +4,7 @@ use super::kernels;
 use super::lanes::Lanes;
 use super::operand::{Operands, Stage, load};
 use super::simd::Simd;
+use crate::blocks::with_real;
 use crate::constraint::{Constraint, FtpMemory};
 use crate::element::Real;
 use crate::error::{Error, Result};
@@ -80,9 +81,22 @@ pub(super) fn check_finite(specs: &[TensorSpec], plan: &Plan, sums: &[PieceSums]
     }
 }
 
+/// As [`measure`], in the compute type of the tensor.
+pub(super) fn piece(
+    simd: Simd,
+    operands: &Operands,
+    plan: &Plan,
+    piece: &Piece,
+    wanted: Sums,
+    clipping: bool,
+) -> PieceSums {
+    let tensor = &plan.tensors[piece.tensor];
+    with_real!(operands.weight.dtype(), C => measure::<C>(simd, operands, tensor, piece, wanted, clipping))
+}
+
 /// Bytes read per f32 parameter: 4, with `Displacement` 12, `DisplacementAndPrevious` 16, `ScaledPrevious` 8,
 /// `ScaledDisplacement` 12. Nothing is written.
-pub(super) fn measure<C: Real>(
+fn measure<C: Real>(
     simd: Simd,
     operands: &Operands,
     tensor: &TensorPlan,

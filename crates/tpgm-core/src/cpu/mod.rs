@@ -20,7 +20,8 @@
 //! | SPD | g w a: 12 | 28, + anchor where the gradient points home: 32 | 12 where decay fires | 40 to 56 |
 //! | DiGraP | g w a d: 16 | + anchor, write d: 36 | | 52 |
 //!
-//! With [`Gradients::Trust`](crate::Gradients::Trust) the first column drops out where it holds the gradient alone.
+//! With [`Gradients::Trust`](crate::Gradients::Trust) the first column drops out where it holds the gradient alone; elsewhere it
+//! is read just before the tensor moves, which then finds in the last-level cache what fits there.
 //! SGD with momentum moves 8 bytes less than AdamW, AMSGrad 8 more.
 //! A [`Projector`](crate::Projector) projects for 12 bytes (MARS, f32) or 20, 8 of them from the last-level cache (L2).
 
@@ -36,12 +37,12 @@ mod pull;
 mod settle;
 mod simd;
 mod step;
+mod tensors;
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use self::advance::PieceNorms;
-use self::decide::Move;
 use self::measure::PieceSums;
 use self::operand::Operands;
 use self::simd::Simd;
@@ -111,12 +112,10 @@ impl Cpu {
 #[derive(Debug)]
 pub struct Workspace {
     operands: Vec<Operands>,
-    moves: Vec<Move>,
     sums: Vec<PieceSums>,
     piece_norms: Vec<PieceNorms>,
     parts: Vec<f64>,
     norms: Vec<f64>,
-    wave_ends: Vec<usize>,
 }
 
 impl Workspace {
@@ -194,12 +193,10 @@ impl Backend for Cpu {
     fn workspace(&self, plan: &Plan) -> Result<Workspace> {
         Ok(Workspace {
             operands: Vec::with_capacity(plan.tensors.len()),
-            moves: Vec::with_capacity(plan.tensors.len()),
             sums: vec![PieceSums::NONE; plan.pieces.len()],
             piece_norms: vec![PieceNorms::EMPTY; plan.pieces.len()],
             parts: vec![0.0; plan.parts],
             norms: vec![0.0; plan.units],
-            wave_ends: Vec::with_capacity(plan.tensors.len()),
         })
     }
 

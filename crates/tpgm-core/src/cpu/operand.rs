@@ -48,10 +48,6 @@ impl Operand {
         Self { data, len, dtype }
     }
 
-    pub(super) fn len(self) -> usize {
-        self.len
-    }
-
     pub(super) fn dtype(self) -> DType {
         self.dtype
     }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::decide;
+use super::decide::{Decide, Move};
 use super::kernels;
 use super::lanes::Lanes;
 use super::measure::{PieceSums, check_finite};
@@ -10,7 +10,6 @@ use super::operand::{Operand, Operands, Stage, load};
 use super::pull::{self, NormRange, Pull, is_tpgm};
 use super::settle::finish_norm;
 use super::simd::Simd;
-use super::step;
 use super::{Cpu, Workspace};
 use crate::backend::{Job, Write};
 use crate::blocks::with_real;
@@ -18,6 +17,7 @@ use crate::constraint::Constraint;
 use crate::element::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::norm::Norm;
+use crate::optimizer::Projection;
 use crate::plan::{Piece, Plan, TensorPlan, blocks};
 use crate::scalars::TensorScalars;
 use crate::state::Slot;
@@ -26,8 +26,15 @@ use crate::state::Slot;
 pub(super) fn project(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
     let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
-    decide::decide_projection(set.tensors(), plan, settings, scalars, &mut workspace.moves);
-    step::move_all(cpu, set.tensors(), plan, settings, scalars, workspace);
+    workspace.moving(cpu, set, plan, settings).all(scalars, |t, _, scalars, _| {
+        let (settings, tensor) = (&settings[t], &plan.tensors[t]);
+        if tensor.units == 0 || !is_tpgm(&settings.constraint) {
+            return Move::SKIP;
+        }
+        let (dtype, projection) = (set.tensors()[t].dtype, Projection::Apply);
+        let context = Decide { settings, tensor, dtype, lr: 0.0, clip: 0.0, projection };
+        context.decide(scalars, &PieceSums::NONE, None)
+    });
     Ok(())
 }
 

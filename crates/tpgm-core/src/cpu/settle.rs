@@ -32,14 +32,15 @@ impl Settle<'_> {
             scalars.fire_rate = out.pulled as f64 / self.tensor.numel as f64;
         }
         let Some(norm) = step.norm else { return };
-        // SAFETY: between the parallel phases only this thread runs.
+        // SAFETY: parts, norms and rows of a tensor are its own, and nobody works on its pieces now.
         let (norms, row_scale) = unsafe {
-            let parts = self.parts.slice(0..self.parts.len());
+            let first = self.tensor.first_part;
+            let parts = self.parts.slice(first..first + self.tensor.units * self.tensor.parts);
             let norms = self.norms.typed_mut::<f64>(self.tensor.unit_range());
             if self.tensor.parts > 1 {
                 out = PieceNorms::EMPTY;
                 for (unit, slot) in norms.iter_mut().enumerate() {
-                    let first = self.tensor.first_part + unit * self.tensor.parts;
+                    let first = unit * self.tensor.parts;
                     *slot = finish_norm(
                         norm,
                         (first..first + self.tensor.parts).map(|part| parts.get(part)).sum(),
