@@ -39,6 +39,9 @@ pub struct Row {
     pub gb_per_s: Option<f64>,
     /// Share of the bandwidth of the copy in the same rounds.
     pub of_copy: Option<f64>,
+    /// Share of the bandwidth of the triad in the same rounds; older rows lack it.
+    #[serde(default)]
+    pub of_triad: Option<f64>,
     /// Share of the bandwidth of the in-place triad in the same rounds.
     pub of_in_place: Option<f64>,
     /// Kernels started in one round, on a device.
@@ -67,6 +70,7 @@ impl Row {
             bytes_per_param: None,
             gb_per_s: None,
             of_copy: None,
+            of_triad: None,
             of_in_place: None,
             launches: None,
             state_per_param: None,
@@ -95,6 +99,7 @@ pub fn table(rows: &[Row]) -> String {
         "B/param",
         "GB/s",
         "of copy",
+        "of triad",
         "of in-place",
         "launches",
         "state B",
@@ -116,6 +121,7 @@ pub fn table(rows: &[Row]) -> String {
             row.bytes_per_param.map_or(String::new(), |b| b.to_string()),
             row.gb_per_s.map_or(String::new(), |b| format!("{b:.1}")),
             percent(row.of_copy),
+            percent(row.of_triad),
             percent(row.of_in_place),
             row.launches.map_or(String::new(), |n| n.to_string()),
             row.state_per_param.map_or(String::new(), |b| format!("{b:.2}")),

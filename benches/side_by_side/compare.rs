@@ -261,6 +261,7 @@ impl<'t, T: Target> Bench<'t, T> {
                     };
                     let mut row = Row::new(method.name, OURS, &ours).moving(bytes, params);
                     row.of_copy = share(Floor::Copy);
+                    row.of_triad = share(Floor::Triad);
                     row.of_in_place = share(Floor::InPlace);
                     Some(row)
                 }
