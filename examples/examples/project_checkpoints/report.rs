@@ -142,10 +142,13 @@ impl After {
 
 /// The name of a file, or of its folder if it is called as every model is.
 fn short_name(path: &Path) -> String {
-    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-    let name = stem(path).unwrap_or_default();
+    let name = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
     if name.starts_with("model.") || name == "model" {
-        return path.parent().and_then(stem).unwrap_or(name);
+        // Whole: a folder `lr0.0001_seed0` has no extension.
+        return path
+            .parent()
+            .and_then(Path::file_name)
+            .map_or(name, |folder| folder.to_string_lossy().into_owned());
     }
     name
 }
@@ -165,4 +168,23 @@ fn number(x: f64) -> String {
     }
     let decimals = (3 - size.log10().floor() as i32).clamp(0, 6) as usize;
     format!("{x:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_are_called_by_their_file_or_their_folder() {
+        for (path, name) in [
+            ("runs/one.safetensors", "one"),
+            ("runs/lr0.0001_seed0/model.safetensors", "lr0.0001_seed0"),
+            ("big/model.safetensors.index.json", "big"),
+            ("model.safetensors", "model"),
+        ] {
+            let found = short_name(Path::new(path));
+            // A path without a folder has the empty one as its parent.
+            assert_eq!(found, name, "{path}");
+        }
+    }
 }
