@@ -18,6 +18,8 @@ use crate::progress;
 const WARM_UP: usize = 3;
 /// Before every contestant, for the threads of the one before to go to sleep.
 const PAUSE: Duration = Duration::from_millis(20);
+/// The most parameters of a model whose state is counted.
+const STATE_COUNTED: usize = 200_000_000;
 /// Name of the device that works in the host's memory.
 const CPU: &str = "cpu";
 
@@ -131,7 +133,8 @@ impl<'t, T: Target> Bench<'t, T> {
         let others = self.others_since(ticks);
         let extra =
             contestants.iter().map(|c| self.extra(method, &mut ours, c)).collect::<Result<Vec<_>>>()?;
-        let state = ours.state_bytes()?;
+        // Counting copies the state: a large model would have to fit twice.
+        let state = (self.set.numel() <= STATE_COUNTED).then(|| ours.state_bytes()).transpose()?;
         progress(&format!("  {:.0} s", start.elapsed().as_secs_f64()));
         for contestant in &contestants {
             if let Who::Peer(peer) = contestant.who
@@ -145,7 +148,7 @@ impl<'t, T: Target> Bench<'t, T> {
         for row in &mut rows {
             row.others = others;
             row.launches = launches.filter(|_| row.contestant == OURS);
-            row.state_per_param = (row.contestant == OURS).then_some(state as f64 / params);
+            row.state_per_param = state.filter(|_| row.contestant == OURS).map(|state| state as f64 / params);
             let extra =
                 contestants.iter().zip(&extra).find(|(contestant, _)| contestant.name() == row.contestant);
             row.extra_per_param = extra.and_then(|(_, extra)| *extra).map(|bytes| bytes as f64 / params);
