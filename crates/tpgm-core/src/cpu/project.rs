@@ -26,7 +26,7 @@ use crate::state::Slot;
 pub(super) fn project(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
     let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
-    workspace.moving(cpu, set, plan, settings).all(scalars, |t, _, scalars, _| {
+    workspace.move_all(cpu, set, plan, settings, scalars, |t, _, scalars, _| {
         let (settings, tensor) = (&settings[t], &plan.tensors[t]);
         if tensor.units == 0 || !is_tpgm(&settings.constraint) {
             return Move::SKIP;

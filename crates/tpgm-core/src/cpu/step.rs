@@ -71,14 +71,17 @@ pub(super) fn step(
 
     // Nothing fails from here on.
     let base_lr = options.lr.unwrap_or(rule.lr());
-    workspace.moving(cpu, set, plan, settings).all(scalars, |t, operands, scalars, sums| {
+    workspace.move_all(cpu, set, plan, settings, scalars, |t, operands, scalars, sums| {
         let (settings, tensor) = (&settings[t], &plan.tensors[t]);
         let has_grad = operands.grad.is_some();
         if tensor.units == 0 || !(has_grad || is_tpgm(&settings.constraint)) {
             return Move::SKIP;
         }
         let wanted = measure::sums_wanted(settings, scalars);
-        if trusted && has_grad && wanted != Sums::Check {
+        if trusted && !(has_grad && wanted != Sums::Check) {
+            // Not those of an earlier step.
+            sums.fill(PieceSums::NONE);
+        } else if trusted {
             sums.par_iter_mut().zip(&plan.pieces[tensor.pieces.clone()]).for_each(|(out, piece)| {
                 *out = measure::piece(cpu.simd, operands, plan, piece, wanted, false);
             });
@@ -90,43 +93,22 @@ pub(super) fn step(
     Ok(StepReport { grad_norm })
 }
 
-/// The phase that writes.
-pub(super) struct Moving<'a> {
-    cpu: &'a Cpu,
-    set: &'a ParamSet,
-    plan: &'a Plan,
-    settings: &'a [Settings],
-    operands: &'a [Operands],
-    parts: Operand,
-    norms: Operand,
-    sums: &'a mut [PieceSums],
-    piece_norms: &'a mut [PieceNorms],
-}
-
 impl Workspace {
-    /// The phase that writes, over operands that are bound.
-    pub(super) fn moving<'a>(
-        &'a mut self,
-        cpu: &'a Cpu,
-        set: &'a ParamSet,
-        plan: &'a Plan,
-        settings: &'a [Settings],
-    ) -> Moving<'a> {
-        let Self { operands, sums, piece_norms, parts, norms } = self;
-        let parts = Operand::write(parts.as_mut_slice().into());
-        let norms = Operand::write(norms.as_mut_slice().into());
-        Moving { cpu, set, plan, settings, operands, parts, norms, sums, piece_norms }
-    }
-}
-
-impl Moving<'_> {
-    /// Asks `decide` how each tensor moves, which may use the sums of its pieces, and moves it.
-    pub(super) fn all(
-        self,
+    /// The phase that writes, over operands that are bound: asks `decide` how each tensor moves, which may use the sums of its
+    /// pieces, and moves it.
+    pub(super) fn move_all(
+        &mut self,
+        cpu: &Cpu,
+        set: &ParamSet,
+        plan: &Plan,
+        settings: &[Settings],
         scalars: &mut [TensorScalars],
         decide: impl Fn(usize, &Operands, &mut TensorScalars, &mut [PieceSums]) -> Move + Sync,
     ) {
-        let Self { cpu, set, plan, settings, operands, parts, norms, sums, piece_norms } = self;
+        let Self { operands, sums, piece_norms, parts, norms } = self;
+        let parts = Operand::write(parts.as_mut_slice().into());
+        let norms = Operand::write(norms.as_mut_slice().into());
+        let operands = &operands[..];
         let own = Own { scalars, sums, norms: piece_norms };
         cpu.run(|| {
             tensors::each(plan, 0..set.len(), own, &|t, own| {
