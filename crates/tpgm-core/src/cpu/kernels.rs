@@ -75,7 +75,7 @@ pub(super) mod sink {
 
 /// Elements whose rule and displacement are computed together. Measured: taking the displacement in a loop of its own
 /// over a block costs 15 % more, because its two streams then come from memory alone instead of beside the rule's four;
-/// tiles of 64 cost up to 10 % more, because the divisions of one tile hardly overlap with those of the next.
+/// tiles of 64 cost a step of FTP up to 10 % more.
 const TILE: usize = 256;
 
 /// The part of a slice that belongs to a tile, or nothing of a slice that is not used.
