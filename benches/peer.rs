@@ -58,8 +58,22 @@ pub enum Memory {
     Kept,
 }
 
+impl Memory {
+    /// Sets the environment of a child.
+    fn set(self, command: &mut Command) {
+        match self {
+            Memory::AsIs => KEEP_MEMORY.iter().for_each(|(name, _)| {
+                command.env_remove(name);
+            }),
+            Memory::Kept => drop(command.envs(KEEP_MEMORY)),
+        }
+    }
+}
+
 /// The names of peers whose allocator keeps memory end in this.
 pub const KEPT: &str = "_kept";
+/// The names of copies of this program whose allocator is as it is end in this.
+const AS_IS: &str = "_as_is";
 
 /// For the C library of Linux.
 const KEEP_MEMORY: [(&str, &str); 3] = [
@@ -104,8 +118,9 @@ impl Peers {
         for variable in ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"] {
             command.env(variable, threads.to_string());
         }
+        memory.set(&mut command);
         if memory == Memory::Kept {
-            command.args(["--suffix", KEPT]).envs(KEEP_MEMORY);
+            command.args(["--suffix", KEPT]);
         }
         Self::from_command(command, program)?.with_tensors(tensors)
     }
@@ -128,6 +143,26 @@ impl Peers {
     /// As [`Peers::torch`], or it does not know the network.
     pub fn training(options: &TorchOptions, network: &str) -> Result<Self> {
         let mut peers = Self::from_command(options.command(TRAINING), &options.python)?;
+        peers.ask(&format!("network {network}"))?;
+        Ok(peers)
+    }
+
+    /// Starts a copy of this program for training steps of a network, with an allocator of its own.
+    ///
+    /// # Errors
+    ///
+    /// If it does not start, or does not know the network.
+    pub fn copy(memory: Memory, threads: usize, network: &str) -> Result<Self> {
+        let program = std::env::current_exe()?;
+        let (mut command, threads) = (Command::new(&program), threads.to_string());
+        let suffix = match memory {
+            Memory::AsIs => AS_IS,
+            Memory::Kept => KEPT,
+        };
+        // With this variable it does not start itself anew.
+        command.args(["--serve", suffix, "--threads", &threads]).env("CANDLE_NUM_THREADS", &threads);
+        memory.set(&mut command);
+        let mut peers = Self::from_command(command, &program)?;
         peers.ask(&format!("network {network}"))?;
         Ok(peers)
     }

@@ -1,4 +1,4 @@
-//! Whole training steps, of this project and of PyTorch, in turns: forward, backward, optimizer, projection update.
+//! Whole training steps, of this project, candle's optimizer and PyTorch, in turns: forward, backward, optimizer, projection update.
 //!
 //! Weights and batches are random, which changes no time. Every round every contestant takes one step, in an order that
 //! rotates from round to round.
@@ -6,6 +6,7 @@
 
 mod network;
 mod options;
+mod server;
 mod training;
 
 use std::io::Write;
@@ -17,13 +18,13 @@ use clap::Parser;
 use tpgm_benches::contention::Ticks;
 use tpgm_benches::machine::Machine;
 use tpgm_benches::report::{self, OURS, Row, Run, TRAIN};
-use tpgm_benches::{Peers, Samples};
+use tpgm_benches::{Memory, Peers, Samples};
 use tpgm_candle::core::{Constraint, DType, Ftp, Spd, Tpgm};
 use tpgm_examples::environment;
 
 use crate::network::Network;
-use crate::options::Args;
-use crate::training::{PARTS, Training};
+use crate::options::{Args, Peer};
+use crate::training::{PARTS, Recipe, Training};
 
 /// Where everything runs.
 const DEVICE: &str = "cpu";
@@ -33,19 +34,20 @@ const WARM_UP: usize = 2;
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Methods, with the peers that do the same.
-fn methods() -> [(&'static str, Constraint, Option<&'static str>); 4] {
+fn methods() -> [(&'static str, Constraint, &'static [&'static str]); 4] {
     [
-        ("adamw", Constraint::None, Some("torch")),
-        ("adamw+ftp", Ftp::default().into(), Some("published_ftp")),
-        ("adamw+spd", Spd::default().into(), None),
-        ("adamw+tpgm", Tpgm::default().into(), Some("published_tpgm")),
+        ("adamw", Constraint::None, &["torch", "candle_adamw_as_is", "candle_adamw_kept", "ours_as_is"]),
+        ("adamw+ftp", Ftp::default().into(), &["published_ftp"]),
+        ("adamw+spd", Spd::default().into(), &[]),
+        ("adamw+tpgm", Tpgm::default().into(), &["published_tpgm"]),
     ]
 }
 
 /// Who takes a step.
 enum Who {
     Ours(Box<Training>),
-    Peer(&'static str),
+    /// A peer, of the process with this number.
+    Peer(&'static str, usize),
 }
 
 struct Contestant {
@@ -59,24 +61,28 @@ fn main() -> Result<()> {
     let args = Args::parse();
     args.check()?;
     let threads = args.threads()?;
+    if let Some(suffix) = &args.serve {
+        return server::serve(suffix, threads);
+    }
     environment::for_threads(threads);
     let out = args.rows.file(DEVICE)?;
     for network in args.networks() {
         progress(&format!("{network}: making models"));
         let mut peers = start_peers(&args, network, threads)?;
-        let mut contestants = contestants(network, threads, peers.as_mut())?;
-        let ticks = Ticks::now(peers.as_ref().map(Peers::process));
-        rounds(&mut contestants, peers.as_mut(), args.rounds)?;
+        let mut contestants = contestants(network, threads, &mut peers)?;
+        let ticks = Ticks::now(peers.iter().map(Peers::process));
+        rounds(&mut contestants, &mut peers, args.rounds)?;
         let others = ticks
-            .zip(Ticks::now(peers.as_ref().map(Peers::process)))
+            .zip(Ticks::now(peers.iter().map(Peers::process)))
             .map(|(before, after)| after.others_since(before));
         let rows = rows(&contestants, others);
         let (params, tensors) = size(&contestants);
+        let torch = peers.iter().find(|peers| peers.hello().program == "torch");
         let run = Run {
             machine: Machine::here(),
             device: DEVICE.to_owned(),
             driver: None,
-            torch: peers.as_ref().map(|peers| peers.hello().version.clone()),
+            torch: torch.map(|peers| peers.hello().version.clone()),
             model: network.to_string(),
             dtype: DType::F32,
             params,
@@ -91,28 +97,34 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn start_peers(args: &Args, network: Network, threads: usize) -> Result<Option<Peers>> {
-    if args.vs.is_none() {
-        return Ok(None);
+fn start_peers(args: &Args, network: Network, threads: usize) -> Result<Vec<Peers>> {
+    let mut peers = Vec::new();
+    if args.vs.is_some_and(Peer::torch) {
+        progress("starting PyTorch");
+        peers.push(Peers::training(&args.torch.options(threads, DEVICE, DType::F32), network.name())?);
     }
-    progress("starting PyTorch");
-    Peers::training(&args.torch.options(threads, DEVICE, DType::F32), network.name()).map(Some)
+    if args.vs.is_some_and(Peer::candle) {
+        progress("starting copies of this program");
+        for memory in [Memory::AsIs, Memory::Kept] {
+            peers.push(Peers::copy(memory, threads, network.name())?);
+        }
+    }
+    Ok(peers)
 }
 
-fn contestants(network: Network, threads: usize, mut peers: Option<&mut Peers>) -> Result<Vec<Contestant>> {
-    let folder = tempfile::tempdir()?;
-    let checkpoint = folder.path().join("random.safetensors");
-    network.write_checkpoint(&checkpoint)?;
+fn contestants(network: Network, threads: usize, processes: &mut [Peers]) -> Result<Vec<Contestant>> {
+    let checkpoint = network.checkpoint()?;
     let mut all = Vec::new();
     let contestant =
         |method, who| Contestant { method, who, total: Samples::default(), parts: Default::default() };
-    for (method, constraint, peer) in methods() {
-        // The anchors stay mapped, even after the file has lost its name.
-        let ours = Training::new(network, &checkpoint, constraint, threads)?;
+    for (method, constraint, peers) in methods() {
+        let ours = Training::new(network, &checkpoint, Recipe::Ours(constraint), threads)?;
         all.push(contestant(method, Who::Ours(Box::new(ours))));
-        if let (Some(peers), Some(peer)) = (peers.as_deref_mut(), peer) {
-            match peers.prepare(peer) {
-                Ok(()) => all.push(contestant(method, Who::Peer(peer))),
+        for peer in peers {
+            let offers = |process: &Peers| process.hello().peers.iter().any(|name| name == peer);
+            let Some(process) = processes.iter().position(offers) else { continue };
+            match processes[process].prepare(peer) {
+                Ok(()) => all.push(contestant(method, Who::Peer(peer, process))),
                 Err(error) => progress(&format!("  {peer} is left out: {error:#}")),
             }
         }
@@ -120,17 +132,16 @@ fn contestants(network: Network, threads: usize, mut peers: Option<&mut Peers>) 
     Ok(all)
 }
 
-fn rounds(contestants: &mut [Contestant], mut peers: Option<&mut Peers>, rounds: usize) -> Result<()> {
+fn rounds(contestants: &mut [Contestant], processes: &mut [Peers], rounds: usize) -> Result<()> {
     let n = contestants.len();
     for round in 0..WARM_UP + rounds {
         progress(&format!("round {} of {}", round + 1, WARM_UP + rounds));
         for i in 0..n {
             sleep(PAUSE);
             let Contestant { who, total, parts, .. } = &mut contestants[(i + round) % n];
-            let seconds = match (who, peers.as_deref_mut()) {
-                (Who::Ours(training), _) => training.step()?,
-                (Who::Peer(peer), Some(peers)) => peers.run_parts(peer)?,
-                (Who::Peer(peer), None) => anyhow::bail!("{peer} has no process"),
+            let seconds = match who {
+                Who::Ours(training) => training.step()?,
+                Who::Peer(peer, process) => processes[*process].run_parts(peer)?,
             };
             if round >= WARM_UP {
                 total.push(seconds.iter().sum());
@@ -150,12 +161,12 @@ fn rows(contestants: &[Contestant], others: Option<f64>) -> Vec<Row> {
             contestants.iter().find(|other| other.method == *method && matches!(other.who, Who::Ours(_)));
         let name = match who {
             Who::Ours(_) => OURS,
-            Who::Peer(peer) => peer,
+            Who::Peer(peer, _) => peer,
         };
         let method = format!("{TRAIN}{method}");
         let mut whole = Row::new(&method, name, total);
         whole.others = others;
-        if let (Who::Peer(_), Some(ours)) = (who, ours) {
+        if let (Who::Peer(..), Some(ours)) = (who, ours) {
             whole.times_ours = Some(total.ratio_to(&ours.total));
         }
         rows.push(whole);
@@ -170,7 +181,7 @@ fn rows(contestants: &[Contestant], others: Option<f64>) -> Vec<Row> {
 fn size(contestants: &[Contestant]) -> (usize, usize) {
     let ours = contestants.iter().find_map(|contestant| match &contestant.who {
         Who::Ours(training) => Some(training.size()),
-        Who::Peer(_) => None,
+        Who::Peer(..) => None,
     });
     ours.unwrap_or_default()
 }
@@ -185,8 +196,8 @@ mod tests {
 
     #[test]
     fn every_method_takes_its_steps_and_every_row_is_there() {
-        let mut contestants = contestants(Network::Mini, 1, None).unwrap();
-        rounds(&mut contestants, None, 1).unwrap();
+        let mut contestants = contestants(Network::Mini, 1, &mut []).unwrap();
+        rounds(&mut contestants, &mut [], 1).unwrap();
         let rows = rows(&contestants, Some(0.0));
         for (method, ..) in methods() {
             let of = |name: &str| {

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use clap::ValueEnum;
+use tempfile::TempDir;
 use tpgm_candle::models::bert::{BertClassifier, BertConfig, BertInput, Pooling};
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
 use tpgm_examples::mini::{Backbone, HEAD, TOKENS as PATCHES, WINDOW};
@@ -31,6 +32,15 @@ pub(crate) enum Network {
     MiniLm,
     /// The backbone of the example domainnet_mini, 32 images
     Mini,
+}
+
+/// A file that goes when this is dropped. Anchors that are mapped from it stay.
+pub(crate) struct Checkpoint(TempDir);
+
+impl Checkpoint {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("random.safetensors")
+    }
 }
 
 impl fmt::Display for Network {
@@ -124,12 +134,18 @@ impl Network {
         })
     }
 
-    /// Writes random weights, without the head.
+    /// A file with random weights, without the head.
     ///
     /// # Errors
     ///
-    /// The file cannot be written.
-    pub(crate) fn write_checkpoint(self, path: &Path) -> Result<()> {
+    /// It cannot be written.
+    pub(crate) fn checkpoint(self) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint(tempfile::tempdir()?);
+        self.write_weights(&checkpoint.path())?;
+        Ok(checkpoint)
+    }
+
+    fn write_weights(self, path: &Path) -> Result<()> {
         let weights = VarMap::new();
         // Asking for the tensors makes them.
         drop(self.loss(VarBuilder::from_varmap(&weights, DType::F32, &Device::Cpu), &DropoutRng::new(0))?);

@@ -26,6 +26,9 @@ pub(crate) struct Args {
     pub(crate) torch: TorchArgs,
     #[command(flatten)]
     pub(crate) rows: RowArgs,
+    /// Trains for a copy of this program, which asks on standard input. The names of what is trained end in SUFFIX
+    #[arg(long, value_name = "SUFFIX", hide = true)]
+    pub(crate) serve: Option<String>,
 }
 
 /// Others to compare with.
@@ -33,6 +36,22 @@ pub(crate) struct Args {
 pub(crate) enum Peer {
     /// The same loop in PyTorch and, given their code, with the published methods
     Torch,
+    /// The same loop with candle-nn's AdamW, and ours, with freed memory handed back and kept
+    Candle,
+    /// All of them
+    All,
+}
+
+impl Peer {
+    /// Whether PyTorch is asked for.
+    pub(crate) fn torch(self) -> bool {
+        self != Peer::Candle
+    }
+
+    /// Whether candle's optimizer is asked for.
+    pub(crate) fn candle(self) -> bool {
+        self != Peer::Torch
+    }
 }
 
 impl Args {
@@ -75,7 +94,7 @@ mod tests {
         assert_eq!((args.networks(), args.threads().unwrap(), args.rounds), (vec![Network::Mini], 1, 3));
         assert_eq!(args.rows.file("cpu").unwrap(), Some("rows".into()));
         assert_eq!(parse("").unwrap().networks().len(), 2);
-        for (options, part) in [("--ftp p", "--vs"), ("--network gpt", "minilm"), ("--vs candle", "torch")] {
+        for (options, part) in [("--ftp p", "--vs"), ("--network gpt", "minilm"), ("--vs mlx", "torch")] {
             let error = parse(options).unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");
         }

@@ -1,15 +1,15 @@
 //! Our training step, with the time of its parts.
 
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::Device;
+use candle_nn::ParamsAdamW;
 use tpgm_candle::core::{Constraint, Projection};
 use tpgm_candle::nn::DropoutRng;
 use tpgm_candle::{AdamW, Params, RobustOptimizer};
 
-use crate::network::{Batch, Loss, Network};
+use crate::network::{Batch, Checkpoint, Loss, Network};
 
 /// The parts of a step, in their order.
 pub(crate) const PARTS: [&str; 4] = ["forward", "backward", "optimizer", "projection"];
@@ -18,13 +18,35 @@ pub(crate) const PARTS: [&str; 4] = ["forward", "backward", "optimizer", "projec
 const RATE: f64 = 1e-4;
 const WEIGHT_DECAY: f64 = 1e-2;
 
+/// How a model is trained.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Recipe {
+    /// By our AdamW under a constraint.
+    Ours(Constraint),
+    /// By candle-nn's AdamW.
+    Candle,
+}
+
+impl Recipe {
+    /// Our AdamW alone.
+    pub(crate) const PLAIN: Self = Recipe::Ours(Constraint::None);
+}
+
 /// A model with its optimizer.
 pub(crate) struct Training {
     loss: Loss,
-    optimizer: RobustOptimizer,
+    optimizer: Optimizer,
     /// To train on, and held out.
     batches: [Batch; 2],
-    learns_radii: bool,
+    /// Parameters and tensors.
+    size: (usize, usize),
+}
+
+enum Optimizer {
+    Ours(Box<RobustOptimizer>),
+    /// With TPGM, whose radii are learned after every step.
+    LearnsRadii(Box<RobustOptimizer>),
+    Candle(candle_nn::AdamW),
 }
 
 impl Training {
@@ -35,26 +57,39 @@ impl Training {
     /// The checkpoint is not of this network.
     pub(crate) fn new(
         network: Network,
-        checkpoint: &Path,
-        constraint: Constraint,
+        checkpoint: &Checkpoint,
+        recipe: Recipe,
         threads: usize,
     ) -> Result<Self> {
-        let params = Params::open(checkpoint, &Device::Cpu)?.head(format!("{}.*", network.head()));
+        let params = Params::open(checkpoint.path(), &Device::Cpu)?.head(format!("{}.*", network.head()));
         let loss = network.loss(params.var_builder(), &DropoutRng::new(0))?;
-        let rule = AdamW::default().lr(RATE).weight_decay(WEIGHT_DECAY);
-        let mut optimizer =
-            RobustOptimizer::builder(&params).rule(rule).constraint(constraint).threads(threads).build()?;
-        let learns_radii = matches!(constraint, Constraint::Tpgm(_));
-        if learns_radii {
-            // Every step is followed by an update of the radii, which projects.
-            optimizer.set_projection(Projection::Defer);
-        }
-        Ok(Self { loss, optimizer, batches: [network.batch(0)?, network.batch(1)?], learns_radii })
+        let vars = params.all();
+        let size = (vars.iter().map(|param| param.var().elem_count()).sum(), vars.len());
+        let optimizer = match recipe {
+            Recipe::Ours(constraint) => {
+                let rule = AdamW::default().lr(RATE).weight_decay(WEIGHT_DECAY);
+                let builder = RobustOptimizer::builder(&params).rule(rule).constraint(constraint);
+                let mut optimizer = Box::new(builder.threads(threads).build()?);
+                if let Constraint::Tpgm(_) = constraint {
+                    // Every step is followed by an update of the radii, which projects.
+                    optimizer.set_projection(Projection::Defer);
+                    Optimizer::LearnsRadii(optimizer)
+                } else {
+                    Optimizer::Ours(optimizer)
+                }
+            }
+            Recipe::Candle => {
+                let options = ParamsAdamW { lr: RATE, weight_decay: WEIGHT_DECAY, ..ParamsAdamW::default() };
+                let vars = vars.iter().map(|param| param.var().clone()).collect();
+                Optimizer::Candle(candle_nn::Optimizer::new(vars, options)?)
+            }
+        };
+        Ok(Self { loss, optimizer, batches: [network.batch(0)?, network.batch(1)?], size })
     }
 
     /// Parameters and tensors.
     pub(crate) fn size(&self) -> (usize, usize) {
-        (self.optimizer.set().numel(), self.optimizer.set().len())
+        self.size
     }
 
     /// One step; returns the seconds of its parts.
@@ -63,7 +98,7 @@ impl Training {
     ///
     /// A loss or gradient that is not finite.
     pub(crate) fn step(&mut self) -> Result<[f64; PARTS.len()]> {
-        let Self { loss, optimizer, batches: [batch, held_out], learns_radii } = self;
+        let Self { loss, optimizer, batches: [batch, held_out], .. } = self;
         let begun = Instant::now();
         let value = loss(batch, true)?;
         // As in a real loop, which shows it.
@@ -71,9 +106,14 @@ impl Training {
         let forward = begun.elapsed();
         let grads = value.backward()?;
         let backward = begun.elapsed();
-        optimizer.step(&grads)?;
+        match optimizer {
+            Optimizer::Ours(optimizer) | Optimizer::LearnsRadii(optimizer) => {
+                optimizer.step(&grads).map(drop)?
+            }
+            Optimizer::Candle(optimizer) => candle_nn::Optimizer::step(optimizer, &grads)?,
+        }
         let stepped = begun.elapsed();
-        if *learns_radii {
+        if let Optimizer::LearnsRadii(optimizer) = optimizer {
             optimizer.tpgm()?.update(|| loss(held_out, false))?;
         }
         let all = begun.elapsed();

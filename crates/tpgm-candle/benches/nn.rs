@@ -148,6 +148,32 @@ fn blocks(c: &mut Criterion) {
     );
 }
 
+/// Attention over 64 tokens of 384 features: the projection of queries, and 12 heads.
+fn attention(c: &mut Criterion) {
+    compare(
+        c,
+        "linear",
+        &[&[32, 64, 384], &[384, 384], &[384]],
+        |x| nn::Linear::new(x[1].clone(), Some(x[2].clone())).forward(&x[0]),
+        |x| composed::linear(&x[0], &x[1], Some(&x[2])),
+    );
+    let shape = [32, 12, 64, 32];
+    compare(
+        c,
+        "scores",
+        &[&shape, &shape],
+        |x| nn::matmul_transposed(&x[0], &x[1]),
+        |x| composed::matmul_transposed(&x[0], &x[1]),
+    );
+    compare(
+        c,
+        "attended",
+        &[&[32, 12, 64, 64], &shape],
+        |x| nn::matmul(&x[0], &x[1]),
+        |x| composed::matmul(&x[0], &x[1]),
+    );
+}
+
 /// Layers of ResNet-50, with a batch of 8.
 fn convolutions(c: &mut Criterion) {
     for (name, [inputs, outputs, size, kernel], stride) in [
@@ -183,5 +209,5 @@ fn convolutions(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, norms, softmax, activations, others, blocks, convolutions);
+criterion_group!(benches, norms, softmax, activations, others, blocks, attention, convolutions);
 criterion_main!(benches);

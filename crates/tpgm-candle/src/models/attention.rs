@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Module, ModuleT, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::error::{Error, Result as OurResult};
-use crate::nn::{Dropout, Linear, linear, linear_no_bias, softmax_last_dim};
+use crate::nn::{Dropout, Linear, linear, linear_no_bias, matmul, matmul_transposed, softmax_last_dim};
 
 /// Heads that attend: `softmax(q k^T / sqrt(width of a head)) v`.
 #[derive(Debug, Clone)]
@@ -33,13 +33,13 @@ impl Heads {
         let width = size / self.count;
         let split = |x: &Tensor| x.reshape((batch, (), self.count, width))?.transpose(1, 2)?.contiguous();
         let query = split(&(query * (width as f64).powf(-0.5))?)?;
-        let scores = query.matmul(&split(key)?.transpose(2, 3)?.contiguous()?)?;
+        let scores = matmul_transposed(&query, &split(key)?)?;
         let scores = match mask {
             Some(mask) => scores.broadcast_add(mask)?,
             None => scores,
         };
         let weights = self.dropout.forward_t(&softmax_last_dim(&scores)?, train)?;
-        weights.matmul(&split(value)?)?.transpose(1, 2)?.contiguous()?.reshape((batch, queries, size))
+        matmul(&weights, &split(value)?)?.transpose(1, 2)?.contiguous()?.reshape((batch, queries, size))
     }
 }
 

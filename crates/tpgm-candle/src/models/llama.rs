@@ -31,7 +31,8 @@ pub use self::config::{Family, LlamaConfig, RopeScaling};
 use crate::error::Result as OurResult;
 use crate::lora::{Lora, LoraConfig};
 use crate::nn::{
-    Linear, RmsNorm, cross_entropy, linear, linear_no_bias, rms_norm, rope, silu, softmax_last_dim,
+    Linear, RmsNorm, cross_entropy, linear, linear_no_bias, matmul, matmul_transposed, rms_norm, rope, silu,
+    softmax_last_dim,
 };
 use crate::params::Params;
 
@@ -249,10 +250,10 @@ impl Block {
         // The queries that share a key are rows of one matrix, so that no key or value is repeated.
         let scale = (query.dim(3)? as f64).powf(-0.5);
         let query = (query * scale)?.reshape((batch, self.groups, (), key.dim(3)?))?;
-        let scores = query.matmul(&key.transpose(2, 3)?.contiguous()?)?;
+        let scores = matmul_transposed(&query, &key)?;
         let scores = scores.reshape((batch, self.heads, length, length))?.broadcast_add(&place.mask)?;
         let weights = softmax_last_dim(&scores)?.reshape((batch, self.groups, (), length))?;
-        let mixed = weights.matmul(&value)?.reshape((batch, self.heads, length, ()))?;
+        let mixed = matmul(&weights, &value)?.reshape((batch, self.heads, length, ()))?;
         mixed.transpose(1, 2)?.contiguous()?.reshape((batch, length, ()))
     }
 }

@@ -277,3 +277,41 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.broadcast_add(bias)
 }
+
+/// [`matmul`](super::matmul).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn matmul(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    x.contiguous()?.matmul(&y.contiguous()?)
+}
+
+/// [`matmul_transposed`](super::matmul_transposed).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn matmul_transposed(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let y = y.contiguous()?;
+    x.contiguous()?.matmul(&y.transpose(D::Minus1, D::Minus2)?)
+}
+
+/// [`Linear`](super::Linear).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let mut shape = x.dims().to_vec();
+    shape.pop();
+    // One matrix product for all leading dimensions: candle's batched one would multiply the weight by the batch.
+    let y = x.reshape((shape.iter().product::<usize>(), inputs))?.matmul(&weight.t()?)?;
+    shape.push(outputs);
+    let y = match bias {
+        Some(bias) => add_bias(&y, bias)?,
+        None => y,
+    };
+    y.reshape(shape)
+}

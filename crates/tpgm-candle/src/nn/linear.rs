@@ -1,15 +1,17 @@
 //! Linear layers.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Module, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
+use rayon::prelude::*;
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, vectorized};
+use super::product::{Factor, product, product_tensor};
 use super::storage::{
     Columns, Operand, by_dtype, elements, fill, for_pieces, into_storage, into_tensor, load, round,
-    rows_per_piece, scratch, store, sum_in_order, widen,
+    rows_per_piece, scratch, store, sum_in_order, typed_mut, widen,
 };
 
 const NAME: &str = "add-bias";
@@ -47,20 +49,30 @@ impl AddBias {
         });
         T::buffer(y)
     }
+}
 
-    /// Sums of the columns.
-    fn bias_gradient<T: Element, C: Float>(grad: Slice<'_>, width: usize) -> Buffer {
-        let parts = for_pieces(grad.len(), rows_per_piece(width) * width, |range| {
-            let mut grad_scratch = scratch::<T, C>(width);
-            let mut sum = Columns::<C>::new(width);
-            for start in range.step_by(width.max(1)) {
-                let grad = load(grad.sub(start..start + width), &mut grad_scratch);
-                sum.row(|sum| accumulate(grad, sum));
-            }
-            sum.finish()
-        });
-        T::buffer(round(&sum_in_order(width, &parts)))
+/// The gradient of a bias, if it is wanted: sums of the columns of `grad`, which is contiguous.
+fn bias_gradient(bias: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    if !bias.track_op() {
+        return Ok(None);
     }
+    let data = Operand::new(NAME, grad);
+    let data = data.slice()?;
+    let sum = by_dtype!(data.dtype(), T, C => sum_columns::<T, C>(data, bias.elem_count()));
+    into_tensor(sum, bias.shape()).map(Some)
+}
+
+fn sum_columns<T: Element, C: Float>(grad: Slice<'_>, width: usize) -> Buffer {
+    let parts = for_pieces(grad.len(), rows_per_piece(width) * width, |range| {
+        let mut grad_scratch = scratch::<T, C>(width);
+        let mut sum = Columns::<C>::new(width);
+        for start in range.step_by(width.max(1)) {
+            let grad = load(grad.sub(start..start + width), &mut grad_scratch);
+            sum.row(|sum| accumulate(grad, sum));
+        }
+        sum.finish()
+    });
+    T::buffer(round(&sum_in_order(width, &parts)))
 }
 
 impl CustomOp2 for AddBias {
@@ -88,14 +100,7 @@ impl CustomOp2 for AddBias {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let d_bias = if bias.track_op() {
-            let data = Operand::new(NAME, &grad);
-            let data = data.slice()?;
-            let sum = by_dtype!(data.dtype(), T, C => Self::bias_gradient::<T, C>(data, bias.elem_count()));
-            Some(into_tensor(sum, bias.shape())?)
-        } else {
-            None
-        };
+        let d_bias = bias_gradient(bias, &grad)?;
         Ok((Some(grad), d_bias))
     }
 }
@@ -116,7 +121,8 @@ vectorized! {
     }
 }
 
-/// Linear layer `x W^T + b`, as `candle_nn::Linear`, with the bias added and its gradient summed in parallel.
+/// Linear layer `x W^T + b`, as `candle_nn::Linear`: one node of the graph instead of five, and neither the gradient of a
+/// frozen weight nor that of an input outside the graph is computed.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,
@@ -155,17 +161,133 @@ impl Module for Linear {
             let expected = "the input's last dimension must be the weight's";
             return Err(shape_error("linear", expected, &[x, &self.weight]));
         }
-        // One matrix product for all leading dimensions: candle's batched one would multiply the weight by the batch.
-        let mut shape = x.dims().to_vec();
-        let rows = shape[..shape.len() - 1].iter().product::<usize>();
-        let y = x.reshape((rows, inputs))?.matmul(&self.weight.t()?)?;
-        let y = match &self.bias {
-            Some(bias) => add_bias(&y, bias)?,
-            None => y,
-        };
+        let mut args = vec![x, &self.weight];
+        if let Some(bias) = &self.bias {
+            args.push(bias);
+            if bias.dims() != [outputs] {
+                return Err(shape_error("linear", "the bias must be (outputs)", &args));
+            }
+        }
+        same_kind("linear", &args)?;
+        let bias = self.bias.as_ref();
+        match (Path::of(x), bias) {
+            (Path::Composed, _) => composed::linear(x, &self.weight, bias),
+            (Path::Fused, None) => x.contiguous()?.apply_op2(&self.weight.contiguous()?, Affine),
+            (Path::Fused, Some(bias)) => {
+                x.contiguous()?.apply_op3(&self.weight.contiguous()?, &bias.contiguous()?, Affine)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Affine;
+
+impl Affine {
+    const NAME: &'static str = "linear";
+
+    fn product(
+        x: (&CpuStorage, &Layout),
+        weight: (&CpuStorage, &Layout),
+        outputs: usize,
+    ) -> Result<(CpuStorage, Shape)> {
+        let y = product(Self::NAME, Factor::matrix(x.0, x.1), Factor::matrix(weight.0, weight.1).t())?;
+        let mut shape = x.1.dims().to_vec();
         shape.pop();
         shape.push(outputs);
-        y.reshape(shape)
+        Ok((y, shape.into()))
+    }
+
+    fn add_bias<T: Element, C: Float>(y: &mut [T], bias: Slice<'_>) {
+        let width = bias.len();
+        let bias = widen::<C>(bias);
+        y.par_chunks_mut((rows_per_piece(width) * width).max(1)).for_each(|piece| {
+            let (mut y_scratch, mut sum_scratch) = (scratch::<T, C>(width), scratch::<T, C>(width));
+            for y in piece.chunks_mut(width) {
+                match C::direct_mut(T::slice_mut(y)) {
+                    Some(y) => accumulate(&bias, y),
+                    None => {
+                        C::load(T::slice(y), &mut y_scratch);
+                        store(y, &mut sum_scratch, |sum: &mut [C]| add(&y_scratch, &bias, sum));
+                    }
+                }
+            }
+        });
+    }
+
+    /// The gradients of `x` and `weight`, each only if it is wanted.
+    fn gradients(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let [x_data, weight_data, grad] = [x, weight, grad].map(|tensor| Operand::new(Self::NAME, tensor));
+        let matrix = |(storage, layout)| Factor::matrix(storage, layout);
+        let (x_data, weight_data, grad) =
+            (matrix(x_data.storage()?), matrix(weight_data.storage()?), matrix(grad.storage()?));
+        let wanted = |tensor: &Tensor, a: Factor<'_>, b: Factor<'_>| {
+            tensor.track_op().then(|| product_tensor(Self::NAME, a, b, tensor.shape())).transpose()
+        };
+        Ok((wanted(x, grad, weight_data)?, wanted(weight, grad.t(), x_data)?))
+    }
+}
+
+impl CustomOp2 for Affine {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Self::product((x, x_layout), (weight, weight_layout), weight_layout.dims()[0])
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Self::gradients(x, weight, &grad.contiguous()?)
+    }
+}
+
+impl CustomOp3 for Affine {
+    fn name(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let bias = elements(Self::NAME, bias, bias_layout)?;
+        let (mut y, shape) = Self::product((x, x_layout), (weight, weight_layout), bias.len())?;
+        by_dtype!(bias.dtype(), T, C => {
+            let y = typed_mut::<T>(&mut y).expect("products have the type of their factors");
+            Self::add_bias::<T, C>(y, bias);
+        });
+        Ok((y, shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (d_x, d_weight) = Self::gradients(x, weight, &grad)?;
+        Ok((d_x, d_weight, bias_gradient(bias, &grad)?))
     }
 }
 

@@ -9,13 +9,14 @@
 //! | `candle_nn::RmsNorm::forward`, `ops::rms_norm` | none | [`RmsNorm`], [`rms_norm`] |
 //! | `candle_nn::ops::softmax_last_dim` | none | [`softmax_last_dim`], [`log_softmax_last_dim`] |
 //! | `candle_nn::rotary_emb::rope`, `rope_i` | none | [`rope`], [`rope_i`] |
-//! | `candle_nn::ops::sdpa` | none | matrix products around [`softmax_last_dim`] |
+//! | `candle_nn::ops::sdpa` | none | [`matmul_transposed`], [`softmax_last_dim`], [`matmul`] |
 //! | `Tensor::max_pool2d` | too small by the area of the window; error where stride and window differ | [`MaxPool2d`], [`max_pool2d`] |
 //! | `candle_nn::Conv2d` | yes; error where the stride leaves other remainders of height and width | [`Conv2d`] |
 //! | `candle_nn::Dropout` | yes, but its masks cannot be seeded or resumed on the CPU | [`Dropout`] |
 //!
 //! These have a gradient in candle and are here because they are faster (`benches/nn.rs` measures it):
-//! [`BatchNorm`], [`Conv2d`], [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`].
+//! [`BatchNorm`], [`Conv2d`], [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`],
+//! [`matmul`], [`matmul_transposed`].
 //!
 //! ```
 //! use candle_core::{Device, Module, Tensor, Var};
@@ -55,6 +56,7 @@ mod float;
 mod linear;
 mod norm;
 mod pool;
+mod product;
 mod rotary;
 mod softmax;
 mod storage;
@@ -67,5 +69,6 @@ pub use dropout::{Dropout, DropoutRng, DropoutState};
 pub use linear::{Linear, add_bias, linear, linear_no_bias};
 pub use norm::{LayerNorm, RmsNorm, layer_norm, rms_norm};
 pub use pool::{MaxPool2d, max_pool2d};
+pub use product::{matmul, matmul_transposed};
 pub use rotary::{rope, rope_i};
 pub use softmax::{log_softmax_last_dim, softmax_last_dim};

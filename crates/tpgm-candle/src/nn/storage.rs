@@ -1,8 +1,10 @@
 //! Between candle's tensors and the kernels: slices in, new storage out, in parallel over pieces of fixed size.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::ops::Range;
 
+use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, StorageRef, Tensor};
 use rayon::prelude::*;
 use tpgm_core::{Buffer, Element, Slice};
@@ -54,17 +56,16 @@ pub(super) fn rows_per_piece(width: usize) -> usize {
 
 /// The elements of storage that an operation was given.
 pub(super) fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<Slice<'a>> {
-    let data =
-        cpu_slice(storage).ok_or_else(|| Error::LayerDType { op, dtypes: vec![storage_dtype(storage)] })?;
+    let data = data(op, storage)?;
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(data.sub(start..end)),
         None => Err(candle_core::Error::RequiresContiguous { op }.bt()),
     }
 }
 
-fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {
-    use candle_core::backend::BackendStorage;
-    storage.dtype()
+/// All elements of storage that an operation was given.
+pub(super) fn data<'a>(op: &'static str, storage: &'a CpuStorage) -> Result<Slice<'a>> {
+    Ok(cpu_slice(storage).ok_or_else(|| Error::LayerDType { op, dtypes: vec![storage.dtype()] })?)
 }
 
 /// A tensor's elements, under candle's read lock.
@@ -102,6 +103,18 @@ pub(super) fn into_storage(buffer: Buffer) -> CpuStorage {
         Buffer::F16(data) => CpuStorage::F16(data),
         Buffer::BF16(data) => CpuStorage::BF16(data),
     }
+}
+
+/// The elements of storage to write them, if they are of type `T`.
+pub(super) fn typed_mut<T: Element>(storage: &mut CpuStorage) -> Option<&mut [T]> {
+    let data: &mut dyn Any = match storage {
+        CpuStorage::F64(data) => data,
+        CpuStorage::F32(data) => data,
+        CpuStorage::F16(data) => data,
+        CpuStorage::BF16(data) => data,
+        _ => return None,
+    };
+    data.downcast_mut::<Vec<T>>().map(Vec::as_mut_slice)
 }
 
 /// A new tensor on the CPU.

@@ -20,6 +20,10 @@ fn layers() -> Vec<(&'static str, Vec<Vec<usize>>, Layer)> {
         ("linear", vec![x(), vec![3, 8], vec![3]], |t| {
             nn::Linear::new(t[1].clone(), Some(t[2].clone())).forward(&t[0])
         }),
+        ("matmul", vec![vec![2, 3, 4, 5], vec![2, 3, 5, 6]], |t| nn::matmul(&t[0], &t[1])),
+        ("matmul_transposed", vec![vec![2, 3, 4, 5], vec![2, 3, 6, 5]], |t| {
+            nn::matmul_transposed(&t[0], &t[1])
+        }),
         ("layer_norm", vec![x(), vec![8], vec![8]], |t| {
             nn::LayerNorm::new(t[1].clone(), t[2].clone(), 1e-5).forward(&t[0])
         }),

@@ -1,4 +1,4 @@
-use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use tpgm_candle::nn::{Linear, add_bias, composed, linear, linear_no_bias};
 
@@ -45,6 +45,28 @@ fn values_and_gradients_are_those_of_candle() {
 }
 
 #[test]
+fn only_what_is_in_the_graph_gets_a_gradient() {
+    let args = [values((5, 8), 1), values((4, 8), 2), values(4, 3)];
+    for trained in 0..3 {
+        let var = Var::from_tensor(&args[trained]).unwrap();
+        let mut inputs = args.clone();
+        inputs[trained] = var.as_tensor().clone();
+        let grads = layer(&inputs).unwrap().sum_all().unwrap().backward().unwrap();
+        for (i, input) in inputs.iter().enumerate() {
+            assert_eq!(grads.get(input).is_some(), i == trained, "input {i} while {trained} is trained");
+        }
+    }
+}
+
+#[test]
+fn strided_arguments_and_several_pieces() {
+    check_gradients("strided", &[values((3, 4), 1), values((3, 5), 2), values((5, 2), 3)], |x| {
+        Linear::new(x[1].t()?, Some(x[2].narrow(1, 1, 1)?.squeeze(1)?)).forward(&x[0].t()?)
+    });
+    check_gradients("long", &[values((9_000, 2), 1), values((5, 2), 2), values(5, 3)], layer);
+}
+
+#[test]
 fn layers_load_what_candle_loads() {
     let map = VarMap::new();
     let vb = VarBuilder::from_varmap(&map, DType::F32, &Device::Cpu);
@@ -71,4 +93,9 @@ fn errors_name_operation_and_shapes() {
     let text = message(add_bias(&values((2, 4), 1), &values(3, 2)));
     assert!(text.contains("add-bias") && text.contains("[2, 4]") && text.contains("[3]"), "{text}");
     assert!(message(layer(&[values((2, 4), 1), values(4, 2)])).contains("linear"));
+    let text = message(layer(&[values((2, 4), 1), values((7, 4), 2), values(6, 3)]));
+    assert!(text.contains("linear") && text.contains("[7, 4]") && text.contains("[6]"), "{text}");
+    let bias = values(7, 3).to_dtype(DType::F32).unwrap();
+    let text = message(layer(&[values((2, 4), 1), values((7, 4), 2), bias]));
+    assert!(text.contains("linear") && text.contains("F32"), "{text}");
 }

@@ -11,6 +11,7 @@ mod gradients;
 mod linear;
 mod norm;
 mod pool;
+mod product;
 mod rotary;
 mod softmax;
 mod threads;

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
 use tpgm_candle::nn::{
-    BatchNorm, Conv2d, Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu,
-    max_pool2d, rope, softmax_last_dim,
+    BatchNorm, Conv2d, Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu, matmul,
+    matmul_transposed, max_pool2d, rope, softmax_last_dim,
 };
 
 use crate::gradients::{flat, gradients, values, weighted_sum};
@@ -17,6 +17,9 @@ fn model(x: &[Tensor]) -> Result<Tensor> {
     let y = RmsNorm::new(x[1].clone(), 1e-5).forward(&y)?;
     let angles = values((rows, 18), 4).to_dtype(y.dtype())?;
     let y = rope(&y.reshape((1, 1, rows, 36))?, &angles.cos()?, &angles.sin()?)?;
+    let tokens = y.reshape((rows / 50, 50, 36))?;
+    let scores = softmax_last_dim(&matmul_transposed(&tokens, &tokens)?)?;
+    let y = matmul(&scores, &tokens)?.reshape((1, 1, rows, 36))?;
     let y = max_pool2d(&y, (2, 2), (2, 1))?;
     let y = Conv2d::new(x[4].clone()).padding(1).forward(&y.reshape((50, 1, 40, 35))?)?;
     let running = Tensor::ones(3, y.dtype(), &Device::Cpu)?;

@@ -150,7 +150,11 @@ fn run_tile<C: Real, const ANCHORED: bool, const SINK: u8>(
         }
     }
     match SINK {
-        sink::ABS | sink::STORE_ABS => sum.add1_tile(scratch, C::abs),
+        sink::ABS | sink::STORE_ABS => {
+            let mut tile = Lanes::ZERO;
+            tile.add1(scratch, C::abs);
+            sum.add_tile(tile);
+        }
         sink::SQUARE => sum.add1(scratch, |d| d.to_f64() * d.to_f64()),
         _ => {}
     }
@@ -230,7 +234,11 @@ kernel! {
         if SQUARED {
             sum.add2(w, a, |w, a| (w - a).to_f64() * (w - a).to_f64());
         } else {
-            tiles(w.len()).for_each(|tile| sum.add2_tile(&w[tile.clone()], &a[tile], |w, a| (w - a).abs()));
+            for range in tiles(w.len()) {
+                let mut tile = Lanes::ZERO;
+                tile.add2(&w[range.clone()], &a[range], |w, a| (w - a).abs());
+                sum.add_tile(tile);
+            }
         }
     }
 }

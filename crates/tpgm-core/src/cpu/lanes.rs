@@ -3,8 +3,10 @@
 use crate::element::Real;
 
 /// Partial sums of one reduction. Element `i` of a unit goes to lane `i % LANES`, whatever the vector width.
+///
+/// Sums are in f64; only those of a tile, see [`add_tile`](Lanes::add_tile), are in compute type.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Lanes([f64; LANES]);
+pub(super) struct Lanes<S = f64>([S; LANES]);
 
 /// 16: four AVX2 accumulators of f64, enough to hide the latency of an addition.
 pub(super) const LANES: usize = 16;
@@ -25,12 +27,12 @@ pub(super) fn fetch_ahead<T>(block: &[T]) {
     let _ = block;
 }
 
-impl Lanes {
-    pub(super) const ZERO: Self = Self([0.0; LANES]);
+impl<S: Real> Lanes<S> {
+    pub(super) const ZERO: Self = Self([S::ZERO; LANES]);
 
     /// Adds `f(x)` of every element.
     #[inline(always)]
-    pub(super) fn add1<T: Copy>(&mut self, x: &[T], f: impl Fn(T) -> f64) {
+    pub(super) fn add1<T: Copy>(&mut self, x: &[T], f: impl Fn(T) -> S) {
         let mut lanes = self.0;
         let (blocks, rest) = x.as_chunks::<LANES>();
         for x in blocks {
@@ -44,46 +46,9 @@ impl Lanes {
         self.0 = lanes;
     }
 
-    /// Adds `f(x)` of every element of a short slice, values of one sign: those that share a lane are added up in their own
-    /// type first, which takes one conversion instead of one each. Nothing cancels, so the sum is off by no more than one
-    /// rounding of that type per addition, relative to itself.
-    #[inline(always)]
-    pub(super) fn add1_tile<C: Real>(&mut self, x: &[C], f: impl Fn(C) -> C) {
-        let mut lanes = [C::ZERO; LANES];
-        let (blocks, rest) = x.as_chunks::<LANES>();
-        for x in blocks {
-            for lane in 0..LANES {
-                lanes[lane] += f(x[lane]);
-            }
-        }
-        for (lane, x) in lanes.iter_mut().zip(rest) {
-            *lane += f(*x);
-        }
-        self.add1(&lanes, C::to_f64);
-    }
-
-    /// Adds `f(x, y)` of every pair of elements, as [`add1_tile`](Self::add1_tile).
-    #[inline(always)]
-    pub(super) fn add2_tile<C: Real>(&mut self, x: &[C], y: &[C], f: impl Fn(C, C) -> C) {
-        let mut lanes = [C::ZERO; LANES];
-        let (x_blocks, x_rest) = x.as_chunks::<LANES>();
-        let (y_blocks, y_rest) = y[..x.len()].as_chunks::<LANES>();
-        for (x, y) in x_blocks.iter().zip(y_blocks) {
-            fetch_ahead(x);
-            fetch_ahead(y);
-            for lane in 0..LANES {
-                lanes[lane] += f(x[lane], y[lane]);
-            }
-        }
-        for ((lane, x), y) in lanes.iter_mut().zip(x_rest).zip(y_rest) {
-            *lane += f(*x, *y);
-        }
-        self.add1(&lanes, C::to_f64);
-    }
-
     /// Adds `f(x, y)` of every pair of elements.
     #[inline(always)]
-    pub(super) fn add2<T: Copy, U: Copy>(&mut self, x: &[T], y: &[U], f: impl Fn(T, U) -> f64) {
+    pub(super) fn add2<T: Copy, U: Copy>(&mut self, x: &[T], y: &[U], f: impl Fn(T, U) -> S) {
         let mut lanes = self.0;
         let (x_blocks, x_rest) = x.as_chunks::<LANES>();
         let (y_blocks, y_rest) = y[..x.len()].as_chunks::<LANES>();
@@ -102,7 +67,7 @@ impl Lanes {
 
     /// Adds `f(x, y, z)` of every triple of elements.
     #[inline(always)]
-    pub(super) fn add3<T: Copy>(&mut self, x: &[T], y: &[T], z: &[T], f: impl Fn(T, T, T) -> f64) {
+    pub(super) fn add3<T: Copy>(&mut self, x: &[T], y: &[T], z: &[T], f: impl Fn(T, T, T) -> S) {
         let mut lanes = self.0;
         let (x_blocks, x_rest) = x.as_chunks::<LANES>();
         let (y_blocks, y_rest) = y[..x.len()].as_chunks::<LANES>();
@@ -126,7 +91,7 @@ impl Lanes {
         x: &[T],
         y: &[T],
         z: &[T],
-        f: impl Fn(T, T, T) -> (f64, f64),
+        f: impl Fn(T, T, T) -> (S, S),
     ) {
         let (mut first, mut second) = (self.0, other.0);
         let (x_blocks, x_rest) = x.as_chunks::<LANES>();
@@ -146,6 +111,16 @@ impl Lanes {
             second[lane] += b;
         }
         (self.0, other.0) = (first, second);
+    }
+}
+
+impl Lanes {
+    /// Adds the sums of a few elements per lane, values of one sign that were added up in their own type, which takes one
+    /// conversion instead of one each. Nothing cancels, so the sum is off by no more than one rounding of that type per
+    /// addition, relative to itself.
+    #[inline(always)]
+    pub(super) fn add_tile<C: Real>(&mut self, tile: Lanes<C>) {
+        self.add1(&tile.0, C::to_f64);
     }
 
     /// The sum of all lanes, added up as a binary tree.
