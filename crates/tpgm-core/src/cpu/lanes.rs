@@ -117,7 +117,7 @@ impl<S: Real> Lanes<S> {
 impl Lanes {
     /// Adds the sums of a few elements per lane, values of one sign that were added up in their own type, which takes one
     /// conversion instead of one each. Nothing cancels, so the sum is off by no more than one rounding of that type per
-    /// addition, relative to itself.
+    /// addition, relative to itself; 16 values of f32 overflow where each is beyond 2e37.
     #[inline(always)]
     pub(super) fn add_tile<C: Real>(&mut self, tile: Lanes<C>) {
         self.add1(&tile.0, C::to_f64);
