@@ -31,6 +31,6 @@ mod target;
 pub use methods::{Call, Method, Operation, Traffic};
 pub use models::Model;
 pub use ours::{FLIP_EVERY, Ours};
-pub use peer::{Hello, KEPT, Memory, Peers, TorchOptions};
+pub use peer::{AS_IS, Hello, KEPT, Memory, Peers, TorchOptions};
 pub use samples::Samples;
 pub use target::{CpuTarget, GpuTarget, Target, Timed};

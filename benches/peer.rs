@@ -73,7 +73,7 @@ impl Memory {
 /// The names of peers whose allocator keeps memory end in this.
 pub const KEPT: &str = "_kept";
 /// The names of copies of this program whose allocator is as it is end in this.
-const AS_IS: &str = "_as_is";
+pub const AS_IS: &str = "_as_is";
 
 /// For the C library of Linux.
 const KEEP_MEMORY: [(&str, &str); 3] = [

@@ -13,7 +13,7 @@ use crate::network::{Checkpoint, Network};
 use crate::training::{Recipe, Training};
 
 /// What can be trained, by the beginning of its name; the end says what becomes of freed memory.
-pub(crate) const RECIPES: [(&str, Recipe); 2] = [("ours", Recipe::PLAIN), ("candle_adamw", Recipe::Candle)];
+const RECIPES: [(&str, Recipe); 2] = [("ours", Recipe::PLAIN), ("candle_adamw", Recipe::Candle)];
 
 struct Server<'a> {
     suffix: &'a str,
@@ -76,7 +76,20 @@ impl Server<'_> {
 
 #[cfg(test)]
 mod tests {
+    use tpgm_benches::{AS_IS, KEPT};
+
     use super::*;
+
+    #[test]
+    fn copies_offer_what_the_methods_ask_for() {
+        let names: Vec<&str> =
+            crate::methods().iter().flat_map(|(.., peers)| peers.iter().copied()).collect();
+        for suffix in [AS_IS, KEPT] {
+            let stems: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix(suffix)).collect();
+            assert!(!stems.is_empty(), "nobody's name ends in {suffix}");
+            assert!(stems.iter().all(|stem| RECIPES.iter().any(|(name, _)| name == stem)), "{stems:?}");
+        }
+    }
 
     #[test]
     fn answers_are_those_of_a_peer() {

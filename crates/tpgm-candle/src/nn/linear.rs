@@ -8,7 +8,7 @@ use tpgm_core::{Buffer, Element, Slice};
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, vectorized};
-use super::product::{Factor, product, product_tensor};
+use super::product::{Factor, gradient, product};
 use super::storage::{
     Columns, Operand, by_dtype, elements, fill, for_pieces, into_storage, into_tensor, load, round,
     rows_per_piece, scratch, store, sum_in_order, typed_mut, widen,
@@ -202,13 +202,14 @@ impl Affine {
         let width = bias.len();
         let bias = widen::<C>(bias);
         y.par_chunks_mut((rows_per_piece(width) * width).max(1)).for_each(|piece| {
-            let (mut y_scratch, mut sum_scratch) = (scratch::<T, C>(width), scratch::<T, C>(width));
+            let mut wide = scratch::<T, C>(width);
             for y in piece.chunks_mut(width) {
                 match C::direct_mut(T::slice_mut(y)) {
                     Some(y) => accumulate(&bias, y),
                     None => {
-                        C::load(T::slice(y), &mut y_scratch);
-                        store(y, &mut sum_scratch, |sum: &mut [C]| add(&y_scratch, &bias, sum));
+                        C::load(T::slice(y), &mut wide);
+                        accumulate(&bias, &mut wide);
+                        C::store(&wide, T::slice_mut(y));
                     }
                 }
             }
@@ -221,10 +222,8 @@ impl Affine {
         let matrix = |(storage, layout)| Factor::matrix(storage, layout);
         let (x_data, weight_data, grad) =
             (matrix(x_data.storage()?), matrix(weight_data.storage()?), matrix(grad.storage()?));
-        let wanted = |tensor: &Tensor, a: Factor<'_>, b: Factor<'_>| {
-            tensor.track_op().then(|| product_tensor(Self::NAME, a, b, tensor.shape())).transpose()
-        };
-        Ok((wanted(x, grad, weight_data)?, wanted(weight, grad.t(), x_data)?))
+        let gradient = |of, a, b| gradient(Self::NAME, of, a, b);
+        Ok((gradient(x, grad, weight_data)?, gradient(weight, grad.t(), x_data)?))
     }
 }
 

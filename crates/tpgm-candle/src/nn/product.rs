@@ -85,12 +85,10 @@ impl CustomOp2 for Product {
         let (x_data, y_data, grad) = (x_data.storage()?, y_data.storage()?, grad.storage()?);
         let batch = |(storage, layout)| Factor::batch(storage, layout);
         let (x_data, y_data, grad) = (batch(x_data), batch(y_data), batch(grad));
-        let wanted = |tensor: &Tensor, a: Factor<'_>, b: Factor<'_>| {
-            tensor.track_op().then(|| product_tensor(self.name(), a, b, tensor.shape())).transpose()
-        };
+        let gradient = |of, a, b| gradient(self.name(), of, a, b);
         Ok(match self.transposed {
-            false => (wanted(x, grad, y_data.t())?, wanted(y, x_data.t(), grad)?),
-            true => (wanted(x, grad, y_data)?, wanted(y, grad.t(), x_data)?),
+            false => (gradient(x, grad, y_data.t())?, gradient(y, x_data.t(), grad)?),
+            true => (gradient(x, grad, y_data)?, gradient(y, grad.t(), x_data)?),
         })
     }
 }
@@ -168,13 +166,16 @@ pub(super) fn product(op: &'static str, x: Factor<'_>, y: Factor<'_>) -> Result<
     })
 }
 
-/// As [`product`], as a tensor of the given shape.
-pub(super) fn product_tensor(
+/// The gradient of a tensor, which is this [`product`], if anybody wants it.
+pub(super) fn gradient(
     op: &'static str,
+    of: &Tensor,
     x: Factor<'_>,
     y: Factor<'_>,
-    shape: &Shape,
-) -> Result<Tensor> {
+) -> Result<Option<Tensor>> {
+    if !of.track_op() {
+        return Ok(None);
+    }
     let storage = Storage::Cpu(product(op, x, y)?);
-    Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false))
+    Ok(Some(Tensor::from_storage(storage, of.shape(), BackpropOp::none(), false)))
 }
