@@ -142,7 +142,7 @@ template <class Storage> struct WriteWork {
 };
 
 // `target = keep * target + take * source`; the targets are in the column of weights, the sources in that of gradients. Reads
-// 8 and writes 4 bytes per f32 parameter.
+// 8 and writes 4 bytes per f32 parameter. With nothing to keep, targets may hold anything, also NaN.
 template <class Storage, class C>
 __device__ inline void blend_piece(const Job& job, const Piece& piece) {
     const Tensor& tensor = job.tensors[piece.tensor];
@@ -157,7 +157,10 @@ __device__ inline void blend_piece(const Job& job, const Piece& piece) {
         #pragma unroll
         for (int j = 0; j < QUADS; j++) {
             #pragma unroll
-            for (int i = 0; i < QUAD; i++) target.x[j][i] = keep * target.x[j][i] + take * source.x[j][i];
+            for (int i = 0; i < QUAD; i++) {
+                C kept = keep == 0 ? C(0) : keep * target.x[j][i];
+                target.x[j][i] = kept + take * source.x[j][i];
+            }
         }
         store<Storage, true>(target, io.weight, tensor.type, place);
     }

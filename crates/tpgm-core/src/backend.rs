@@ -196,6 +196,17 @@ pub trait Backend: Sized {
         Ok(())
     }
 
+    /// Waits for everything so far and says what became of the last step, also if it was the replay of a captured one. Nothing
+    /// to say where a step itself returns its error.
+    ///
+    /// # Errors
+    ///
+    /// Those of the last step, or of one before it that nobody has been told of.
+    fn outcome(&self, set: &ParamSet, workspace: &mut Self::Workspace) -> Result<StepReport> {
+        let _ = (set, workspace);
+        Ok(StepReport::default())
+    }
+
     /// TPGM: projects the weights with the current radii, in place.
     ///
     /// # Errors
@@ -221,7 +232,9 @@ pub trait Backend: Sized {
     /// [`Error::NonFiniteGradient`](crate::Error::NonFiniteGradient); no radius was changed then.
     fn update_radii(&self, job: Job<'_, '_, Self>) -> Result<()>;
 
-    /// `target = keep * target + take * source` for every tensor: moving averages and interpolation of weights.
+    /// `target = keep * target + take * source` for every tensor: moving averages and interpolation of weights. Targets and
+    /// sources may be of different types. With `keep` 0 nobody looks at the targets, which may hold anything: with `take` 1
+    /// this is a copy that rounds to their types.
     ///
     /// # Errors
     ///

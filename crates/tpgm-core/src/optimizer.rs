@@ -173,6 +173,20 @@ impl<B: Backend> Optimizer<B> {
         backend.prepare_step(job, &self.rule, options)
     }
 
+    /// Waits for all steps taken so far and says what became of the last one: for backends that report late, and for steps that
+    /// were captured in a CUDA graph, whose replays nobody is told of otherwise. Asked again, it gives the same answer. Of
+    /// several replays in a row only the last one is known; a refused one does not advance the step counts in
+    /// [`Optimizer::scalars`]. Backends that report at once (the CPU) have nothing to say.
+    ///
+    /// # Errors
+    ///
+    /// That of the last step, as [`Optimizer::step`] would have returned it; before, those of earlier steps that no call has
+    /// returned yet, one each time. Or the device fails.
+    pub fn outcome(&mut self) -> Result<StepReport> {
+        let engine = &mut self.projector.engine;
+        engine.backend.outcome(&engine.set, &mut engine.workspace)
+    }
+
     /// The rule.
     pub fn rule(&self) -> &Rule {
         &self.rule

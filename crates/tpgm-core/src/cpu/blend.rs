@@ -30,7 +30,11 @@ pub(super) fn blend(
                     // SAFETY: every element belongs to one piece; sources are never written.
                     unsafe {
                         let from = load::<C>(Some(source), range.clone(), &mut sources);
-                        target.update(range, &mut targets, |to| kernels::blend(cpu.simd, to, from, keep, take));
+                        target.update(range, &mut targets, |to| match shares.keep {
+                            // What is not kept may be anything, also NaN.
+                            0.0 => to.iter_mut().zip(from).for_each(|(to, &from)| *to = take * from),
+                            _ => kernels::blend(cpu.simd, to, from, keep, take),
+                        });
                     }
                 }
             });

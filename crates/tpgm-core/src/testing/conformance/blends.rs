@@ -81,3 +81,24 @@ pub fn interpolations_match_the_oracle<B: Backend + Clone>(backend: &B) {
         }
     }
 }
+
+/// A blend that keeps nothing copies, also over targets that are no numbers, from any type to any other.
+pub fn blends_that_keep_nothing_copy<B: Backend + Clone>(backend: &B) {
+    for dtype in DType::ALL {
+        for source in DType::ALL {
+            let set = set(dtype);
+            let numel = set.tensors().iter().map(|spec| spec.numel());
+            let values: Vec<Vec<f64>> =
+                numel.enumerate().map(|(t, n)| rounded(source, &uniform(t as u64, n, 2.0))).collect();
+            let anchors: Vec<_> = values.iter().cloned().map(Some).collect();
+            let weights: Vec<_> = values.iter().map(|values| vec![f64::NAN; values.len()]).collect();
+            let mut fixture = Fixture::new(backend, set.tensors(), &weights, &anchors, source);
+            let mut interpolator = Interpolator::new(backend.clone(), &set).expect("memory");
+            fixture.run(|io| interpolator.interpolate(io, 0.0)).expect("interpolate");
+            // Sources are read in the compute type of the target.
+            let copied = |values: &Vec<f64>| rounded(dtype, &rounded(dtype.compute(), values));
+            let expected: Vec<_> = values.iter().map(copied).collect();
+            assert!(fixture.weights() == expected, "{source} to {dtype}");
+        }
+    }
+}

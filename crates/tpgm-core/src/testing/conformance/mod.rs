@@ -18,7 +18,7 @@ mod projector;
 mod promises;
 mod steps;
 
-pub use blends::{averages_match_the_oracle, interpolations_match_the_oracle};
+pub use blends::{averages_match_the_oracle, blends_that_keep_nothing_copy, interpolations_match_the_oracle};
 pub use projector::projector_matches_the_oracle;
 pub use promises::{
     a_gradient_that_is_not_finite_changes_nothing, order_of_tensors_does_not_matter,
@@ -51,6 +51,7 @@ macro_rules! conformance_suite {
             a_gradient_that_is_not_finite_changes_nothing,
             averages_match_the_oracle,
             interpolations_match_the_oracle,
+            blends_that_keep_nothing_copy,
             preparing_a_step_changes_nothing,
             order_of_tensors_does_not_matter,
             saved_state_continues_with_the_same_bits,
