@@ -113,8 +113,12 @@ impl<D: Timed> Device for Counted<D> {
         self.device.copy_out(from, to, bytes)
     }
 
-    fn record(&self) -> Result<D::Event> {
-        self.device.record()
+    fn event(&self) -> Result<D::Event> {
+        self.device.event()
+    }
+
+    fn record(&self, event: &D::Event) -> Result<()> {
+        self.device.record(event)
     }
 
     fn reached(&self, event: &D::Event) -> Result<bool> {
@@ -123,6 +127,14 @@ impl<D: Timed> Device for Counted<D> {
 
     fn wait(&self, event: &D::Event) -> Result<()> {
         self.device.wait(event)
+    }
+
+    fn capturing(&self) -> Result<bool> {
+        self.device.capturing()
+    }
+
+    fn lag(&self) -> usize {
+        self.device.lag()
     }
 
     fn threads(&self) -> usize {

@@ -4,7 +4,7 @@ use std::ffi::c_int;
 use std::fs::read_to_string;
 use std::process::Command;
 
-use cudarc::driver::CudaEvent;
+use cudarc::driver::{CudaEvent, result};
 use cudarc::driver::sys::{CUevent, CUevent_flags};
 use tpgm_core::{Error, Result};
 use tpgm_cuda::{CudaDevice, Device};
@@ -49,8 +49,11 @@ impl Timed for CudaDevice {
     }
 
     fn copy(&self, from: &Self::Memory, to: &mut Self::Memory, bytes: usize) -> Result<()> {
-        let (from, mut to) = (from.slice(..bytes), to.slice_mut(..bytes));
-        self.stream().memcpy_dtod(&from, &mut to).map_err(error(self, "copying within the device"))
+        assert!(bytes <= from.bytes() && bytes <= to.bytes(), "a copy within both memories");
+        let (from, to, stream) = (self.address(from), self.address(to), self.stream());
+        // SAFETY: both memories have these bytes, and this is the stream that they are used and freed on.
+        let copy = || unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) };
+        stream.context().bind_to_thread().and_then(|()| copy()).map_err(error(self, "copying within the device"))
     }
 
     fn model(&self) -> String {

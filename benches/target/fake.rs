@@ -80,7 +80,11 @@ impl Device for Fake {
         Ok(())
     }
 
-    fn record(&self) -> Result<()> {
+    fn event(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn record(&self, (): &()) -> Result<()> {
         Ok(())
     }
 
@@ -90,6 +94,14 @@ impl Device for Fake {
 
     fn wait(&self, (): &()) -> Result<()> {
         Ok(())
+    }
+
+    fn capturing(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn lag(&self) -> usize {
+        1
     }
 
     fn threads(&self) -> usize {

@@ -1,18 +1,28 @@
 //! NVIDIA GPUs, through cudarc.
 
+mod captured;
+mod lent;
+mod memory;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
-use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-    DeviceRepr, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result,
+use cudarc::driver::sys::CUdevice_attribute_enum::{
+    CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
 };
-use tpgm_core::{Element, Error, Result};
+use cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, PushKernelArg,
+    result,
+};
+use tpgm_core::{Error, Result};
 
+pub use self::captured::Captured;
+pub use self::lent::{Lent, LentMut};
+pub use self::memory::{CudaMemory, CudaStaging};
 use crate::device::Device;
 use crate::gpu::Gpu;
-use crate::memory::{View, ViewMut};
 use crate::ptx;
 
 /// Threads of a block: `TPGM_THREADS` of the kernels.
@@ -20,7 +30,8 @@ const THREADS: usize = 256;
 
 /// The CUDA backend. All its work is queued on one stream.
 ///
-/// Buffers that the caller owns are lent as [`View`] and [`ViewMut`]: [`Gpu::view`], [`Gpu::view_mut`].
+/// Memory that the caller owns is lent: [`Gpu::lend`], [`Gpu::lend_mut`], or as [`View`](crate::View) and
+/// [`ViewMut`](crate::ViewMut) of raw addresses.
 ///
 /// ```no_run
 /// use tpgm_core::{AdamW, Backend, Buffer, DType, Ftp, Optimizer, ParamSet, StepOptions, TensorIo};
@@ -33,7 +44,8 @@ const THREADS: usize = 256;
 ///
 /// let set = ParamSet::builder().tensor("w", [32, 32], DType::F32).build()?;
 /// let mut optimizer = Optimizer::new(cuda.clone(), &set, AdamW::default(), Ftp::default())?;
-/// let io = TensorIo::new(cuda.view_mut(&mut weight)?).grad(cuda.view(&grad)?).anchor(cuda.view(&anchor)?);
+/// let (mut w, g, a) = (cuda.lend_mut(&mut weight)?, cuda.lend(&grad)?, cuda.lend(&anchor)?);
+/// let io = TensorIo::new(&mut w).grad(&g).anchor(&a);
 /// optimizer.step(&mut [io], &StepOptions::default())?; // queued: the host does not wait
 /// # Ok::<(), tpgm_core::Error>(())
 /// ```
@@ -51,6 +63,10 @@ struct Inner {
     processors: usize,
     /// Compute capability, `10 * major + minor`.
     capability: u32,
+    lag: usize,
+    /// The thread whose stream it is, for the stream that every thread has its own of.
+    thread: Option<ThreadId>,
+    kept: Mutex<memory::Kept>,
     /// Loaded when first used: compiling a module for the device takes the driver a moment, and a set needs one of them.
     loaded: Mutex<Loaded>,
 }
@@ -110,8 +126,13 @@ impl CudaDevice {
         }
         let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(described)?;
         let processors = usize::try_from(processors).unwrap_or(1);
-        let loaded = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { stream, name, processors, capability, loaded }) })
+        let l2 = context.attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).map_err(described)?;
+        let lag = lag(processors, usize::try_from(l2).unwrap_or(0));
+        let thread = (stream.cu_stream() as usize == PER_THREAD).then(|| thread::current().id());
+        let (kept, loaded) = Default::default();
+        Ok(Self {
+            inner: Arc::new(Inner { stream, name, processors, capability, lag, thread, kept, loaded }),
+        })
     }
 
     /// The stream.
@@ -152,22 +173,48 @@ impl CudaDevice {
         Ok(function)
     }
 
-    /// Address of memory that is used on this stream alone.
-    fn pointer(&self, memory: &CudaSlice<u8>) -> u64 {
-        memory.device_ptr(&self.inner.stream).0
+    /// Comes before every call of the driver: some ask for a current context.
+    fn ready(&self, call: &str) -> Result<()> {
+        if self.inner.is_foreign() {
+            let reason = "the backend was made on another thread, on a stream that every thread has its own of (as candle's \
+                          devices do by default), and nothing would order this call behind the others; make it on the thread \
+                          that made the backend, or make the backend on a stream of its own (candle: \
+                          `Device::new_cuda_with_stream`)";
+            return Err(failed(self.name(), call, reason));
+        }
+        self.inner.stream.context().bind_to_thread().map_err(self.error(call))
     }
 
-    /// Memory of another stream is not ordered with the backend's calls.
-    fn check_stream(&self, other: &Arc<CudaStream>) -> Result<()> {
-        let same = Arc::ptr_eq(other, &self.inner.stream)
-            || (other.cu_stream() == self.inner.stream.cu_stream()
-                && other.context().ordinal() == self.inner.stream.context().ordinal());
-        if same {
-            return Ok(());
+    /// As [`CudaDevice::ready`], for what cannot be part of a graph.
+    fn uncaptured(&self, call: &str) -> Result<()> {
+        match self.capturing()? {
+            true => Err(failed(
+                self.name(),
+                call,
+                "calls are being captured in a graph, which this cannot be part of",
+            )),
+            false => Ok(()),
         }
-        let reason =
-            "the memory belongs to another stream or device; make the backend with `Cuda::with_stream`";
-        Err(failed(self.name(), "lending memory", reason))
+    }
+}
+
+impl Inner {
+    /// True on a thread that cannot queue anything on the stream.
+    fn is_foreign(&self) -> bool {
+        self.thread.is_some_and(|thread| thread != thread::current().id())
+    }
+}
+
+/// `CU_STREAM_PER_THREAD`.
+const PER_THREAD: usize = 2;
+
+/// Three times the elements that all blocks have in work, two blocks a multiprocessor: a block holds a piece and the next one's
+/// ticket. No more than half of the L2 cache holds of f32 weights and anchors; the rest is for what streams through.
+fn lag(processors: usize, l2_bytes: usize) -> usize {
+    let in_work = 2 * processors * THREADS * crate::gpu::PER_THREAD;
+    match l2_bytes {
+        0 => 3 * in_work,
+        bytes => (3 * in_work).min(bytes / 2 / 8),
     }
 }
 
@@ -195,113 +242,91 @@ impl Gpu<CudaDevice> {
     pub fn with_stream(stream: Arc<CudaStream>) -> Result<Self> {
         CudaDevice::with_stream(stream).map(Self::on)
     }
-
-    /// Lends memory to be read.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Device`] if the memory belongs to another stream.
-    pub fn view<'a, T: Element + DeviceRepr>(&self, memory: &'a CudaSlice<T>) -> Result<View<'a>> {
-        self.device().check_stream(memory.stream())?;
-        let (address, _guard) = memory.device_ptr(self.device().stream());
-        // SAFETY: the memory is borrowed for `'a`, of this type and length, and used on the backend's own stream.
-        Ok(unsafe { View::from_raw(address, memory.len(), T::DTYPE) })
-    }
-
-    /// Lends memory to be written.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Device`] if the memory belongs to another stream.
-    pub fn view_mut<'a, T: Element + DeviceRepr>(&self, memory: &'a mut CudaSlice<T>) -> Result<ViewMut<'a>> {
-        self.device().check_stream(memory.stream())?;
-        let len = memory.len();
-        let (address, _guard) = memory.device_ptr_mut(self.device().stream());
-        // SAFETY: as above, and the borrow is exclusive.
-        Ok(unsafe { ViewMut::from_raw(address, len, T::DTYPE) })
-    }
 }
 
 impl Device for CudaDevice {
-    type Memory = CudaSlice<u8>;
-    type Staging = PinnedHostSlice<u8>;
+    type Memory = CudaMemory;
+    type Staging = CudaStaging;
     type Event = CudaEvent;
 
     fn name(&self) -> String {
         self.inner.name.clone()
     }
 
-    fn allocate(&self, bytes: usize) -> Result<CudaSlice<u8>> {
-        let memory = self.inner.stream.alloc_zeros(bytes.max(1));
-        memory.map_err(self.error(format!("allocating {bytes} bytes")))
+    fn allocate(&self, bytes: usize) -> Result<CudaMemory> {
+        let call = format!("allocating {bytes} bytes");
+        self.uncaptured(&call)?;
+        CudaMemory::new(self, bytes).map_err(self.error(call))
     }
 
-    fn address(&self, memory: &CudaSlice<u8>) -> u64 {
-        self.pointer(memory)
+    fn address(&self, memory: &CudaMemory) -> u64 {
+        memory.address()
     }
 
-    fn write(&self, memory: &mut CudaSlice<u8>, offset: usize, bytes: &[u8]) -> Result<()> {
-        let call = || format!("copying {} bytes to the device", bytes.len());
-        let mut to = memory.slice_mut(offset..offset + bytes.len());
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.inner.stream.memcpy_htod(bytes, &mut to).map_err(self.error(call()))?;
-        self.inner.stream.synchronize().map_err(self.error(call()))
+    fn write(&self, memory: &mut CudaMemory, offset: usize, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() { Ok(()) } else { self.copy_to(memory, offset, bytes) }
     }
 
-    fn read(&self, memory: &CudaSlice<u8>, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let call = format!("copying {} bytes from the device", bytes.len());
-        let from = memory.slice(offset..offset + bytes.len());
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.inner.stream.memcpy_dtoh(&from, bytes).map_err(self.error(call.clone()))?;
-        self.inner.stream.synchronize().map_err(self.error(call))
+    fn read(&self, memory: &CudaMemory, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        if bytes.is_empty() { Ok(()) } else { self.copy_from(memory, offset, bytes) }
     }
 
-    fn staging(&self, bytes: usize) -> Result<PinnedHostSlice<u8>> {
-        // SAFETY: the memory is filled below before anybody reads it.
-        let staging = unsafe { self.inner.stream.context().alloc_pinned_with_flags(bytes.max(1), 0) };
-        let mut staging = staging.map_err(self.error(format!("allocating {bytes} page-locked bytes")))?;
-        self.contents(&mut staging)?.fill(0);
-        Ok(staging)
+    fn staging(&self, bytes: usize) -> Result<CudaStaging> {
+        let call = format!("allocating {bytes} page-locked bytes");
+        self.uncaptured(&call)?;
+        CudaStaging::new(self, bytes).map_err(self.error(call))
     }
 
-    fn contents<'a>(&self, staging: &'a mut PinnedHostSlice<u8>) -> Result<&'a mut [u8]> {
-        staging.as_mut_slice().map_err(self.error("waiting for a copy"))
+    fn contents<'a>(&self, staging: &'a mut CudaStaging) -> Result<&'a mut [u8]> {
+        Ok(staging.bytes_mut())
     }
 
-    fn copy_in(&self, from: &PinnedHostSlice<u8>, to: &mut CudaSlice<u8>, bytes: usize) -> Result<()> {
-        let from = from.as_slice().map_err(self.error("waiting for a copy"))?;
-        assert!(bytes <= from.len() && bytes <= to.len(), "a copy within both memories");
+    fn copy_in(&self, from: &CudaStaging, to: &mut CudaMemory, bytes: usize) -> Result<()> {
+        let call = "copying a call's tables";
+        self.ready(call)?;
+        assert!(bytes <= to.bytes(), "a copy within the memory");
+        let (from, stream) = (&from.bytes()[..bytes], self.inner.stream.cu_stream());
         // SAFETY: both memories have these bytes. The staging memory is page-locked and lives and stays as it is until the
         // event that the caller records next has been reached.
-        let copy = unsafe {
-            result::memcpy_htod_async(self.pointer(to), &from[..bytes], self.inner.stream.cu_stream())
-        };
-        copy.map_err(self.error("copying a call's tables"))
+        unsafe { result::memcpy_htod_async(to.address(), from, stream) }.map_err(self.error(call))
     }
 
-    fn copy_out(&self, from: &CudaSlice<u8>, to: &mut PinnedHostSlice<u8>, bytes: usize) -> Result<()> {
-        let stream = self.inner.stream.cu_stream();
-        let to = to.as_mut_slice().map_err(self.error("waiting for a copy"))?;
-        assert!(bytes <= from.len() && bytes <= to.len(), "a copy within both memories");
+    fn copy_out(&self, from: &CudaMemory, to: &mut CudaStaging, bytes: usize) -> Result<()> {
+        let call = "copying a call's outcome";
+        self.ready(call)?;
+        assert!(bytes <= from.bytes(), "a copy within the memory");
+        let (to, stream) = (&mut to.bytes_mut()[..bytes], self.inner.stream.cu_stream());
         // SAFETY: as in `copy_in`; nobody looks at the staging memory before the event.
-        let copy = unsafe { result::memcpy_dtoh_async(&mut to[..bytes], self.pointer(from), stream) };
-        copy.map_err(self.error("copying a call's outcome"))
+        unsafe { result::memcpy_dtoh_async(to, from.address(), stream) }.map_err(self.error(call))
     }
 
-    fn record(&self) -> Result<CudaEvent> {
-        self.inner.stream.record_event(None).map_err(self.error("recording an event"))
+    fn event(&self) -> Result<CudaEvent> {
+        self.inner.stream.context().new_event(None).map_err(self.error("making an event"))
+    }
+
+    fn record(&self, event: &CudaEvent) -> Result<()> {
+        self.ready("recording an event")?;
+        event.record(&self.inner.stream).map_err(self.error("recording an event"))
     }
 
     fn reached(&self, event: &CudaEvent) -> Result<bool> {
+        self.ready("asking for an event")?;
         event.try_is_complete().map_err(self.error("asking for an event"))
     }
 
+    // Any thread may wait: optimizers are dropped anywhere.
     fn wait(&self, event: &CudaEvent) -> Result<()> {
         event.synchronize().map_err(self.error("waiting for an event"))
+    }
+
+    fn capturing(&self) -> Result<bool> {
+        self.ready("asking for a capture")?;
+        let status = self.inner.stream.capture_status().map_err(self.error("asking for a capture"))?;
+        Ok(status != CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
+    fn lag(&self) -> usize {
+        self.inner.lag
     }
 
     fn threads(&self) -> usize {
@@ -309,10 +334,12 @@ impl Device for CudaDevice {
     }
 
     fn resident_blocks(&self, kernel: &'static str) -> Result<usize> {
+        self.ready(kernel)?;
         Ok(self.function(kernel)?.1)
     }
 
     fn launch(&self, kernel: &'static str, blocks: usize, argument: u64) -> Result<()> {
+        self.ready(kernel)?;
         let (function, _) = self.function(kernel)?;
         let blocks = u32::try_from(blocks).map_err(|e| failed(self.name(), kernel, e))?;
         let config =
@@ -322,5 +349,20 @@ impl Device for CudaDevice {
         // SAFETY: every kernel takes the address of a `Job`, which the caller has queued on this stream; its tables say
         // how long all operands are, and who lent them keeps them until the stream has come past this launch.
         unsafe { launch.launch(config) }.map(drop).map_err(self.error(kernel))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Multiprocessors and L2 caches from the data sheets. A block's piece is 4096 elements.
+    #[test]
+    fn the_lag_follows_the_blocks_and_stays_in_the_cache() {
+        let mib = 1 << 20;
+        assert_eq!(lag(132, 50 * mib), 3 * 264 * 4096, "H100: 25 MiB hold 3.28 M weights with anchors");
+        assert_eq!(lag(108, 40 * mib), 5 * mib / 2, "A100: 20 MiB are the bound");
+        assert_eq!(lag(40, 4 * mib), mib / 4, "T4");
+        assert_eq!(lag(40, 0), 3 * 80 * 4096, "no size known");
     }
 }

@@ -8,7 +8,7 @@ pub trait Device: Clone + Send + Sync + 'static {
     type Memory: Send;
     /// Page-locked host memory that the device copies from and to without stopping the host.
     type Staging: Send;
-    /// A point in the order of calls that the host can wait for.
+    /// Marks a point in the order of calls that the host can wait for, again and again another one.
     type Event: Send;
 
     /// What the device is called in messages, for example `CUDA device 0 (NVIDIA H100)`.
@@ -66,29 +66,48 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// When the device fails.
     fn copy_out(&self, from: &Self::Memory, to: &mut Self::Staging, bytes: usize) -> Result<()>;
 
-    /// Marks the end of all calls made so far.
+    /// An event that marks nothing yet: it counts as reached.
     ///
     /// # Errors
     ///
     /// When the device fails.
-    fn record(&self) -> Result<Self::Event>;
+    fn event(&self) -> Result<Self::Event>;
 
-    /// True if the device has come to the event.
+    /// From now on the event marks the end of all calls made so far.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn record(&self, event: &Self::Event) -> Result<()>;
+
+    /// True if the device has come to what the event marks.
     ///
     /// # Errors
     ///
     /// When the device fails.
     fn reached(&self, event: &Self::Event) -> Result<bool>;
 
-    /// Waits until the device has come to the event.
+    /// Waits until the device has come to what the event marks.
     ///
     /// # Errors
     ///
     /// When the device fails.
     fn wait(&self, event: &Self::Event) -> Result<()>;
 
+    /// True if calls are not made but written down, to be made later by the launch of a graph. Only [`Device::launch`] can
+    /// be written down.
+    ///
+    /// # Errors
+    ///
+    /// When the device fails.
+    fn capturing(&self) -> Result<bool>;
+
     /// Threads per block that the kernels were compiled for.
     fn threads(&self) -> usize;
+
+    /// Elements that a step should advance between the first and the second pass over a tensor: so many that nobody waits for
+    /// the end of the first one, and so few that the tensor is still in the device's cache.
+    fn lag(&self) -> usize;
 
     /// Blocks of `kernel` that the device runs at the same time, at least 1.
     ///

@@ -15,6 +15,9 @@ const VARIABLE: &str = "TPGM_EMULATOR";
 /// What memory of a GPU is aligned to, in bytes.
 const ALIGNMENT: usize = 256;
 
+/// Elements between first and second pass: few, so that small tensors of a test take turns too.
+const LAG: usize = 1 << 14;
+
 /// The longest message the library writes, in bytes.
 const MESSAGE: usize = 2048;
 
@@ -175,7 +178,11 @@ impl Device for Emulator {
         self.read(from, 0, to)
     }
 
-    fn record(&self) -> Result<()> {
+    fn event(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn record(&self, (): &()) -> Result<()> {
         Ok(())
     }
 
@@ -185,6 +192,14 @@ impl Device for Emulator {
 
     fn wait(&self, (): &()) -> Result<()> {
         Ok(())
+    }
+
+    fn capturing(&self) -> Result<bool> {
+        Ok(false)
+    }
+
+    fn lag(&self) -> usize {
+        LAG
     }
 
     fn threads(&self) -> usize {

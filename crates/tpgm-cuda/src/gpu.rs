@@ -27,7 +27,7 @@ use crate::tables::{self, bytes};
 use crate::workspace::{Queue, Workspace};
 
 /// Elements that a thread holds in registers: `PER_THREAD` of the kernels.
-const PER_THREAD: usize = 16;
+pub(crate) const PER_THREAD: usize = 16;
 
 /// When a call says that it was refused, for example for a gradient that is not finite. The device itself changes nothing
 /// then, whatever is chosen here.
@@ -112,7 +112,7 @@ impl<D: Device> Gpu<D> {
 
     /// Ends a call that may be refused: waits for its outcome, or leaves it to a later call.
     fn conclude(&self, call: Call<'_, D>) -> Result<Option<f64>> {
-        call.workspace.report(&self.device, call.set)?;
+        call.workspace.report(&self.device)?;
         match self.reports {
             Reports::Late => Ok(None),
             Reports::AtOnce => {
@@ -128,6 +128,16 @@ struct Call<'j, D: Device> {
     workspace: &'j mut Workspace<D>,
     bound: Bound,
     table: tables::Job,
+}
+
+const MEASURE: [&str; 4] = ["measure_f32", "measure_bf16", "measure_f16", "measure_any"];
+
+/// The kernels that move weights by a rule.
+fn advance(rule: &Rule) -> [&'static str; 4] {
+    match rule {
+        Rule::AdamW(_) => ["adamw_f32", "adamw_bf16", "adamw_f16", "adamw_any"],
+        Rule::Sgd(_) => ["sgd_f32", "sgd_bf16", "sgd_f16", "sgd_any"],
+    }
 }
 
 fn rule_table(table: &mut tables::Job, rule: &Rule) {
@@ -248,19 +258,23 @@ impl<D: Device> Backend for Gpu<D> {
     fn step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<StepReport> {
         let mut call = self.start_step(job, rule, options)?;
         let (spans, items) = (call.table.span_count, call.table.item_count);
-        let advance = match rule {
-            Rule::AdamW(_) => ["adamw_f32", "adamw_bf16", "adamw_f16", "adamw_any"],
-            Rule::Sgd(_) => ["sgd_f32", "sgd_bf16", "sgd_f16", "sgd_any"],
-        };
-        self.launch(&mut call, ["measure_f32", "measure_bf16", "measure_f16", "measure_any"], spans)?;
-        self.launch(&mut call, advance, items)?;
+        self.launch(&mut call, MEASURE, spans)?;
+        self.launch(&mut call, advance(rule), items)?;
         let grad_norm = self.conclude(call)?;
         Ok(StepReport { grad_norm: grad_norm.filter(|_| options.max_grad_norm.is_some()) })
     }
 
     fn prepare_step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<()> {
         let call = self.start_step(job, rule, options)?;
+        // So that the step can be captured next: kernels cannot be loaded then.
+        for kernels in [MEASURE, advance(rule)] {
+            self.device.resident_blocks(call.bound.storage.pick(kernels))?;
+        }
         call.workspace.send(&self.device, &call.table, &call.bound.operands)
+    }
+
+    fn outcome(&self, set: &ParamSet, workspace: &mut Workspace<D>) -> Result<StepReport> {
+        workspace.latest(&self.device, set)
     }
 
     fn project(&self, job: Job<'_, '_, Self>) -> Result<()> {

@@ -9,9 +9,6 @@ use crate::tables::{Item, Piece, Span, Tensor, item};
 const SPAN: usize = 4;
 /// Pieces of whole rows in one item of a second pass, which seldom has anything to do with them.
 const PULL: usize = 16;
-/// Elements that are advanced between a tensor's first and second pass, so that nobody has to wait for the last pieces of the
-/// first one: about as many as are in work at a time. Weights and anchors of all of them stay in the L2 cache meanwhile.
-const LAG: usize = 1 << 20;
 
 /// Everything that follows from a plan and from what applies to its tensors.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,8 +23,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// `dtypes` are those of the weights.
-    pub(crate) fn new(plan: &Plan, settings: &[Settings], dtypes: &[u32]) -> Self {
+    /// `dtypes` are those of the weights; `lag` elements are advanced between a tensor's first and second pass.
+    pub(crate) fn new(plan: &Plan, settings: &[Settings], dtypes: &[u32], lag: usize) -> Self {
         let mut spans = Vec::new();
         let mut tensors = Vec::with_capacity(plan.tensors.len());
         for (t, tensor) in plan.tensors.iter().enumerate() {
@@ -67,14 +64,14 @@ impl Layout {
             tensors,
             pieces: plan.pieces.iter().map(piece).collect(),
             spans,
-            moves: moves(plan, settings),
+            moves: moves(plan, settings, lag),
             writes: writes(plan, settings),
         }
     }
 }
 
-/// All pieces in order; the second pass of a tensor follows once [`LAG`] elements of others have been queued.
-fn moves(plan: &Plan, settings: &[Settings]) -> Vec<Item> {
+/// All pieces in order; the second pass of a tensor follows once `lag` elements of others have been queued.
+fn moves(plan: &Plan, settings: &[Settings], lag: usize) -> Vec<Item> {
     let mut queue = Vec::new();
     // Tensors that wait for their second pass, with the elements queued when their first one was complete.
     let mut waiting = std::collections::VecDeque::new();
@@ -84,7 +81,7 @@ fn moves(plan: &Plan, settings: &[Settings]) -> Vec<Item> {
             queue.push(Item { kind: item::ADVANCE, tensor: t as u32, first_piece: piece as u32, pieces: 1 });
             elements += plan.pieces[piece].end - plan.pieces[piece].start;
             while let Some(&(first, at)) = waiting.front()
-                && elements - at >= LAG
+                && elements - at >= lag
             {
                 pull(plan, first, &mut queue);
                 waiting.pop_front();
@@ -127,4 +124,67 @@ fn writes(plan: &Plan, settings: &[Settings]) -> Vec<Item> {
         }
     }
     queue
+}
+
+#[cfg(test)]
+mod tests {
+    use tpgm_core::{AdamW, Constraint, DType, FixedRadius, Group, Norm, ParamSet};
+
+    use super::*;
+
+    /// Pieces of 4 elements: 3 of the first tensor, 1 of the second, which has no second pass, 5 of the third.
+    fn queue(lag: usize) -> Vec<(u32, u32, u32)> {
+        let set = ParamSet::builder()
+            .tensor("a", [12], DType::F32)
+            .tensor("free", [4], DType::F32)
+            .tensor("b", [20], DType::F32)
+            .group(Group::new("free").constraint(Constraint::None))
+            .build()
+            .unwrap();
+        let constraint = FixedRadius { radius: 1.0, norm: Norm::L2 }.into();
+        let settings = set.settings(&AdamW::default().into(), &constraint).unwrap();
+        let plan = Plan::new(set.tensors(), &settings, 4);
+        let layout = Layout::new(&plan, &settings, &[1; 3], lag);
+        layout.moves.iter().map(|item| (item.kind, item.tensor, item.first_piece)).collect()
+    }
+
+    const FIRST: u32 = item::ADVANCE;
+    const SECOND: u32 = item::PULL;
+
+    #[test]
+    fn without_a_lag_the_second_pass_follows_as_soon_as_there_is_something_between() {
+        let expected = [
+            (FIRST, 0, 0),
+            (FIRST, 0, 1),
+            (FIRST, 0, 2),
+            (FIRST, 1, 3),
+            (SECOND, 0, 2),
+            (SECOND, 0, 1),
+            (SECOND, 0, 0),
+            (FIRST, 2, 4),
+            (FIRST, 2, 5),
+            (FIRST, 2, 6),
+            (FIRST, 2, 7),
+            (FIRST, 2, 8),
+            (SECOND, 2, 8),
+            (SECOND, 2, 7),
+            (SECOND, 2, 6),
+            (SECOND, 2, 5),
+            (SECOND, 2, 4),
+        ];
+        assert_eq!(queue(0), expected);
+        assert_eq!(queue(4), expected);
+    }
+
+    #[test]
+    fn a_lag_lets_so_many_elements_pass_first() {
+        for (lag, between) in [(5, 2), (8, 2), (9, 3), (24, 6), (25, 6), (usize::MAX, 6)] {
+            let queue = queue(lag);
+            assert_eq!(queue.len(), 17, "{lag}");
+            let position = |item| queue.iter().position(|&found| found == item).unwrap();
+            assert_eq!(position((SECOND, 0, 2)) - position((FIRST, 0, 2)) - 1, between, "{lag}");
+            // Nobody waits for a later entry.
+            assert!(position((FIRST, 2, 8)) < position((SECOND, 2, 8)), "{lag}");
+        }
+    }
 }

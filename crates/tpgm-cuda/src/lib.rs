@@ -42,7 +42,7 @@ mod ptx;
 mod tables;
 mod workspace;
 
-pub use cuda::{Cuda, CudaDevice};
+pub use cuda::{Captured, Cuda, CudaDevice, CudaMemory, CudaStaging, Lent, LentMut};
 pub use device::Device;
 #[cfg(feature = "emulated")]
 pub use emulator::Emulator;

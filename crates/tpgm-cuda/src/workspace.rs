@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytemuck::{Pod, Zeroable};
 use tpgm_core::plan::Plan;
-use tpgm_core::{Error, ParamSet, Result, Settings};
+use tpgm_core::{Error, ParamSet, Result, Settings, StepReport};
 
 use crate::device::Device;
 use crate::layout::Layout;
@@ -61,28 +61,75 @@ pub(crate) enum Queue {
     Writes,
 }
 
-/// Page-locked memory that copies take turns in.
+/// Page-locked memory that copies take turns in. A step makes no event: each entry keeps its own.
 struct Ring<D: Device> {
-    entries: Vec<(D::Staging, Option<D::Event>)>,
+    device: D,
+    entries: Vec<Entry<D>>,
     next: usize,
+}
+
+struct Entry<D: Device> {
+    staging: D::Staging,
+    /// The end of the last copy.
+    done: D::Event,
+    /// A copy was queued, and nobody has seen its end.
+    busy: bool,
 }
 
 impl<D: Device> Ring<D> {
     fn new(device: &D, bytes: usize) -> Result<Self> {
-        let entries = (0..AHEAD).map(|_| Ok((device.staging(bytes)?, None))).collect::<Result<_>>()?;
-        Ok(Self { entries, next: 0 })
+        let entry = |_| Ok(Entry { staging: device.staging(bytes)?, done: device.event()?, busy: false });
+        Ok(Self { device: device.clone(), entries: (0..AHEAD).map(entry).collect::<Result<_>>()?, next: 0 })
     }
 
-    /// Waits until the copy of [`AHEAD`] turns ago is done, and gives its memory.
-    fn turn(&mut self, device: &D) -> Result<(usize, &mut D::Staging)> {
+    /// The entry whose turn it is, and its memory, once the copy of [`AHEAD`] turns ago is done.
+    fn turn(&mut self) -> Result<(usize, &mut D::Staging)> {
         let at = self.next;
         self.next = (at + 1) % AHEAD;
-        let (staging, event) = &mut self.entries[at];
-        if let Some(event) = event.take() {
-            device.wait(&event)?;
-        }
-        Ok((at, staging))
+        Ok((at, self.done(at)?))
     }
+
+    /// A copy from or to an entry's memory has been queued.
+    fn queued(&mut self, at: usize) -> Result<()> {
+        let entry = &mut self.entries[at];
+        entry.busy = true;
+        self.device.record(&entry.done)
+    }
+
+    /// Waits until an entry's copy is done, and gives its memory.
+    fn done(&mut self, at: usize) -> Result<&mut D::Staging> {
+        let entry = &mut self.entries[at];
+        if entry.busy {
+            self.device.wait(&entry.done)?;
+            entry.busy = false;
+        }
+        Ok(&mut entry.staging)
+    }
+
+    /// True if an entry's copy is done.
+    fn is_done(&mut self, at: usize) -> Result<bool> {
+        let entry = &mut self.entries[at];
+        entry.busy = entry.busy && !self.device.reached(&entry.done)?;
+        Ok(!entry.busy)
+    }
+}
+
+impl<D: Device> Drop for Ring<D> {
+    /// Page-locked memory has to outlive the copies that use it.
+    fn drop(&mut self) {
+        for at in 0..AHEAD {
+            // A device that fails copies nothing any more.
+            let _ = self.done(at);
+        }
+    }
+}
+
+/// Why a call cannot be captured.
+fn unprepared<D: Device>(device: &D) -> Error {
+    let reason = "the device has not got its operands and options yet, and what brings them there cannot be part of a graph; \
+                  before capturing a step, call `prepare_step` with the same operands and options (other calls: make them \
+                  once)";
+    Error::Device { device: device.name(), call: "capturing a call".into(), reason: reason.into() }
 }
 
 fn upload<D: Device, T: Pod>(device: &D, table: &[T]) -> Result<D::Memory> {
@@ -129,7 +176,10 @@ impl<D: Device> Workspace<D> {
         if self.fixed.as_ref().is_some_and(|fixed| fixed.settings == settings && fixed.dtypes == dtypes) {
             return Ok(());
         }
-        let layout = Layout::new(plan, settings, dtypes);
+        if device.capturing()? {
+            return Err(unprepared(device));
+        }
+        let layout = Layout::new(plan, settings, dtypes, device.lag());
         self.fixed = Some(Fixed {
             tensors: upload::<D, Tensor>(device, &layout.tensors)?,
             pieces: upload::<D, Piece>(device, &layout.pieces)?,
@@ -177,17 +227,29 @@ impl<D: Device> Workspace<D> {
     /// Queues the copy of a job and its operands to the device, unless they are what it has already: then nothing but
     /// kernels is queued.
     pub(crate) fn send(&mut self, device: &D, job: &Job, operands: &[Operands]) -> Result<()> {
-        let parts = [bytemuck::bytes_of(job), bytemuck::cast_slice(operands)];
-        if self.sent.iter().eq(parts.iter().copied().flatten()) {
+        let parts: [&[u8]; 2] = [bytemuck::bytes_of(job), bytemuck::cast_slice(operands)];
+        // Slices are compared at memory speed: this looks at every step's 120 bytes a tensor.
+        if self.sent.split_at_checked(parts[0].len()).is_some_and(|sent| <[&[u8]; 2]>::from(sent) == parts) {
             return Ok(());
+        }
+        if device.capturing()? {
+            return Err(unprepared(device));
         }
         self.sent.clear();
         parts.iter().for_each(|part| self.sent.extend_from_slice(part));
-        let (at, staging) = self.inputs.turn(device)?;
+        let queued = self.queue_copy(device);
+        if queued.is_err() {
+            // Nobody knows what the device has.
+            self.sent.clear();
+        }
+        queued
+    }
+
+    fn queue_copy(&mut self, device: &D) -> Result<()> {
+        let (at, staging) = self.inputs.turn()?;
         device.contents(staging)?[..self.sent.len()].copy_from_slice(&self.sent);
         device.copy_in(staging, &mut self.call, self.sent.len())?;
-        self.inputs.entries[at].1 = Some(device.record()?);
-        Ok(())
+        self.inputs.queued(at)
     }
 
     /// Queues a kernel over `work` items, at least one block.
@@ -196,14 +258,14 @@ impl<D: Device> Workspace<D> {
         device.launch(kernel, blocks, device.address(&self.call))
     }
 
-    /// Queues the copy of what the call says of itself.
-    pub(crate) fn report(&mut self, device: &D, set: &ParamSet) -> Result<()> {
-        if self.pending.len() == AHEAD {
-            self.outcome(device, set)?;
+    /// Queues the copy of what the call says of itself. A captured call has nothing to say: see [`Workspace::latest`].
+    pub(crate) fn report(&mut self, device: &D) -> Result<()> {
+        if device.capturing()? {
+            return Ok(());
         }
-        let (at, staging) = self.reports.turn(device)?;
+        let (at, staging) = self.reports.turn()?;
         device.copy_out(&self.scratch.status, staging, size_of::<Status>())?;
-        self.reports.entries[at].1 = Some(device.record()?);
+        self.reports.queued(at)?;
         self.pending.push_back(at);
         Ok(())
     }
@@ -211,44 +273,66 @@ impl<D: Device> Workspace<D> {
     /// Waits for the oldest call whose outcome is not known, and says what became of it.
     pub(crate) fn outcome(&mut self, device: &D, set: &ParamSet) -> Result<Option<Status>> {
         let Some(at) = self.pending.pop_front() else { return Ok(None) };
-        let (staging, event) = &mut self.reports.entries[at];
-        if let Some(event) = event.take() {
-            device.wait(&event)?;
-        }
-        let status: Status = bytemuck::pod_read_unaligned(&device.contents(staging)?[..size_of::<Status>()]);
-        let name =
-            || set.tensors().get(status.first as usize).map_or_else(String::new, |spec| spec.name.clone());
-        match status.refused {
-            refusal::ACCEPTED => Ok(Some(status)),
-            refusal::BAD_GRADIENT => {
-                Err(Error::NonFiniteGradient { tensor: name(), count: status.count as usize })
-            }
-            refusal::BAD_PRODUCT => {
-                Err(Error::NonFiniteValue { tensor: name(), what: "product of gradient and displacement" })
-            }
-            _ => Err(Error::NonFiniteValue { tensor: name(), what: "displacement" }),
-        }
+        let staging = self.reports.done(at)?;
+        let status = bytemuck::pod_read_unaligned(&device.contents(staging)?[..size_of::<Status>()]);
+        verdict(status, set).map(Some)
     }
 
-    /// The outcomes of calls that the device is through with, without waiting for others. Calls that failed before are an
-    /// error here.
+    /// The outcomes of calls that the device is through with, waiting only for one that is [`AHEAD`] calls ago. Calls that
+    /// failed before are an error here. While calls are captured, nothing may be asked.
     pub(crate) fn earlier_outcomes(&mut self, device: &D, set: &ParamSet) -> Result<()> {
-        while let Some(&at) = self.pending.front() {
-            let done = match &self.reports.entries[at].1 {
-                Some(event) => device.reached(event)?,
-                None => true,
-            };
-            if !done {
-                break;
-            }
+        if self.pending.is_empty() || device.capturing()? {
+            return Ok(());
+        }
+        while let Some(&at) = self.pending.front()
+            && (self.pending.len() == AHEAD || self.reports.is_done(at)?)
+        {
             self.outcome(device, set)?;
         }
         Ok(())
+    }
+
+    /// Waits for everything queued so far and says what became of the last call, also if it was the replay of a graph. Calls
+    /// before it that failed, and whose error nobody has got, are an error first.
+    pub(crate) fn latest(&mut self, device: &D, set: &ParamSet) -> Result<StepReport> {
+        if device.capturing()? {
+            let reason = "calls are being captured in a graph; ask after it was launched".into();
+            return Err(Error::Device {
+                device: device.name(),
+                call: "asking for an outcome".into(),
+                reason,
+            });
+        }
+        while self.outcome(device, set)?.is_some() {}
+        let mut status = Status::zeroed();
+        device.read(&self.scratch.status, 0, bytemuck::bytes_of_mut(&mut status))?;
+        let status = verdict(status, set)?;
+        // The device has what was sent last: the job of this call.
+        let clipped = self.sent.get(..size_of::<Job>()).is_some_and(|job| {
+            let job: Job = bytemuck::pod_read_unaligned(job);
+            job.max_grad_norm > 0.0
+        });
+        Ok(StepReport { grad_norm: clipped.then_some(status.grad_norm) })
     }
 
     pub(crate) fn norms(&self, device: &D) -> Result<Vec<f64>> {
         let mut norms = vec![0.0f64; self.units];
         device.read(&self.scratch.norms, 0, bytemuck::cast_slice_mut(&mut norms))?;
         Ok(norms)
+    }
+}
+
+/// What became of a call: its error, if it was refused.
+fn verdict(status: Status, set: &ParamSet) -> Result<Status> {
+    let name = || set.tensors().get(status.first as usize).map_or_else(String::new, |spec| spec.name.clone());
+    match status.refused {
+        refusal::ACCEPTED => Ok(status),
+        refusal::BAD_GRADIENT => {
+            Err(Error::NonFiniteGradient { tensor: name(), count: status.count as usize })
+        }
+        refusal::BAD_PRODUCT => {
+            Err(Error::NonFiniteValue { tensor: name(), what: "product of gradient and displacement" })
+        }
+        _ => Err(Error::NonFiniteValue { tensor: name(), what: "displacement" }),
     }
 }

@@ -51,8 +51,12 @@ impl<D: Device> Device for Blocks<D> {
         self.inner.copy_out(from, to, bytes)
     }
 
-    fn record(&self) -> Result<D::Event> {
-        self.inner.record()
+    fn event(&self) -> Result<D::Event> {
+        self.inner.event()
+    }
+
+    fn record(&self, event: &D::Event) -> Result<()> {
+        self.inner.record(event)
     }
 
     fn reached(&self, event: &D::Event) -> Result<bool> {
@@ -61,6 +65,14 @@ impl<D: Device> Device for Blocks<D> {
 
     fn wait(&self, event: &D::Event) -> Result<()> {
         self.inner.wait(event)
+    }
+
+    fn capturing(&self) -> Result<bool> {
+        self.inner.capturing()
+    }
+
+    fn lag(&self) -> usize {
+        self.inner.lag()
     }
 
     fn threads(&self) -> usize {

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod blocks;
+mod watched;
+
+use std::sync::atomic::Ordering::Relaxed;
 
 use tpgm_core::testing::golden::{BackendSubject, run_folder};
 use tpgm_core::{
@@ -12,6 +15,7 @@ use tpgm_core::{
 use tpgm_cuda::{Device, Gpu, Reports};
 
 use self::blocks::Blocks;
+use self::watched::Watched;
 
 /// Evenly distributed numbers in `(-scale, scale)` from a hash.
 fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {
@@ -240,6 +244,134 @@ pub(crate) fn late_reports_come_with_a_later_call<D: Device>(gpu: &Gpu<D>) {
     assert_eq!(taken, f64::from(steps + 1), "the refused step and the one that reported it were not taken");
 }
 
+/// One tensor of 6 elements and its operands.
+struct Small<D: Device> {
+    optimizer: Optimizer<Gpu<D>>,
+    weight: tpgm_cuda::Buffer<D>,
+    good: tpgm_cuda::Buffer<D>,
+    bad: tpgm_cuda::Buffer<D>,
+    anchor: tpgm_cuda::Buffer<D>,
+}
+
+impl<D: Device> Small<D> {
+    fn new(gpu: &Gpu<D>) -> Self {
+        let set = ParamSet::builder().tensor("w", [2, 3], DType::F32).build().unwrap();
+        let upload = |values: &[f64]| gpu.upload(&Buffer::from_f64(DType::F32, values)).unwrap();
+        Self {
+            optimizer: Optimizer::new(gpu.clone(), &set, Sgd::default().lr(0.1), Spd::default()).unwrap(),
+            weight: upload(&[0.5; 6]),
+            good: upload(&[1.0; 6]),
+            bad: upload(&[1.0, f64::INFINITY, f64::NAN, 1.0, 1.0, 1.0]),
+            anchor: upload(&[0.5; 6]),
+        }
+    }
+
+    fn call<R>(
+        &mut self,
+        good: bool,
+        call: impl FnOnce(&mut Optimizer<Gpu<D>>, &mut [TensorIo<'_, Gpu<D>>]) -> R,
+    ) -> R {
+        let grad = if good { &self.good } else { &self.bad };
+        let io = TensorIo {
+            weight: self.weight.view_mut(),
+            grad: Some(grad.view()),
+            anchor: Some(self.anchor.view()),
+            variance: None,
+        };
+        call(&mut self.optimizer, &mut [io])
+    }
+
+    fn step(&mut self, good: bool) -> tpgm_core::Result<tpgm_core::StepReport> {
+        self.call(good, |optimizer, io| optimizer.step(io, &StepOptions::default()))
+    }
+}
+
+/// What a step asks of a device: to record one event, which was made before, after the copy of the outcome; and nothing but
+/// kernels while it is captured.
+pub(crate) fn steps_make_no_events_and_captures_hold_kernels_alone<D: Device>(gpu: &Gpu<D>) {
+    let device = Watched::new(gpu.device().clone());
+    let calls = device.calls.clone();
+    let mut small = Small::new(&Gpu::on(device));
+    let events = calls.events.load(Relaxed);
+
+    calls.capturing.store(true, Relaxed);
+    let error = small.step(true).unwrap_err().to_string();
+    assert!(error.contains("`prepare_step`"), "{error}");
+    let error = small.call(true, |optimizer, io| optimizer.prepare_step(io, &StepOptions::default()));
+    assert!(error.unwrap_err().to_string().contains("cannot be part of a graph"));
+    assert_eq!(calls.launches.load(Relaxed), 0);
+    calls.capturing.store(false, Relaxed);
+
+    small.step(true).unwrap();
+    assert_eq!(calls.records.load(Relaxed), 2, "tables and outcome");
+    for steps in 1..=20 {
+        small.step(true).unwrap();
+        assert_eq!(calls.records.load(Relaxed), 2 + steps);
+    }
+    assert_eq!(calls.events.load(Relaxed), events);
+
+    // There are outcomes that nobody has looked at.
+    let before = (calls.others(), calls.launches.load(Relaxed));
+    calls.capturing.store(true, Relaxed);
+    small.step(true).unwrap();
+    let error = small.optimizer.outcome().unwrap_err().to_string();
+    assert!(error.contains("captured"), "{error}");
+    assert_eq!((calls.others(), calls.launches.load(Relaxed)), (before.0, before.1 + 2));
+    calls.capturing.store(false, Relaxed);
+    small.optimizer.outcome().unwrap();
+    let taken = small.optimizer.scalars().unwrap()[0].step;
+    assert_eq!(taken, 22.0);
+}
+
+/// A copy may be under way when its page-locked memory is dropped.
+pub(crate) fn dropping_waits_for_copies<D: Device>(gpu: &Gpu<D>) {
+    let device = Watched::new(gpu.device().clone());
+    let calls = device.calls.clone();
+    let mut small = Small::new(&Gpu::on(device));
+    small.step(true).unwrap();
+    assert_eq!(calls.waits.load(Relaxed), 0);
+    drop(small);
+    assert_eq!(calls.waits.load(Relaxed), 2, "tables and outcome");
+}
+
+/// The outcome on demand: of late steps, and of captured ones, which report in no other way.
+pub(crate) fn outcomes_are_told_on_demand<D: Device>(gpu: &Gpu<D>) {
+    let refused = Err(Error::NonFiniteGradient { tensor: "w".into(), count: 1 });
+    let unmeasured = Ok(tpgm_core::StepReport::default());
+    let device = Watched::new(gpu.device().clone());
+    let calls = device.calls.clone();
+    let mut small = Small::new(&Gpu::on(device));
+    assert_eq!(small.optimizer.outcome(), unmeasured, "of nothing");
+
+    // An earlier error comes once, the last call's own every time.
+    assert_eq!(small.step(false), unmeasured);
+    let late = small.step(true);
+    let told = if late.is_err() { late } else { small.optimizer.outcome() };
+    assert_eq!(told, refused);
+    if small.optimizer.scalars().unwrap()[0].step == 0.0 {
+        small.step(true).unwrap();
+    }
+    assert_eq!(small.optimizer.outcome(), unmeasured);
+    assert_eq!(small.step(false), unmeasured);
+    for _ in 0..3 {
+        assert_eq!(small.optimizer.outcome(), refused);
+    }
+
+    small.call(false, |optimizer, io| optimizer.prepare_step(io, &StepOptions::default())).unwrap();
+    assert_eq!(small.step(true), unmeasured);
+    assert_eq!(small.optimizer.outcome(), unmeasured);
+    small.call(false, |optimizer, io| optimizer.prepare_step(io, &StepOptions::default())).unwrap();
+    calls.capturing.store(true, Relaxed);
+    assert_eq!(small.step(false), unmeasured);
+    calls.capturing.store(false, Relaxed);
+    assert_eq!(small.optimizer.outcome(), refused);
+
+    let clip = StepOptions { max_grad_norm: Some(0.5), ..StepOptions::default() };
+    small.call(true, |optimizer, io| optimizer.step(io, &clip)).unwrap();
+    let norm = small.optimizer.outcome().unwrap().grad_norm.unwrap();
+    assert!((norm - 6f64.sqrt()).abs() < 1e-12, "{norm}");
+}
+
 /// What nobody may see of a projection update inside an optimizer: masters, and steps that leave projecting to it.
 pub(crate) fn deferred_projections_match_the_cpu<D: Device>(gpu: &Gpu<D>) {
     fn run<B: Backend + Clone>(backend: &B, dtype: DType) -> (Vec<f64>, StateDict) {
@@ -319,6 +451,9 @@ macro_rules! device_suite {
             mixed_types_match_the_cpu,
             any_number_of_blocks_gives_the_same_bits,
             late_reports_come_with_a_later_call,
+            steps_make_no_events_and_captures_hold_kernels_alone,
+            dropping_waits_for_copies,
+            outcomes_are_told_on_demand,
             deferred_projections_match_the_cpu,
             golden_cases_pass,
         );
