@@ -20,9 +20,49 @@
 //! # CUDA graphs
 //!
 //! Learning rate, step counts, pointers and everything else that changes is in device memory, so a step can be captured in a
-//! graph and replayed. Take one step with the same operands and options before capturing: the first one loads kernels and
-//! sends tables. Between replays, [`Optimizer::prepare_step`](tpgm_core::Optimizer::prepare_step) changes the learning rate or
-//! the operands.
+//! graph and replayed: by [`Cuda::capture`](Gpu::capture), or as a part of a graph that the caller captures on the backend's
+//! stream.
+//!
+//! ```no_run
+//! # use tpgm_core::{AdamW, Backend, DType, Error, Ftp, Optimizer, ParamSet, StepOptions, TensorIo};
+//! # use tpgm_cuda::Cuda;
+//! # let cuda = Cuda::new(0)?;
+//! # let set = ParamSet::builder().tensor("w", [32, 32], DType::F32).build()?;
+//! # let mut weight = cuda.zeros(DType::F32, 1024)?;
+//! # let (grad, anchor) = (cuda.zeros(DType::F32, 1024)?, cuda.zeros(DType::F32, 1024)?);
+//! # let mut optimizer = Optimizer::new(cuda.clone(), &set, AdamW::default(), Ftp::default())?;
+//! let mut io = [TensorIo::new(weight.view_mut()).grad(grad.view()).anchor(anchor.view())];
+//! let mut options = StepOptions::lr(1e-4);
+//! // Loads kernels and sends tables, which cannot be part of a graph.
+//! optimizer.prepare_step(&mut io, &options)?;
+//! let graph = cuda.capture(|| optimizer.step(&mut io, &options).map(drop))?;
+//! for lr in [1e-4, 2e-4, 3e-4] {
+//!     options.lr = Some(lr);
+//!     optimizer.prepare_step(&mut io, &options)?; // queued on the same stream, ahead of the replay
+//!     // SAFETY: weights, gradients and anchors are there until the replays are through.
+//!     unsafe { graph.replay() }?;
+//! }
+//! match optimizer.outcome() {
+//!     Err(Error::NonFiniteGradient { .. }) => println!("the last replay was refused"),
+//!     outcome => drop(outcome?),
+//! }
+//! # Ok::<(), Error>(())
+//! ```
+//!
+//! - Before the capture, [`prepare_step`](tpgm_core::Optimizer::prepare_step) with the same operands and options; without it,
+//!   capturing the step is an error. Between replays it changes the learning rate or the operands, and sends nothing that the
+//!   device has already. State that was loaded counts as a change of operands.
+//! - A captured step says nothing, whatever [`Reports`] is, and a replay that is refused changes nothing.
+//!   [`outcome`](tpgm_core::Optimizer::outcome) waits and says what became of the last one.
+//! - [`Captured`] keeps all memory of the backend, also when optimizers and buffers are dropped before it. What the caller lent
+//!   is the caller's to keep. A graph captured by other means keeps nothing: drop it before the optimizer.
+//!
+//! # Streams and threads
+//!
+//! Everything is queued on the backend's stream, without events between the calls; cudarc's events are looked after for what is
+//! lent by [`lend`](Gpu::lend) and [`lend_mut`](Gpu::lend_mut). Optimizers may change threads, but for one kind of stream: the
+//! one that every thread has its own of (`CudaContext::per_thread_stream`, which candle's devices take by default). On
+//! another thread than the one that made the backend, their calls are errors.
 //!
 //! # Other machines
 //!
