@@ -43,11 +43,11 @@
 //!
 //! # Devices
 //!
-//! Everything runs on the CPU. With feature `cuda` parameters may be on an NVIDIA GPU (`Device::new_cuda`): steps, averages
-//! and projections then run there, in candle's own memory and on candle's own stream, in one or two launches for all
-//! tensors. Anchors are copied to the GPU once. Take steps on the thread that ran the backward pass: candle's default
-//! device has a stream per thread. [`keep_freed_memory`] spares the driver giving candle's memory back and forth in every
-//! step. With feature `nccl`, several GPUs train one model.
+//! Everything runs on the CPU. With feature `cuda` parameters may be on an NVIDIA GPU (`Device::new_cuda`): steps, averages,
+//! interpolations and projections then run there, in candle's own memory and on candle's own stream, in one or two launches
+//! for all tensors. Anchors are copied to the GPU once. Work with a model on one thread: candle's default device has a
+//! stream per thread (see [`RobustOptimizer`]). [`keep_freed_memory`] spares candle getting its memory anew in every step.
+//! With feature `nccl`, several GPUs train one model.
 
 mod audit;
 pub mod checkpoint;
@@ -56,6 +56,8 @@ mod device;
 pub mod distributed;
 mod dtype;
 mod error;
+#[cfg(feature = "cuda")]
+mod events;
 pub mod lora;
 pub mod models;
 pub mod nn;
