@@ -13,7 +13,7 @@ pub(crate) fn managed(stream: &CudaStream) -> bool {
     stream.context().is_managing_stream_synchronization()
 }
 
-/// Tells cudarc that `tensors` are written by what has been queued on `stream`, theirs. Three calls of the driver for each.
+/// Tells cudarc that `tensors` are written by what has been queued on `stream`, theirs: two waits and a record for each.
 pub(crate) fn written<'a>(
     stream: &CudaStream,
     tensors: impl IntoIterator<Item = &'a Tensor>,

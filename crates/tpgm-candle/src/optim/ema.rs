@@ -1,10 +1,9 @@
 //! A moving average of the live weights.
 
 use candle_core::Tensor;
-#[cfg(any(feature = "cuda", test))]
-use tpgm_core::TensorIo;
-use tpgm_core::weight_space::Interpolator;
 use tpgm_core::{Buffer, ParamSet, StateDict};
+#[cfg(any(feature = "cuda", test))]
+use tpgm_core::{TensorIo, weight_space::Interpolator};
 
 use super::builder::check;
 use super::engine::{Bind, Place};
@@ -172,9 +171,10 @@ pub(super) trait EmaEngine: Send {
     fn load_state(&mut self, state: &[Buffer]) -> Result<()>;
 }
 
-/// An average, and what writes it into weights where they are.
+/// An average, and what writes it into weights on a GPU.
 pub(crate) struct Average<B: Bind> {
     pub(super) ema: tpgm_core::Ema<B>,
+    #[cfg(any(feature = "cuda", test))]
     pub(super) writer: Interpolator<B>,
 }
 

@@ -4,6 +4,7 @@
 //! candle's tensors and no backend any more. Another device takes a [`Bind`] and a variant of [`Place`].
 
 use candle_core::{Device, Tensor};
+#[cfg(any(feature = "cuda", test))]
 use tpgm_core::weight_space::Interpolator;
 use tpgm_core::{
     Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, Slice, SliceMut, StateDict,
@@ -93,12 +94,17 @@ impl Place {
             set: &ParamSet,
             operands: &Operands,
         ) -> Result<Box<dyn EmaEngine>> {
+            #[cfg(any(feature = "cuda", test))]
             let writer = Interpolator::new(backend.clone(), set)?;
             let ema = B::bind(operands, &[], |io| {
                 let weights: Vec<_> = io.iter().map(|io| B::read(&io.weight)).collect();
                 tpgm_core::Ema::new(backend, set, &weights)
             })?;
-            Ok(Box::new(Average { ema, writer }))
+            Ok(Box::new(Average {
+                ema,
+                #[cfg(any(feature = "cuda", test))]
+                writer,
+            }))
         }
         match self {
             Place::Cpu(cpu) => on(cpu, set, operands),

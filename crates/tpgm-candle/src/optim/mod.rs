@@ -61,11 +61,11 @@ pub struct StepInfo {
 /// made otherwise.
 ///
 /// On candle's default CUDA device (`Device::new_cuda`) every thread queues its work on a stream of its own, and one stream
-/// does not wait for another. Make the model and the optimizer, run backward passes and take steps on one thread there; a
-/// step on another thread than the one that made the optimizer is an error. `Device::new_cuda_with_stream` has one stream
-/// for all threads. There every call of the driver's that candle makes comes with more of them, to keep order among streams
-/// that a program may make beside it; a step makes five for each variable, two for each gradient, and none on the default
-/// device.
+/// does not wait for another. There, make the model and the optimizer, run backward passes and take steps on one thread; a
+/// step on another thread than the one that made the optimizer is an error. `Device::new_cuda_with_stream` has one stream for
+/// all threads, and cudarc keeps events with its tensors for other streams that a program may make: a step then tells the
+/// driver five times per variable and twice per gradient to wait or to be waited for, which takes the host time. candle's own
+/// operations do the same for their operands.
 ///
 /// Nothing else may use the model while a step runs: a thread that evaluates it meanwhile can wait for the step forever,
 /// and the step for it.

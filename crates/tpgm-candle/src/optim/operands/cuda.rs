@@ -6,8 +6,8 @@
 //!
 //! candle's default device has a stream per host thread. So a step belongs on the thread that ran the backward pass.
 //!
-//! With several streams in the context (see `events.rs`) a pass costs five calls of the driver for each variable, to wait
-//! for other streams and to be waited for, and two for each gradient and running variance. Without, it costs none.
+//! With several streams in the context (see `events.rs`) a pass comes with four waits and a record for each variable, and
+//! with a wait and a record for each gradient and running variance. Without, it comes with none.
 
 use candle_core::cuda_backend::CudaStorageSlice;
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
