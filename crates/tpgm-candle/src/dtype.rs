@@ -28,6 +28,15 @@ pub(crate) fn candle_dtype(dtype: DType) -> candle_core::DType {
     }
 }
 
+/// A tensor in another element type: [`Tensor::to_dtype`], also for tensors without elements. On a GPU candle casts these
+/// with a launch of no blocks, which CUDA refuses.
+pub(crate) fn cast(tensor: &Tensor, dtype: candle_core::DType) -> candle_core::Result<Tensor> {
+    match tensor.elem_count() {
+        0 => Tensor::zeros(tensor.shape(), dtype, tensor.device()),
+        _ => tensor.to_dtype(dtype),
+    }
+}
+
 /// Copies a tensor to the host.
 pub(crate) fn to_buffer(name: &str, tensor: &Tensor) -> Result<Buffer> {
     let flat = tensor.flatten_all()?;
@@ -129,6 +138,23 @@ pub(crate) fn copy_elements(source: Slice<'_>, target: SliceMut<'_>) {
             let mut wide = vec![0.0; half.len()];
             f32::load(half, &mut wide);
             f32::store(&wide, target);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType as Candle;
+
+    use super::*;
+
+    #[test]
+    fn casts_keep_shapes_and_values() {
+        for (shape, elements) in [(vec![2, 2], 4), (vec![0, 3], 0)] {
+            let tensor = Tensor::full(1.5f32, shape.as_slice(), &Device::Cpu).unwrap();
+            let cast = cast(&tensor, Candle::BF16).unwrap();
+            assert_eq!((cast.dims(), cast.dtype()), (shape.as_slice(), Candle::BF16));
+            assert_eq!(to_buffer("t", &cast).unwrap().to_f64(), vec![1.5; elements]);
         }
     }
 }

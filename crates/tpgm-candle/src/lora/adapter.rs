@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::config::{LoraConfig, is_pattern};
 use super::names::{FILE_PREFIX, module_of};
-use crate::dtype::to_tensor;
+use crate::dtype::{cast, to_tensor};
 use crate::error::{Error, Result};
 use crate::params::{Param, Params};
 use crate::weight_space::file::Weights;
@@ -78,7 +78,7 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<()> {
                 other: model(),
                 expected: format!("{:?} {:?}", var.dtype(), var.dims()).into(),
             })?;
-        let tensor = to_tensor(numbers.slice(), entry.shape, var.device())?.to_dtype(var.dtype())?;
+        let tensor = cast(&to_tensor(numbers.slice(), entry.shape, var.device())?, var.dtype())?;
         values.push((param, tensor));
     }
     values.into_iter().try_for_each(|(param, value)| Ok(param.var().set(&value)?))

@@ -4,7 +4,7 @@ use candle_core::{Module, ModuleT, Tensor, Var};
 use candle_nn::{Conv2d, Embedding, Linear};
 
 use super::config::LoraConfig;
-use crate::dtype::{candle_dtype, core_dtype};
+use crate::dtype::{candle_dtype, cast, core_dtype};
 use crate::error::{Error, Result};
 use crate::nn::{Dropout, DropoutRng};
 use crate::params::{Anchor, Param, Params};
@@ -100,7 +100,7 @@ impl<L: Adaptable> Lora<L> {
         for (which, (end, shape)) in L::NAMES.iter().zip(shapes).enumerate() {
             let full = format!("{name}.{end}");
             let values = initial(&full, &shape, which == zero, L::zero_factor(), config.seed);
-            let values = Tensor::from_vec(values, shape, weight.device())?.to_dtype(dtype)?;
+            let values = cast(&Tensor::from_vec(values, shape, weight.device())?, dtype)?;
             let var = Var::from_tensor(&values)?;
             params.insert(Param::new(full, var.clone(), Anchor::Zero))?;
             vars.push(var);
