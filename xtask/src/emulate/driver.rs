@@ -35,17 +35,8 @@ const TESTS: &[&str] = &[
 pub(crate) fn run(test_args: &[String]) -> Result<()> {
     let Some(folder) = library::driver()? else { return Ok(()) };
     let counts = folder.join(format!("counts.{}", std::process::id()));
-    let mut command = cargo(&[
-        "test",
-        "-p",
-        "tpgm-cuda",
-        "--features",
-        "emulated",
-        "--test",
-        "cuda",
-        "--test",
-        "driver_calls",
-    ]);
+    let mut command = cargo(&["test", "-p", "tpgm-cuda", "--features", "emulated", "--no-fail-fast"]);
+    command.args(["--test", "cuda", "--test", "driver_calls"]);
     // The driver belongs to the test program, not to cargo and the compiler.
     let runner = [
         "env".to_string(),
