@@ -342,6 +342,10 @@ void Block::stop() {
     __builtin_unreachable();
 }
 
+bool is_running() { return running_block != nullptr; }
+
+void fail_running(const std::string& reason) { running_block->fail(reason); }
+
 } // namespace emulator
 
 using emulator::running_block;

@@ -93,6 +93,8 @@ class Block {
     uint64_t warp(EmulatorWarp kind, unsigned mask, uint64_t value, unsigned source);
     void yield();
     Fiber& running() { return *current; }
+    // Gives the block up.
+    [[noreturn]] void fail(const std::string& reason);
     [[noreturn]] void main();
 
   private:
@@ -104,8 +106,6 @@ class Block {
     void complete(unsigned warp, EmulatorWarp kind, unsigned mask);
     // Lets a fiber that waits go on; the one that runs just does.
     void release(unsigned fiber);
-    // Gives the block up.
-    [[noreturn]] void fail(const std::string& reason);
     [[noreturn]] void stop();
     std::string who_waits() const;
 
@@ -130,5 +130,10 @@ class Block {
     Order between[2];
     unsigned turn = 0;
 };
+
+// True if the calling OS thread runs a block.
+bool is_running();
+// Gives that block up, from wherever its kernel is.
+[[noreturn]] void fail_running(const std::string& reason);
 
 } // namespace emulator

@@ -1,4 +1,5 @@
-//! The kernels on a GPU, through the suite that every backend runs. Without one these tests say why they do nothing.
+//! The kernels on a GPU, through the suite that every backend runs. Without one these tests say why they do nothing, or fail
+//! if `TPGM_REQUIRE_GPU` is set.
 #![allow(clippy::print_stderr, clippy::unwrap_used)]
 
 mod common;
@@ -17,6 +18,7 @@ fn backend() -> Option<Cuda> {
     match Cuda::new(0) {
         Ok(cuda) => Some(cuda.reports(Reports::AtOnce)),
         Err(error) => {
+            assert!(std::env::var_os("TPGM_REQUIRE_GPU").is_none(), "{error}");
             eprintln!("skipped: {error}");
             None
         }

@@ -24,13 +24,36 @@ pub(crate) enum Variant {
 }
 
 /// What is compiled.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sources {
     /// The kernels of the CUDA backend
     Kernels,
     /// The emulator's own tests
     SelfTest,
+    /// The kernels of the CUDA backend, and the stand-in for NVIDIA's driver that runs them
+    Driver,
+    /// The stand-in with the kernels of the emulator's own tests
+    DriverSelfTest,
 }
+
+/// A library: what is compiled, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Build {
+    pub(crate) sources: Sources,
+    pub(crate) variant: Variant,
+    /// Threads of a block
+    pub(crate) threads: u32,
+}
+
+/// Threads of a block in the emulator, unless told otherwise: fewer than on a GPU, since each costs a switch of contexts at
+/// every barrier.
+pub(crate) const FEW_THREADS: u32 = 64;
+
+/// Threads of a block on a GPU: `TPGM_THREADS` of the kernels.
+pub(crate) const GPU_THREADS: u32 = 256;
+
+/// What the driver's library is called.
+const DRIVER: &str = "libcuda.so.1";
 
 /// Options of every file. Contraction is off here as it is on the GPU, so that both round alike.
 const FLAGS: &[&str] = &[
@@ -44,13 +67,12 @@ const FLAGS: &[&str] = &[
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",
-    "-DTPGM_THREADS=64",
 ];
 
 /// One file and its object.
 struct Unit {
     source: PathBuf,
-    flags: Vec<&'static str>,
+    flags: Vec<String>,
     object: PathBuf,
 }
 
@@ -78,26 +100,57 @@ impl Variant {
     }
 
     fn flags(self, kernel: bool) -> Vec<&'static str> {
-        let mut flags = FLAGS.to_vec();
-        if has_fma() {
-            flags.extend(["-mavx2", "-mfma"]);
-        }
         match self {
-            Variant::Plain => {}
-            Variant::Ubsan => flags.extend(self.sanitizer()),
+            Variant::Plain => Vec::new(),
+            Variant::Ubsan => self.sanitizer().to_vec(),
             Variant::Asan => {
-                flags.extend(self.sanitizer());
-                flags.extend(["-fno-omit-frame-pointer", "-DTPGM_EMULATOR_ASAN"]);
+                [self.sanitizer(), &["-fno-omit-frame-pointer", "-DTPGM_EMULATOR_ASAN"]].concat()
             }
-            Variant::Tsan => {
-                flags.push("-DTPGM_EMULATOR_TSAN");
-                // The emulator is not watched: to the sanitizer, its threads are those of CUDA.
-                if kernel {
-                    flags.extend(self.sanitizer());
-                }
-            }
+            // The emulator is not watched: to the sanitizer, its threads are those of CUDA.
+            Variant::Tsan if kernel => [self.sanitizer(), &["-DTPGM_EMULATOR_TSAN"]].concat(),
+            Variant::Tsan => vec!["-DTPGM_EMULATOR_TSAN"],
         }
+    }
+}
+
+impl Sources {
+    /// A word for the folder and the library, and the folder of the kernels below `kernels`.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Sources::Kernels => ("kernels", ""),
+            Sources::SelfTest => ("self_test", "emulator/self_test"),
+            Sources::Driver => ("driver", ""),
+            Sources::DriverSelfTest => ("driver_self_test", "emulator/self_test"),
+        }
+    }
+
+    /// True if the library stands in for NVIDIA's driver.
+    fn is_driver(self) -> bool {
+        matches!(self, Sources::Driver | Sources::DriverSelfTest)
+    }
+}
+
+impl Build {
+    /// Options of a file, for a kernel or for what runs it.
+    fn flags(self, kernel: bool) -> Vec<String> {
+        let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).into()).collect();
+        if has_fma() {
+            flags.extend(["-mavx2", "-mfma"].map(String::from));
+        }
+        flags.push(format!("-DTPGM_THREADS={}", self.threads));
+        flags.extend(self.variant.flags(kernel).into_iter().map(String::from));
         flags
+    }
+
+    /// Where objects and the library go.
+    fn folder(self) -> Result<PathBuf> {
+        let target = match env::var_os("CARGO_TARGET_DIR") {
+            Some(target) => PathBuf::from(target),
+            None => crate::root()?.join("target"),
+        };
+        let threads = if self.threads == FEW_THREADS { String::new() } else { format!("-{}", self.threads) };
+        let folder = format!("{}{threads}", self.variant.name());
+        Ok(target.join("emulator").join(folder).join(self.sources.names().0))
     }
 }
 
@@ -123,8 +176,28 @@ pub(crate) fn compiler() -> Option<PathBuf> {
 ///
 /// If it does not compile, or a file cannot be read or written.
 pub(crate) fn library(variant: Variant) -> Result<Option<PathBuf>> {
+    build_if_possible(Build { sources: Sources::Kernels, variant, threads: FEW_THREADS })
+}
+
+/// The folder with `libcuda.so.1`, the stand-in for NVIDIA's driver that runs the kernels of the CUDA backend, built if need be.
+/// `None`, with a printed reason, where there is no C++ compiler.
+///
+/// # Errors
+///
+/// As [`library`].
+pub(crate) fn driver() -> Result<Option<PathBuf>> {
+    let build = Build { sources: Sources::Driver, variant: Variant::Plain, threads: GPU_THREADS };
+    build_if_possible(build)?.map(|library| folder_of(&library)).transpose()
+}
+
+/// As [`build`]; `None`, with a printed reason, where there is no C++ compiler.
+///
+/// # Errors
+///
+/// As [`library`].
+pub(crate) fn build_if_possible(what: Build) -> Result<Option<PathBuf>> {
     match compiler() {
-        Some(compiler) => build(&compiler, variant, Sources::Kernels).map(Some),
+        Some(compiler) => build(&compiler, what).map(Some),
         None => {
             println!("skipped: no C++ compiler ($CXX or g++), which compiles the kernels for the CPU");
             Ok(None)
@@ -137,59 +210,97 @@ pub(crate) fn library(variant: Variant) -> Result<Option<PathBuf>> {
 /// # Errors
 ///
 /// As [`library`].
-pub(crate) fn build(compiler: &Path, variant: Variant, sources: Sources) -> Result<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the folder above xtask")?;
-    let kernels = root.join("kernels");
-    let (name, of_kernels) = match sources {
-        Sources::Kernels => ("kernels", kernels.clone()),
-        Sources::SelfTest => ("self_test", kernels.join("emulator/self_test")),
-    };
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let folder = target.join("emulator").join(variant.name()).join(name);
+pub(crate) fn build(compiler: &Path, what: Build) -> Result<PathBuf> {
+    let kernels = crate::root()?.join("kernels");
+    let folder = what.folder()?;
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
 
-    let units = units(compiler, variant, &kernels, &of_kernels, &folder)?;
+    let units = units(compiler, what, &kernels, &folder)?;
     let mut hasher = DefaultHasher::new();
     units.iter().for_each(|unit| unit.object.hash(&mut hasher));
+    let name = what.sources.names().0;
     let library = folder.join(format!("{name}.{:016x}.so", hasher.finish()));
     if !library.exists() {
         compile(compiler, &kernels, &units)?;
         let link = |to: &Path| {
             let mut command = Command::new(compiler);
-            command.args(["-shared", "-pthread"]).args(variant.sanitizer()).arg("-o").arg(to);
-            command.args(units.iter().map(|unit| &unit.object));
+            command.args(["-shared", "-pthread"]).args(what.variant.sanitizer()).arg("-o").arg(to);
+            if what.sources.is_driver() {
+                command.arg(format!("-Wl,-soname,{DRIVER}"));
+            }
+            command.args(units.iter().map(|unit| &unit.object)).arg("-ldl");
             command
         };
         make(&library, link)?;
         remove_others(&folder, &units, &library)?;
     }
+    if what.sources.is_driver() {
+        // Programs look for the driver by its name.
+        let copy = |to: &Path| {
+            let mut command = Command::new("cp");
+            command.arg(&library).arg(to);
+            command
+        };
+        make(&folder.join(DRIVER), copy)?;
+    }
     Ok(library)
 }
 
+/// The folder that a library is in.
+pub(crate) fn folder_of(library: &Path) -> Result<PathBuf> {
+    library.parent().map(Path::to_path_buf).context("the library's folder")
+}
+
+/// A program of one source that is linked with a library, built if need be.
+///
+/// # Errors
+///
+/// As [`library`].
+pub(crate) fn program(compiler: &Path, what: Build, source: &Path, library: &Path) -> Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    library.hash(&mut hasher);
+    read(source)?.hash(&mut hasher);
+    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
+    let program = folder_of(library)?.join(format!("{stem}.{:016x}", hasher.finish()));
+    if !program.exists() {
+        let kernels = crate::root()?.join("kernels");
+        let command = |to: &Path| {
+            let mut command = Command::new(compiler);
+            command.args(what.flags(false)).arg("-I").arg(kernels).arg(source).arg("-o").arg(to);
+            command.arg("-pthread").arg(library);
+            command
+        };
+        make(&program, command)?;
+    }
+    Ok(program)
+}
+
 /// What has to be compiled. An object has a hash of all it depends on in its name.
-fn units(
-    compiler: &Path,
-    variant: Variant,
-    kernels: &Path,
-    of_kernels: &Path,
-    folder: &Path,
-) -> Result<Vec<Unit>> {
+fn units(compiler: &Path, what: Build, kernels: &Path, folder: &Path) -> Result<Vec<Unit>> {
+    let of_kernels = kernels.join(what.sources.names().1);
     let emulator = kernels.join("emulator");
+    let driver = emulator.join("driver");
     let mut common = DefaultHasher::new();
-    for header in [files(kernels, "cuh")?, files(&emulator, "h")?, files(of_kernels, "cuh")?].concat() {
+    for header in [files(kernels, "cuh")?, files(&emulator, "h")?, files(&of_kernels, "cuh")?].concat() {
         read(&header)?.hash(&mut common);
     }
     let version =
         Command::new(compiler).arg("--version").output().context("cannot start the C++ compiler")?;
     version.stdout.hash(&mut common);
 
-    let of_kernels = files(of_kernels, "cu")?;
+    let of_kernels = files(&of_kernels, "cu")?;
     ensure!(!of_kernels.is_empty(), "no kernels: no .cu file");
-    let sources = [of_kernels, files(&emulator, "cpp")?].concat();
+    let mut sources = [of_kernels, files(&emulator, "cpp")?].concat();
+    if what.sources.is_driver() {
+        for header in [files(&driver, "h")?, files(&driver, "inc")?].concat() {
+            read(&header)?.hash(&mut common);
+        }
+        sources.extend(files(&driver, "cpp")?);
+    }
     sources
         .into_iter()
         .map(|source| {
-            let flags = variant.flags(source.extension().is_some_and(|extension| extension == "cu"));
+            let flags = what.flags(source.extension().is_some_and(|extension| extension == "cu"));
             let mut hasher = common.clone();
             flags.hash(&mut hasher);
             read(&source)?.hash(&mut hasher);

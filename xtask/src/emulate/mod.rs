@@ -1,9 +1,11 @@
 //! `cargo xtask emulate`: the CUDA kernels on the CPU.
 //!
 //! The same sources that are compiled to PTX are compiled by a C++ compiler, with the built-ins of CUDA from
-//! `kernels/emulator/`, and run through the tests of every backend; on request with a sanitizer.
+//! `kernels/emulator/`, and run through the tests of every backend; on request with a sanitizer, with as many threads a block as
+//! on a GPU, or under the host's code for GPUs over a stand-in for NVIDIA's driver.
 
 mod cases;
+mod driver;
 mod library;
 mod numbers;
 mod sanitizer;
@@ -13,8 +15,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-pub(crate) use library::{Variant, library};
-
+use self::library::{Build, FEW_THREADS, GPU_THREADS, Sources, build_if_possible};
+pub(crate) use self::library::{Variant, library};
 use crate::cargo;
 
 /// Options of `emulate`.
@@ -29,7 +31,14 @@ pub(crate) struct Args {
     /// Compile with the thread sanitizer: finds missing barriers and fences
     #[arg(long)]
     tsan: bool,
-    /// Test the emulator itself, in all variants: right kernels must pass, planted mistakes must be found
+    /// Run the host's code for GPUs too, over a stand-in for NVIDIA's driver
+    #[arg(long, conflicts_with_all = ["asan", "ubsan", "tsan", "threads"])]
+    driver: bool,
+    /// Threads of a block: 64 unless given; 256 are those of a GPU, and take four times as long
+    #[arg(long, value_name = "COUNT", value_parser = threads, conflicts_with = "self_test")]
+    threads: Option<u32>,
+    /// Test the emulator itself, in all variants, or the stand-in with --driver: what is right must pass, planted mistakes
+    /// must be found
     #[arg(long, conflicts_with_all = ["asan", "ubsan", "tsan", "test_args"])]
     self_test: bool,
     /// Run one case of the self-test in this process
@@ -52,6 +61,24 @@ const TSAN_TESTS: &[&str] = &[
     "suite::wrong_operands",
 ];
 
+/// A power of two, since the kernels halve blocks, of whole warps.
+fn threads(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(count @ (32 | 64 | 128 | 256 | 512 | 1024)) => Ok(count),
+        _ => Err("a power of two from 32 to 1024".into()),
+    }
+}
+
+/// Parts of the names of the tests that run with as many threads a block as a GPU has: what depends on the shape of a block.
+const GPU_THREADS_TESTS: &[&str] = &[
+    "device::any_number_of_blocks",
+    "device::deferred_projections",
+    "device::golden",
+    "device::large_tensors",
+    "device::mixed_types",
+    "suite::averages",
+];
+
 /// Why the kernels cannot be compiled for the CPU, if so.
 pub(crate) fn missing() -> Result<Option<&'static str>> {
     Ok(library::compiler().is_none().then_some("there is no C++ compiler"))
@@ -66,8 +93,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(case) = &args.self_test_case {
         return self_test::run_case(case);
     }
-    if args.self_test {
-        return self_test::run();
+    match (args.driver, args.self_test) {
+        (true, true) => return driver::self_test(),
+        (true, false) => return driver::run(&args.test_args),
+        (false, true) => return self_test::run(),
+        (false, false) => {}
     }
     let variant = match (args.asan, args.ubsan, args.tsan) {
         (true, ..) => Variant::Asan,
@@ -75,10 +105,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (.., true) => Variant::Tsan,
         _ => Variant::Plain,
     };
-    let (Some(compiler), Some(library)) = (library::compiler(), library(variant)?) else {
+    let threads = args.threads.unwrap_or(FEW_THREADS);
+    let build = Build { sources: Sources::Kernels, variant, threads };
+    let (Some(compiler), Some(library)) = (library::compiler(), build_if_possible(build)?) else {
         return Ok(());
     };
-    let tests: &[&str] = if variant == Variant::Tsan && args.test_args.is_empty() { TSAN_TESTS } else { &[] };
+    let tests: &[&str] = match (variant, threads) {
+        _ if !args.test_args.is_empty() => &[],
+        (Variant::Tsan, _) => TSAN_TESTS,
+        (_, GPU_THREADS) => GPU_THREADS_TESTS,
+        _ => &[],
+    };
     run_tests(&compiler, variant, &library, tests, &args.test_args)
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use tpgm_cuda::Emulator;
 
 use super::cases::{CASES, Case};
-use super::library::{self, Sources, Variant};
+use super::library::{self, Build, FEW_THREADS, Sources, Variant};
 use super::sanitizer;
 
 /// Seconds after which a launch that polls is given up: one for the case that hangs, else so many that a busy machine does
@@ -29,7 +29,8 @@ pub(crate) fn run() -> Result<()> {
     let variants = if cfg!(target_os = "linux") { &Variant::ALL[..] } else { &[Variant::Plain] };
     let mut columns = Vec::new();
     for &variant in variants {
-        let library = library::build(&compiler, variant, Sources::SelfTest)?;
+        let build = Build { sources: Sources::SelfTest, variant, threads: FEW_THREADS };
+        let library = library::build(&compiler, build)?;
         let mut runner = vec!["env".to_string()];
         runner.splice(0..0, sanitizer::runner(&compiler, variant)?);
         columns.push((variant, library, runner));
