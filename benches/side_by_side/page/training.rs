@@ -64,7 +64,7 @@ pub(super) fn write(lines: &[&Line], page: &mut String, plots: &mut Vec<(String,
             bars.push(Stack { name, parts: seconds.map(|part| 1e3 * part.unwrap_or_default()).to_vec() });
         }
         *page += &runs.list();
-        let name = format!("{device}-train-{}-{threads}.svg", file_stem(network));
+        let name = format!("{}-train-{}-{threads}.svg", device.replace(' ', "-"), file_stem(network));
         let title = format!("{network}, {device}, {threads} threads: milliseconds of a training step");
         let _ = writeln!(page, "\n![parts of a training step](results/{name})");
         plots.push((name, stacks(&title, &PARTS, &bars)));
