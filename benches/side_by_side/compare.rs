@@ -26,6 +26,9 @@ const CPU: &str = "cpu";
 /// Memory that is left to everything else: scratch space, code, other programs.
 const SPARE: u64 = 1 << 29;
 
+/// What a process of peers takes besides: arrays that keep the device busy and scrub its cache, code, buffers of libraries.
+const PEERS_OWN: u64 = 3 << 29;
+
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
@@ -115,7 +118,7 @@ impl<'t, T: Target> Bench<'t, T> {
     /// What is missing for a peer that holds `buffers` buffers like ours beside the state of the hungriest of `methods`, if it is.
     pub(crate) fn no_room(&self, buffers: usize, methods: &[Method]) -> Option<String> {
         let state = methods.iter().map(|method| method.state(self.dtype)).max().unwrap_or_default();
-        lack(self.target, ((buffers * self.dtype.size() + state) * self.set.numel()) as u64)
+        lack(self.target, ((buffers * self.dtype.size() + state) * self.set.numel()) as u64 + PEERS_OWN)
     }
 
     /// Runs all contestants of one method and returns a row for each but the floors; with `parts`, also one for each part
@@ -181,7 +184,9 @@ impl<'t, T: Target> Bench<'t, T> {
             row.extra_per_param = extra.and_then(|(_, extra)| *extra).map(|bytes| bytes as f64 / params);
         }
         if parts {
-            rows.append(&mut self.parts(method, ours)?);
+            let rounds = contestants.iter().find(|contestant| contestant.who == Who::Ours);
+            let rounds = rounds.map_or(0, |ours| ours.samples.len());
+            rows.append(&mut self.parts(method, ours, rounds)?);
         }
         Ok(rows)
     }
@@ -275,18 +280,15 @@ impl<'t, T: Target> Bench<'t, T> {
             Who::Peer(peer) => {
                 let peers = self.peer(peer)?;
                 let (round, extra) = peak(peers.process(), || peers.run(peer));
-                round.map(|_| extra)
+                Ok(extra.filter(|_| round.is_ok()))
             }
         }
     }
 
-    /// A row for each part of a round of ours: the kernels of a device, the calls elsewhere.
-    fn parts(&mut self, method: &Method, ours: &mut Ours<T::Backend>) -> Result<Vec<Row>> {
+    /// A row for each part of `rounds` rounds of ours: the kernels of a device, the calls elsewhere.
+    fn parts(&mut self, method: &Method, ours: &mut Ours<T::Backend>, rounds: usize) -> Result<Vec<Row>> {
         let mut parts: Vec<(&str, Samples)> = Vec::new();
-        for round in 0..self.limits.rounds {
-            if round > 0 && self.limits.over() {
-                break;
-            }
+        for _ in 0..rounds {
             let Self { target, data, .. } = &mut *self;
             ours.prepare(data)?;
             let mut i = 0;
@@ -341,10 +343,10 @@ impl<'t, T: Target> Bench<'t, T> {
         self.peers.iter_mut().find(has).with_context(|| format!("no process offers {name}"))
     }
 
-    /// Frees the state of a peer. One that cannot even do that is not used again.
+    /// Frees the state of a peer.
     fn drop_peer(&mut self, peer: &str) {
         if let Err(error) = self.peer(peer).and_then(|peers| peers.drop_peer(peer)) {
-            progress(&format!("  {peer} keeps its memory: {error:#}"));
+            progress(&format!("  {peer} cannot be dropped: {error:#}"));
         }
     }
 
@@ -430,4 +432,87 @@ fn lack<T: Target>(target: &T, needed: u64) -> Option<String> {
         gib(SPARE),
         gib(available)
     ))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use tpgm_benches::{CpuTarget, Memory, Model};
+
+    use super::*;
+
+    /// A peer that takes half a second for each of so many rounds, and fails then.
+    fn peer(folder: &tempfile::TempDir, rounds: usize) -> PathBuf {
+        let script = format!(
+            r#"#!/bin/sh
+            hello='{{"program": "candle", "version": "1", "threads": 1, "device": "cpu", "peers": ["candle_adamw"]}}'
+            runs=0
+            while read command name rest; do
+                case $command in
+                hello) echo "ok $hello" ;;
+                run) runs=$((runs + 1)); [ $runs -le {rounds} ] && echo ok 0.5 0.25 || echo error no memory ;;
+                *) echo ok ;;
+                esac
+            done
+            "#
+        );
+        let path = folder.path().join("peer");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        path
+    }
+
+    fn bench(target: &mut CpuTarget, limits: Limits) -> Bench<'_, CpuTarget> {
+        let set = Model::Tiny.param_set(DType::F32).unwrap();
+        Bench::new(target, set, DType::F32, Parts::ALL, limits).unwrap()
+    }
+
+    #[test]
+    fn a_peer_that_fails_is_left_out_and_the_rest_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let method = Method::by_name("adamw").unwrap();
+        // One round is measured before it fails, or both are.
+        for (rounds, names) in [(WARM_UP + 1, &["ours"][..]), (100, &["ours", "candle_adamw"])] {
+            let mut target = CpuTarget::new(1, 4096).unwrap();
+            let mut bench = bench(&mut target, Limits { rounds: 2, until: None });
+            let program = peer(&folder, rounds);
+            bench.add(Peers::candle(&program, Memory::AsIs, 1, &Model::Tiny.tensors(DType::F32)).unwrap());
+            let rows = bench.compare(&method, false, 1).unwrap();
+            assert_eq!(rows.iter().map(|row| row.contestant.as_str()).collect::<Vec<_>>(), names);
+            assert!(rows.iter().all(|row| row.rounds == 2) && rows[0].host_s.is_none());
+            if let Some(peer) = rows.get(1) {
+                assert_eq!((peer.median_s, peer.host_s), (0.5, Some(0.25)));
+                assert_eq!(peer.times_ours.map(|times| times > 0.0), Some(true));
+            }
+            assert_eq!(bench.floor_rows().len(), 3);
+        }
+    }
+
+    #[test]
+    fn what_was_measured_before_the_time_was_over_is_kept() {
+        let method = Method::by_name("project-mars").unwrap();
+        let mut target = CpuTarget::new(1, 4096).unwrap();
+        let rounds = 1_000_000;
+        let mut bench =
+            bench(&mut target, Limits { rounds, until: Some(Instant::now() + Duration::from_secs(20)) });
+        // A hundredth of the time: a fraction of a second.
+        let rows = bench.compare(&method, true, 100).unwrap();
+        assert!((LEAST..rounds).contains(&rows[0].rounds), "{}", rows[0].rounds);
+        let part = &rows[1];
+        assert_eq!((part.contestant.as_str(), part.rounds), ("ours: project", rows[0].rounds));
+        bench.limits.until = Some(Instant::now());
+        assert_eq!(bench.compare(&method, false, 1).unwrap(), []);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_does_not_fit_says_what_it_needs() {
+        let mut target = CpuTarget::new(1, 4096).unwrap();
+        let bench = bench(&mut target, Limits { rounds: 1, until: None });
+        let message = lack(bench.target, 1 << 60).unwrap();
+        assert!(message.starts_with("1073741824.0 GiB of memory and 0.5 GiB to spare, but "), "{message}");
+    }
 }
