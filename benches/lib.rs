@@ -32,5 +32,5 @@ pub use methods::{Call, Method, Operation, Traffic};
 pub use models::Model;
 pub use ours::{FLIP_EVERY, Ours};
 pub use peer::{AS_IS, Hello, KEPT, Memory, Peers, TorchOptions};
-pub use samples::Samples;
-pub use target::{CpuTarget, GpuTarget, Target, Timed};
+pub use samples::{Samples, Timing};
+pub use target::{CpuTarget, GpuTarget, Target, Timed, gpu};

@@ -1,5 +1,6 @@
 //! Where, when and from which commit a number comes.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,6 +34,21 @@ impl Machine {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+/// Bytes that a program can still take without another being pushed out; `None` where the kernel does not say (Linux does).
+pub fn available_memory() -> Option<u64> {
+    memory_field("/proc/meminfo", "MemAvailable")
+}
+
+/// Bytes in a line of one of Linux's status files, such as `VmRSS:   1234 kB`.
+pub fn memory_field(path: impl AsRef<Path>, field: &str) -> Option<u64> {
+    bytes(&std::fs::read_to_string(path).ok()?, field)
+}
+
+fn bytes(status: &str, field: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 fn output(program: &str, args: &[&str]) -> Option<String> {
@@ -111,6 +127,14 @@ mod tests {
         for (seconds, expected) in known {
             assert_eq!(utc(seconds), expected);
         }
+    }
+
+    #[test]
+    fn fields_of_memory_are_found_by_their_whole_name() {
+        let status = "Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t    7 kB\n";
+        assert_eq!(bytes(status, "VmRSS"), Some(7 << 10));
+        assert_eq!(bytes(status, "VmHWM"), Some(20 << 10));
+        assert_eq!(bytes(status, "VmHW"), None);
     }
 
     #[test]

@@ -177,6 +177,9 @@ impl Method {
                 ADAMW,
                 &[
                     "torch_adamw_fused",
+                    "torch_adamw_fused_graph",
+                    "torch_adamw_fused_masters",
+                    "torch_adamw_fused_masters_graph",
                     "torch_adamw_foreach",
                     "torch_adamw_loop",
                     "candle_adamw",
@@ -189,7 +192,12 @@ impl Method {
                 name: "adamw-trusted",
                 operation: Operation::Step(adamw.into(), none, Gradients::Trust),
                 traffic: ADAMW_TRUSTED,
-                peers: &["torch_adamw_fused"],
+                peers: &[
+                    "torch_adamw_fused",
+                    "torch_adamw_fused_graph",
+                    "torch_adamw_fused_masters",
+                    "torch_adamw_fused_masters_graph",
+                ],
             },
             step(
                 "adamw-amsgrad",
@@ -203,7 +211,7 @@ impl Method {
                 adamw.into(),
                 Ftp::default().into(),
                 ADAMW.and(FTP),
-                &["ftp_adamp", "torch_adamw_fused"],
+                &["ftp_adamp", "torch_adamw_fused", "torch_adamw_fused_graph"],
             ),
             step("adamw+spd", adamw.into(), Spd::default().into(), ADAMW.and(SPD), &[]),
             step(
@@ -259,15 +267,19 @@ impl Method {
             + (state_read + state_written) * compute
     }
 
-    /// Bytes held per parameter of type `dtype` while the method runs: weights, the parts that it needs, and its state.
-    pub fn held(&self, dtype: DType) -> usize {
+    /// Bytes of state per parameter of type `dtype`: moments, displacements, masters, remembered weights.
+    pub fn state(&self, dtype: DType) -> usize {
         let compute = dtype.compute().size();
         let masters = matches!(self.operation, Operation::Step(..)) && dtype.is_half();
         let remembered = matches!(self.operation, Operation::Update(_));
-        self.operation.parts().buffers() * dtype.size()
-            + self.traffic.state_read * compute
+        self.traffic.state_read * compute
             + usize::from(masters) * compute
             + usize::from(remembered) * dtype.size()
+    }
+
+    /// Bytes held per parameter of type `dtype` while the method runs: weights, the parts that it needs, and its state.
+    pub fn held(&self, dtype: DType) -> usize {
+        self.operation.parts().buffers() * dtype.size() + self.state(dtype)
     }
 
     /// The method of this name.
@@ -330,6 +342,17 @@ mod tests {
             let method = Method::by_name(name).unwrap();
             assert_eq!(method.bytes(DType::F32), bytes, "{name}");
             assert_eq!(method.bytes(DType::F64), 2 * bytes, "{name}");
+        }
+    }
+
+    // Moments of f32; with FTP a displacement; masters of half-precision weights; an update remembers its weights.
+    #[test]
+    fn state_is_what_is_kept_besides_the_data() {
+        for (name, full, half) in
+            [("adamw", 8, 12), ("adamw+ftp", 12, 16), ("project-mars", 0, 0), ("update-l2", 4, 2)]
+        {
+            let method = Method::by_name(name).unwrap();
+            assert_eq!((method.state(DType::F32), method.state(DType::BF16)), (full, half), "{name}");
         }
     }
 

@@ -8,6 +8,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tpgm_core::{DType, TensorSpec};
 
+use crate::Timing;
+
 // Parts of the program, so that a copy of the binary needs no copy of the repository.
 /// Rounds of optimizers and projections.
 const ROUNDS: &str =
@@ -29,7 +31,8 @@ pub struct TorchOptions {
     pub threads: usize,
     /// Where it works, as PyTorch names it: `cpu`, `cuda:0`.
     pub device: String,
-    /// Element type of weights, gradients and anchors. PyTorch keeps the state of an optimizer in the same type.
+    /// Element type of weights, gradients and anchors. PyTorch keeps the state of an optimizer in the same type: see
+    /// [`Peers::label`].
     pub dtype: DType,
 }
 
@@ -136,23 +139,25 @@ impl Peers {
         Self::from_command(command, &options.python)?.with_tensors(tensors)
     }
 
-    /// Starts PyTorch for training steps of one of the networks that `torch_training.py` knows, in f32 on the host.
+    /// Starts PyTorch for training steps of one of the networks that `torch_training.py` knows, in f32.
     ///
     /// # Errors
     ///
     /// As [`Peers::torch`], or it does not know the network.
     pub fn training(options: &TorchOptions, network: &str) -> Result<Self> {
-        let mut peers = Self::from_command(options.command(TRAINING), &options.python)?;
+        let mut command = options.command(TRAINING);
+        command.args(["--device", &options.device]);
+        let mut peers = Self::from_command(command, &options.python)?;
         peers.ask(&format!("network {network}"))?;
         Ok(peers)
     }
 
-    /// Starts a copy of this program for training steps of a network, with an allocator of its own.
+    /// Starts a copy of this program for training steps of a network on a device, with an allocator of its own.
     ///
     /// # Errors
     ///
     /// If it does not start, or does not know the network.
-    pub fn copy(memory: Memory, threads: usize, network: &str) -> Result<Self> {
+    pub fn copy(memory: Memory, threads: usize, device: &str, network: &str) -> Result<Self> {
         let program = std::env::current_exe()?;
         let (mut command, threads) = (Command::new(&program), threads.to_string());
         let suffix = match memory {
@@ -160,7 +165,9 @@ impl Peers {
             Memory::Kept => KEPT,
         };
         // With this variable it does not start itself anew.
-        command.args(["--serve", suffix, "--threads", &threads]).env("CANDLE_NUM_THREADS", &threads);
+        command
+            .args(["--serve", suffix, "--threads", &threads, "--device", device])
+            .env("CANDLE_NUM_THREADS", &threads);
         memory.set(&mut command);
         let mut peers = Self::from_command(command, &program)?;
         peers.ask(&format!("network {network}"))?;
@@ -209,6 +216,16 @@ impl Peers {
         self.child.id()
     }
 
+    /// What rows call a peer. With weights in half precision PyTorch and the published code keep moments in half precision, too,
+    /// and no masters: they do less than we do, and their names say so. Peers with `masters` in their name do the same as we do.
+    pub fn label(peer: &str, dtype: DType) -> String {
+        let has_state = peer.starts_with("torch_") || peer.starts_with("ftp_");
+        if dtype.is_half() && has_state && !peer.contains("masters") {
+            return format!("{peer} ({dtype} moments, no masters)");
+        }
+        peer.to_owned()
+    }
+
     /// Makes the state of one peer.
     ///
     /// # Errors
@@ -218,14 +235,17 @@ impl Peers {
         self.ask(&format!("prepare {peer}")).map(drop)
     }
 
-    /// Runs one round of a prepared peer and returns its seconds.
+    /// Runs one round of a prepared peer and returns its seconds and, on a device, those of the host.
     ///
     /// # Errors
     ///
     /// What the child reports, or that it ended.
-    pub fn run(&mut self, peer: &str) -> Result<f64> {
-        let [seconds] = self.run_parts(peer)?;
-        Ok(seconds)
+    pub fn run(&mut self, peer: &str) -> Result<Timing> {
+        match self.numbers("run", peer)?[..] {
+            [seconds] => Ok(Timing { seconds, host: None }),
+            [seconds, host] => Ok(Timing { seconds, host: Some(host) }),
+            ref others => bail!("peer `{peer}` answered {} numbers, not its seconds", others.len()),
+        }
     }
 
     /// Runs one round of a prepared peer and returns the seconds of its parts.
@@ -234,11 +254,27 @@ impl Peers {
     ///
     /// What the child reports, another number of parts, or that it ended.
     pub fn run_parts<const N: usize>(&mut self, peer: &str) -> Result<[f64; N]> {
-        let answer = self.ask(&format!("run {peer}"))?;
-        let parts: Option<Vec<f64>> = answer.split_whitespace().map(|word| word.parse().ok()).collect();
-        parts
-            .and_then(|parts| parts.try_into().ok())
-            .with_context(|| format!("peer `{peer}` answered `{answer}`"))
+        let parts = self.numbers("run", peer)?;
+        let found = parts.len();
+        parts.try_into().ok().with_context(|| format!("peer `{peer}` answered {found} numbers, not {N}"))
+    }
+
+    /// Runs one round of a prepared peer that waits for its device at the end only, and returns its seconds.
+    ///
+    /// # Errors
+    ///
+    /// What the child reports, or that it ended.
+    pub fn run_whole(&mut self, peer: &str) -> Result<f64> {
+        match self.numbers("whole", peer)?[..] {
+            [seconds] => Ok(seconds),
+            ref others => bail!("peer `{peer}` answered {} numbers, not its seconds", others.len()),
+        }
+    }
+
+    fn numbers(&mut self, command: &str, peer: &str) -> Result<Vec<f64>> {
+        let answer = self.ask(&format!("{command} {peer}"))?;
+        let numbers: Option<_> = answer.split_whitespace().map(|word| word.parse().ok()).collect();
+        numbers.with_context(|| format!("peer `{peer}` answered `{answer}`"))
     }
 
     /// Frees the state of one peer.
@@ -313,16 +349,23 @@ mod tests {
              read word name; [ \"$word $name\" = 'run p' ] && echo ok 0.25
              read l; echo ok 0.5 1.5
              read l; echo ok 0.5 1.5
+             read word name; [ \"$word $name\" = 'whole p' ] && echo ok 4
+             read l; echo ok 1 2 3
+             read l; echo ok 0.5 x
              read l; echo error 'KeyError: q'
              cat > /dev/null"
         );
         let mut peers = shell(&script).unwrap();
         assert_eq!(peers.hello().peers, ["p"]);
         peers.prepare("p").unwrap();
-        assert_eq!(peers.run("p").unwrap(), 0.25);
+        assert_eq!(peers.run("p").unwrap(), Timing { seconds: 0.25, host: None });
+        assert_eq!(peers.run("p").unwrap(), Timing { seconds: 0.5, host: Some(1.5) });
         assert_eq!(peers.run_parts("p").unwrap(), [0.5, 1.5]);
+        assert_eq!(peers.run_whole("p").unwrap(), 4.0);
         let error = peers.run("p").unwrap_err().to_string();
-        assert_eq!(error, "peer `p` answered `0.5 1.5`");
+        assert_eq!(error, "peer `p` answered 3 numbers, not its seconds");
+        let error = peers.run_parts::<3>("p").unwrap_err().to_string();
+        assert_eq!(error, "peer `p` answered `0.5 x`");
         let error = peers.prepare("q").unwrap_err().to_string();
         assert_eq!(error, "peer, at `prepare q`: KeyError: q");
     }
@@ -346,6 +389,17 @@ mod tests {
         let error =
             Peers::candle(Path::new("no-such-program"), Memory::AsIs, 1, &[]).unwrap_err().to_string();
         assert!(error.contains("no-such-program"), "{error}");
+    }
+
+    #[test]
+    fn names_say_what_half_precision_leaves_out() {
+        let label = |peer| Peers::label(peer, DType::BF16);
+        assert_eq!(label("torch_adamw_fused_graph"), "torch_adamw_fused_graph (bf16 moments, no masters)");
+        assert_eq!(label("ftp_adamp"), "ftp_adamp (bf16 moments, no masters)");
+        for peer in ["torch_adamw_fused_masters_graph", "tpgm_project_l2"] {
+            assert_eq!(label(peer), peer);
+        }
+        assert_eq!(Peers::label("torch_adamw_fused", DType::F32), "torch_adamw_fused");
     }
 
     #[test]

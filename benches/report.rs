@@ -13,13 +13,15 @@ use crate::machine::Machine;
 
 /// Our name among the contestants.
 pub const OURS: &str = "ours";
+/// The method of the floors.
+pub const FLOOR: &str = "floor";
 /// The methods of whole training steps begin so.
 pub const TRAIN: &str = "train ";
 
 /// One contestant's result in one method.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// Method, or `floor`.
+    /// Method, or [`FLOOR`].
     pub method: String,
     /// `ours`, `ours: ` and the name of a part, a peer's name, or the name of a floor.
     pub contestant: String,
@@ -33,6 +35,9 @@ pub struct Row {
     pub max_s: f64,
     /// Distance between the quartiles of the rounds; older rows lack it.
     pub spread_s: Option<f64>,
+    /// Median of the host's seconds to queue a round, where a device works by itself. A call that waits for the device, or queues
+    /// more than the driver holds, waits for what came before it, too.
+    pub host_s: Option<f64>,
     /// Bytes counted per parameter (per element for floors); none for peers, whose traffic is not counted.
     pub bytes_per_param: Option<usize>,
     /// Those bytes times the number of parameters over the median.
@@ -67,6 +72,7 @@ impl Row {
             min_s: samples.min(),
             max_s: samples.max(),
             spread_s: Some(samples.spread()),
+            host_s: None,
             bytes_per_param: None,
             gb_per_s: None,
             of_copy: None,
@@ -96,6 +102,7 @@ pub fn table(rows: &[Row]) -> String {
         "median ms",
         "spread",
         "min .. max",
+        "host ms",
         "B/param",
         "GB/s",
         "of copy",
@@ -118,6 +125,7 @@ pub fn table(rows: &[Row]) -> String {
             ms(row.median_s),
             row.spread_s.map_or(String::new(), ms),
             format!("{} .. {}", ms(row.min_s), ms(row.max_s)),
+            row.host_s.map_or(String::new(), |seconds| format!("{:.4}", 1e3 * seconds)),
             row.bytes_per_param.map_or(String::new(), |b| b.to_string()),
             row.gb_per_s.map_or(String::new(), |b| format!("{b:.1}")),
             percent(row.of_copy),
@@ -289,13 +297,15 @@ mod tests {
     fn columns_without_content_are_left_out() {
         let mut rows = rows();
         assert!(!table(&rows).contains("launches"));
+        assert!(!table(&rows).contains("host ms"));
         rows[0].launches = Some(2);
         rows[0].median_s = 12.3e-6;
+        rows[1].host_s = Some(45.6e-6);
         let text = table(&rows);
-        assert!(
-            text.contains("launches") && !text.contains("of copy") && text.contains(" 0.0123 "),
-            "{text}"
-        );
+        for part in ["launches", "host ms", " 0.0123 ", " 0.0456 "] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains("of copy"), "{text}");
     }
 
     #[test]
@@ -334,6 +344,7 @@ mod tests {
         let Line { run, row } = serde_json::from_str(line).unwrap();
         assert_eq!((run.device.as_str(), run.driver, run.dtype), ("cpu", None, DType::F32));
         assert_eq!((row.median_s, row.spread_s, row.launches), (0.021082428, None, None));
+        assert_eq!(row.host_s, None);
         assert_eq!((row.state_per_param, row.extra_per_param), (None, None));
     }
 }

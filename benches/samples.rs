@@ -1,5 +1,14 @@
 //! Statistics of repeated timings.
 
+/// How long one round took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Timing {
+    /// Seconds of the device's work; on the host, of the call.
+    pub seconds: f64,
+    /// Seconds that the host needed to queue it, where a device works by itself.
+    pub host: Option<f64>,
+}
+
 /// Seconds of every round of one contestant, in order.
 ///
 /// The machine is noisy and its speed drifts, so contestants are compared round by round ([`Samples::ratio_to`]) and

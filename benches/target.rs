@@ -8,12 +8,16 @@ mod emulated;
 mod fake;
 mod gpu;
 
+use std::time::Duration;
+
 use anyhow::Result;
 use tpgm_core::Backend;
 
 pub use cpu::CpuTarget;
+pub use cuda::gpu;
 pub use gpu::{GpuTarget, Timed};
 
+use crate::Timing;
 use crate::floors::Floor;
 
 /// A backend that can be measured.
@@ -43,12 +47,13 @@ pub trait Target {
     /// When the device fails.
     fn floor(&mut self, floor: Floor) -> Result<f64>;
 
-    /// Seconds that the device works on the calls that `work` makes, from caches that hold nothing of theirs.
+    /// Times the device's work on the calls that `work` makes, from caches that hold nothing of theirs and nothing that has yet
+    /// to be written to memory. What the host does meanwhile is a time of its own.
     ///
     /// # Errors
     ///
     /// Those of `work`, or the device fails.
-    fn time(&mut self, work: &mut dyn FnMut() -> tpgm_core::Result<()>) -> Result<f64>;
+    fn time(&mut self, work: &mut dyn FnMut() -> tpgm_core::Result<()>) -> Result<Timing>;
 
     /// The parts of the device's work in the call `name`, with their seconds, in order: kernels on a GPU; elsewhere the
     /// call as one part.
@@ -64,4 +69,11 @@ pub trait Target {
 
     /// Kernels started since the target was made; none where work is not started by kernels.
     fn launches(&self) -> Option<usize>;
+
+    /// What to wait before every contestant. On the host, for the threads of the one before to go to sleep; on a GPU nothing:
+    /// its clock would fall.
+    fn pause(&self) -> Duration;
+
+    /// Bytes of the memory that data and state lie in that are free, where that can be said.
+    fn available(&self) -> Option<u64>;
 }

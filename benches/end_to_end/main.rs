@@ -2,6 +2,9 @@
 //!
 //! Weights and batches are random, which changes no time. Every round every contestant takes one step, in an order that
 //! rotates from round to round.
+//!
+//! On a GPU it takes two: one that waits for the GPU as a real loop does, which is the time of the step, and one that waits for it
+//! after each part, which is where the times of the parts come from.
 #![allow(clippy::print_stderr, reason = "a command line tool shows progress")]
 
 mod network;
@@ -14,20 +17,20 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
+use candle_core::Device;
 use clap::Parser;
 use tpgm_benches::contention::Ticks;
 use tpgm_benches::machine::Machine;
 use tpgm_benches::report::{self, OURS, Row, Run, TRAIN};
-use tpgm_benches::{Memory, Peers, Samples};
+use tpgm_benches::{Memory, Peers, Samples, gpu};
 use tpgm_candle::core::{Constraint, DType, Ftp, Spd, Tpgm};
+use tpgm_examples::device::Place;
 use tpgm_examples::environment;
 
 use crate::network::Network;
 use crate::options::{Args, Peer};
 use crate::training::{PARTS, Recipe, Training};
 
-/// Where everything runs.
-const DEVICE: &str = "cpu";
 /// Steps before the measured ones.
 const WARM_UP: usize = 2;
 /// Before every contestant, for the threads of the one before to go to sleep.
@@ -55,6 +58,7 @@ struct Contestant {
     who: Who,
     total: Samples,
     parts: [Samples; PARTS.len()],
+    failed: bool,
 }
 
 fn main() -> Result<()> {
@@ -62,16 +66,21 @@ fn main() -> Result<()> {
     args.check()?;
     let threads = args.threads()?;
     if let Some(suffix) = &args.serve {
-        return server::serve(suffix, threads);
+        return server::serve(suffix, threads, &args.place().open()?);
     }
     environment::for_threads(threads);
-    let out = args.rows.file(DEVICE)?;
+    let device = args.place().open()?;
+    let (name, driver) = match args.place() {
+        Place::Cpu => ("cpu".to_owned(), None),
+        Place::Cuda(number) => gpu(number)?,
+    };
+    let out = args.rows.file(&name)?;
     for network in args.networks() {
         progress(&format!("{network}: making models"));
-        let mut peers = start_peers(&args, network, threads)?;
-        let mut contestants = contestants(network, threads, &mut peers)?;
+        let mut peers = start_peers(&args, network, threads);
+        let mut contestants = contestants(network, threads, &device, &mut peers)?;
         let ticks = Ticks::now(peers.iter().map(Peers::process));
-        rounds(&mut contestants, &mut peers, args.rounds)?;
+        rounds(&mut contestants, &mut peers, args.rounds, &device)?;
         let others = ticks
             .zip(Ticks::now(peers.iter().map(Peers::process)))
             .map(|(before, after)| after.others_since(before));
@@ -80,8 +89,8 @@ fn main() -> Result<()> {
         let torch = peers.iter().find(|peers| peers.hello().program == "torch");
         let run = Run {
             machine: Machine::here(),
-            device: DEVICE.to_owned(),
-            driver: None,
+            device: name.clone(),
+            driver: driver.clone(),
             torch: torch.map(|peers| peers.hello().version.clone()),
             model: network.to_string(),
             dtype: DType::F32,
@@ -97,28 +106,50 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn start_peers(args: &Args, network: Network, threads: usize) -> Result<Vec<Peers>> {
+/// Starts those that were asked for. One that does not start is said so and left out.
+fn start_peers(args: &Args, network: Network, threads: usize) -> Vec<Peers> {
     let mut peers = Vec::new();
+    let mut start = |name: &str, started: Result<Peers>| match started {
+        Ok(started) => peers.push(started),
+        Err(error) => progress(&format!("{name} is left out: {error:#}")),
+    };
+    let device = args.place().to_string();
     if args.vs.is_some_and(Peer::torch) {
         progress("starting PyTorch");
-        peers.push(Peers::training(&args.torch.options(threads, DEVICE, DType::F32), network.name())?);
+        let options = args.torch.options(threads, &device, DType::F32);
+        start("PyTorch", Peers::training(&options, network.name()));
     }
     if args.vs.is_some_and(Peer::candle) {
         progress("starting copies of this program");
-        for memory in [Memory::AsIs, Memory::Kept] {
-            peers.push(Peers::copy(memory, threads, network.name())?);
+        // What becomes of the host's memory makes no difference on a GPU.
+        let memories: &[_] = match args.place() {
+            Place::Cpu => &[Memory::AsIs, Memory::Kept],
+            Place::Cuda(_) => &[Memory::Kept],
+        };
+        for memory in memories {
+            start("a copy of this program", Peers::copy(*memory, threads, &device, network.name()));
         }
     }
-    Ok(peers)
+    peers
 }
 
-fn contestants(network: Network, threads: usize, processes: &mut [Peers]) -> Result<Vec<Contestant>> {
+fn contestants(
+    network: Network,
+    threads: usize,
+    device: &Device,
+    processes: &mut [Peers],
+) -> Result<Vec<Contestant>> {
     let checkpoint = network.checkpoint()?;
     let mut all = Vec::new();
-    let contestant =
-        |method, who| Contestant { method, who, total: Samples::default(), parts: Default::default() };
+    let contestant = |method, who| Contestant {
+        method,
+        who,
+        total: Samples::default(),
+        parts: Default::default(),
+        failed: false,
+    };
     for (method, constraint, peers) in methods() {
-        let ours = Training::new(network, &checkpoint, Recipe::Ours(constraint), threads)?;
+        let ours = Training::new(network, &checkpoint, Recipe::Ours(constraint), threads, device)?;
         all.push(contestant(method, Who::Ours(Box::new(ours))));
         for peer in peers {
             let offers = |process: &Peers| process.hello().peers.iter().any(|name| name == peer);
@@ -132,19 +163,36 @@ fn contestants(network: Network, threads: usize, processes: &mut [Peers]) -> Res
     Ok(all)
 }
 
-fn rounds(contestants: &mut [Contestant], processes: &mut [Peers], rounds: usize) -> Result<()> {
+fn rounds(
+    contestants: &mut [Contestant],
+    processes: &mut [Peers],
+    rounds: usize,
+    device: &Device,
+) -> Result<()> {
     let n = contestants.len();
     for round in 0..WARM_UP + rounds {
         progress(&format!("round {} of {}", round + 1, WARM_UP + rounds));
         for i in 0..n {
-            sleep(PAUSE);
-            let Contestant { who, total, parts, .. } = &mut contestants[(i + round) % n];
-            let seconds = match who {
-                Who::Ours(training) => training.step()?,
-                Who::Peer(peer, process) => processes[*process].run_parts(peer)?,
+            let Contestant { who, total, parts, failed, .. } = &mut contestants[(i + round) % n];
+            if *failed {
+                continue;
+            }
+            if device.is_cpu() {
+                sleep(PAUSE);
+            }
+            let (whole, seconds) = match who {
+                Who::Ours(training) => step(training, device)?,
+                Who::Peer(peer, process) => match peer_step(peer, &mut processes[*process], device) {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        progress(&format!("  {peer} is left out: {error:#}"));
+                        *failed = true;
+                        continue;
+                    }
+                },
             };
             if round >= WARM_UP {
-                total.push(seconds.iter().sum());
+                total.push(whole);
                 parts.iter_mut().zip(seconds).for_each(|(samples, seconds)| samples.push(seconds));
             }
         }
@@ -152,11 +200,26 @@ fn rounds(contestants: &mut [Contestant], processes: &mut [Peers], rounds: usize
     Ok(())
 }
 
+/// Seconds of a step, and of its parts.
+type Taken = (f64, [f64; PARTS.len()]);
+
+fn step(training: &mut Training, device: &Device) -> Result<Taken> {
+    let whole = if device.is_cpu() { None } else { Some(training.whole_step()?) };
+    let parts = training.step()?;
+    Ok((whole.unwrap_or(parts.iter().sum()), parts))
+}
+
+fn peer_step(peer: &str, process: &mut Peers, device: &Device) -> Result<Taken> {
+    let whole = if device.is_cpu() { None } else { Some(process.run_whole(peer)?) };
+    let parts: [f64; PARTS.len()] = process.run_parts(peer)?;
+    Ok((whole.unwrap_or(parts.iter().sum()), parts))
+}
+
 /// A row for the whole step of each contestant, and one for each part that takes time.
 fn rows(contestants: &[Contestant], others: Option<f64>) -> Vec<Row> {
     let mut rows = Vec::new();
-    for contestant in contestants {
-        let Contestant { method, who, total, parts } = contestant;
+    for contestant in contestants.iter().filter(|contestant| !contestant.failed) {
+        let Contestant { method, who, total, parts, .. } = contestant;
         let ours =
             contestants.iter().find(|other| other.method == *method && matches!(other.who, Who::Ours(_)));
         let name = match who {
@@ -196,8 +259,9 @@ mod tests {
 
     #[test]
     fn every_method_takes_its_steps_and_every_row_is_there() {
-        let mut contestants = contestants(Network::Mini, 1, &mut []).unwrap();
-        rounds(&mut contestants, &mut [], 1).unwrap();
+        let cpu = Device::Cpu;
+        let mut contestants = contestants(Network::Mini, 1, &cpu, &mut []).unwrap();
+        rounds(&mut contestants, &mut [], 1, &cpu).unwrap();
         let rows = rows(&contestants, Some(0.0));
         for (method, ..) in methods() {
             let of = |name: &str| {

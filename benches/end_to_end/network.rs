@@ -102,33 +102,32 @@ impl Network {
         })
     }
 
-    /// A batch; another for every `seed`.
+    /// A batch on a device; another for every `seed`.
     ///
     /// # Errors
     ///
-    /// None in practice.
-    pub(crate) fn batch(self, seed: u32) -> Result<Batch> {
+    /// The device has no memory for it.
+    pub(crate) fn batch(self, seed: u32, device: &Device) -> Result<Batch> {
         let numbers = |n: usize, below: u32| -> Vec<u32> {
             // Any numbers do: a multiplicative hash of their position.
             (0..n as u32).map(|i| (i + 1 + 7919 * seed).wrapping_mul(2_654_435_761) % below).collect()
         };
-        let cpu = &Device::Cpu;
         Ok(match self {
             Network::MiniLm => Batch {
                 inputs: Tensor::from_vec(
                     numbers(TEXTS * TOKENS, minilm().vocab_size as u32),
                     (TEXTS, TOKENS),
-                    cpu,
+                    device,
                 )?,
-                labels: Tensor::from_vec(numbers(TEXTS, TOPICS as u32), TEXTS, cpu)?,
+                labels: Tensor::from_vec(numbers(TEXTS, TOPICS as u32), TEXTS, device)?,
             },
             Network::Mini => {
                 let shape = (IMAGES * PATCHES * PATCHES, 3 * WINDOW * WINDOW);
                 let values =
                     numbers(shape.0 * shape.1, 256).iter().map(|byte| *byte as f32 / 64.0 - 2.0).collect();
                 Batch {
-                    inputs: Tensor::from_vec::<_, f32>(values, shape, cpu)?,
-                    labels: Tensor::from_vec(numbers(IMAGES, CLASSES as u32), IMAGES, cpu)?,
+                    inputs: Tensor::from_vec::<_, f32>(values, shape, device)?,
+                    labels: Tensor::from_vec(numbers(IMAGES, CLASSES as u32), IMAGES, device)?,
                 }
             }
         })

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use tpgm_benches::options::{self, RowArgs, TorchArgs};
+use tpgm_examples::device::{DeviceArgs, Place};
 
 use crate::network::Network;
 
@@ -13,7 +14,9 @@ pub(crate) struct Args {
     /// What is trained; may be repeated. All if not given
     #[arg(long = "network", value_enum)]
     networks: Vec<Network>,
-    /// Threads of every contestant. All processors if not given
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Threads of every contestant on the host. All processors if not given
     #[arg(long)]
     threads: Option<usize>,
     /// Measured steps, after the warm-up
@@ -36,7 +39,7 @@ pub(crate) struct Args {
 pub(crate) enum Peer {
     /// The same loop in PyTorch and, given their code, with the published methods
     Torch,
-    /// The same loop with candle-nn's AdamW, and ours, with freed memory handed back and kept
+    /// The same loop with candle-nn's AdamW, and ours, with freed memory of the host handed back and kept; on a GPU kept only
     Candle,
     /// All of them
     All,
@@ -63,6 +66,11 @@ impl Args {
     pub(crate) fn check(&self) -> Result<()> {
         ensure!(self.rounds > 0, "--rounds must be at least 1");
         self.threads().map(drop)
+    }
+
+    /// Where it is trained.
+    pub(crate) fn place(&self) -> Place {
+        self.device.place
     }
 
     /// What is trained.
@@ -93,8 +101,14 @@ mod tests {
         let args = parse("--network mini --threads 1 --rounds 3 --out rows").unwrap();
         assert_eq!((args.networks(), args.threads().unwrap(), args.rounds), (vec![Network::Mini], 1, 3));
         assert_eq!(args.rows.file("cpu").unwrap(), Some("rows".into()));
-        assert_eq!(parse("").unwrap().networks().len(), 2);
-        for (options, part) in [("--ftp p", "--vs"), ("--network gpt", "minilm"), ("--vs mlx", "torch")] {
+        assert_eq!((parse("").unwrap().networks().len(), parse("").unwrap().place()), (2, Place::Cpu));
+        assert_eq!(parse("--device cuda:1").unwrap().place(), Place::Cuda(1));
+        for (options, part) in [
+            ("--ftp p", "--vs"),
+            ("--network gpt", "minilm"),
+            ("--device gpu", "`gpu`"),
+            ("--vs mlx", "torch"),
+        ] {
             let error = parse(options).unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");
         }

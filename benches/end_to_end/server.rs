@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, Write};
 
 use anyhow::{Context, Result, bail};
+use candle_core::Device;
 use clap::ValueEnum;
 use serde_json::json;
 
@@ -18,17 +19,18 @@ const RECIPES: [(&str, Recipe); 2] = [("ours", Recipe::PLAIN), ("candle_adamw", 
 struct Server<'a> {
     suffix: &'a str,
     threads: usize,
+    device: &'a Device,
     network: Option<(Network, Checkpoint)>,
     live: HashMap<String, Training>,
 }
 
-/// Answers the commands of standard input until it ends.
+/// Answers the commands of standard input until it ends, about training on a device.
 ///
 /// # Errors
 ///
 /// The other program has gone.
-pub(crate) fn serve(suffix: &str, threads: usize) -> Result<()> {
-    let mut server = Server { suffix, threads, network: None, live: HashMap::new() };
+pub(crate) fn serve(suffix: &str, threads: usize, device: &Device) -> Result<()> {
+    let mut server = Server { suffix, threads, device, network: None, live: HashMap::new() };
     let mut answers = std::io::stdout().lock();
     for line in std::io::stdin().lock().lines() {
         match server.answer(&line?) {
@@ -46,8 +48,9 @@ impl Server<'_> {
             ("hello", _) => {
                 let peers: Vec<_> = RECIPES.map(|(name, _)| format!("{name}{}", self.suffix)).into();
                 let (program, version) = ("copy", env!("CARGO_PKG_VERSION"));
+                let device = if self.device.is_cpu() { "cpu" } else { "cuda" };
                 let hello = json!({
-                    "program": program, "version": version, "threads": self.threads, "device": "cpu", "peers": peers
+                    "program": program, "version": version, "threads": self.threads, "device": device, "peers": peers
                 });
                 return Ok(hello.to_string());
             }
@@ -60,17 +63,20 @@ impl Server<'_> {
                 let plain = name.strip_suffix(self.suffix).unwrap_or(name);
                 let recipe = RECIPES.iter().find(|(recipe, _)| *recipe == plain);
                 let (_, recipe) = recipe.with_context(|| format!("no peer `{name}`"))?;
-                let training = Training::new(*network, checkpoint, *recipe, self.threads)?;
+                let training = Training::new(*network, checkpoint, *recipe, self.threads, self.device)?;
                 self.live.insert(name.to_owned(), training);
             }
             ("run", name) => {
-                let training =
-                    self.live.get_mut(name).with_context(|| format!("`{name}` is not prepared"))?;
-                return Ok(training.step()?.map(|seconds| format!("{seconds:.9}")).join(" "));
+                return Ok(self.training(name)?.step()?.map(|seconds| format!("{seconds:.9}")).join(" "));
             }
+            ("whole", name) => return Ok(format!("{:.9}", self.training(name)?.whole_step()?)),
             _ => bail!("unknown command `{line}`"),
         }
         Ok(String::new())
+    }
+
+    fn training(&mut self, name: &str) -> Result<&mut Training> {
+        self.live.get_mut(name).with_context(|| format!("`{name}` is not prepared"))
     }
 }
 
@@ -93,7 +99,8 @@ mod tests {
 
     #[test]
     fn answers_are_those_of_a_peer() {
-        let mut server = Server { suffix: "_kept", threads: 1, network: None, live: HashMap::new() };
+        let mut server =
+            Server { suffix: "_kept", threads: 1, device: &Device::Cpu, network: None, live: HashMap::new() };
         let mut error = |line: &str| format!("{:#}", server.answer(line).unwrap_err());
         assert_eq!(error("prepare ours_kept"), "`network` comes first");
         assert!(error("network gpt").contains("gpt"));
@@ -113,6 +120,8 @@ mod tests {
             let answer = server.answer(&format!("run {name}_kept")).unwrap();
             let parts: Vec<f64> = answer.split(' ').map(|word| word.parse().unwrap()).collect();
             assert!(parts.len() == 4 && parts[..3].iter().all(|part| *part > 0.0), "{answer}");
+            let whole = server.answer(&format!("whole {name}_kept")).unwrap();
+            assert!(whole.parse::<f64>().unwrap() > 0.0, "{whole}");
         }
     }
 }

@@ -14,6 +14,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -41,12 +42,31 @@ def load_tpgm(checkout):
     return load_file("published_tpgm", os.path.join(checkout, "ImageNet_ViT_Exp", "utils", "tpgm.py"))
 
 
+def published(load, checkout):
+    """The published code of a checkout, if there is one. One that does not load is left out: the others go on."""
+    if not checkout:
+        return None
+    try:
+        return load(checkout)
+    except Exception as error:
+        print(f"{checkout} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+
+
 def parser(program):
     parser = argparse.ArgumentParser(prog=program, description="Peer of the benchmarks of tpgm")
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--ftp", help="checkout of GT-RIPL/FTP")
     parser.add_argument("--tpgm", help="checkout of PotatoTian/TPGM")
+    parser.add_argument("--device", required=True, help="cpu or cuda:N")
     return parser
+
+
+def arguments(parser):
+    args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("this PyTorch finds no GPU")
+    return args
 
 
 class Server:
@@ -59,9 +79,7 @@ class Server:
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        ftp = load_ftp(args.ftp) if args.ftp else None
-        tpgm = load_tpgm(args.tpgm) if args.tpgm else None
-        self.peers = self.available(ftp, tpgm)
+        self.peers = self.available(published(load_ftp, args.ftp), published(load_tpgm, args.tpgm))
         self.data = None
         self.live = {}
 
@@ -80,10 +98,22 @@ class Server:
     def prepare(self, name):
         if self.data is None:
             raise ValueError("prepare before there is anything to work on")
-        self.live[name] = self.peers[name](self.data)
+        try:
+            self.live[name] = self.peers[name](self.data)
+            # Optimizers make their state in their first round. What does not fit into memory is noticed now, not in the middle.
+            self.warm_up(self.live[name])
+        except Exception:
+            self.live.pop(name, None)
+            raise
+
+    def warm_up(self, peer):
+        pass
 
     def drop(self, name):
-        del self.live[name]
+        self.live.pop(name, None)
+        self.free()
+
+    def free(self):
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # the harness needs the memory
@@ -100,6 +130,9 @@ class Server:
                     raise ValueError(f"no command {command}")
                 answer = getattr(self, command)(*words)
                 print(*["ok", answer] if answer else ["ok"], file=answers, flush=True)
+                continue
             except Exception as error:  # the harness decides what to do about it
                 message = f"{type(error).__name__}: {error}".replace("\n", " ")
                 print("error", message, file=answers, flush=True)
+            # Only now does nothing refer to what failed.
+            self.free()

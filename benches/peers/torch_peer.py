@@ -3,11 +3,15 @@
 The protocol is in torch_common.py, which stands in front of this; besides, there are
 
     shapes 768x768 768 scalar  ok                  shapes of the model's tensors; makes the data
-    run PEER                   ok 0.051            one round, its seconds
+    run PEER                   ok 0.051 0.0004     one round, its seconds; on a GPU also the host's to queue it
 
 What is timed is the peer's own work: gradients are given, no model runs. As in the harness, gradients change sign every
-FLIP_EVERY rounds and projections start from the same weights every round; neither is timed. Nor is what overwrites the
-caches before every round. On a GPU the time is the device's, between two events.
+FLIP_EVERY rounds and projections start from the same weights every round; neither is timed. Nor is what drives everything
+else out of the caches before every round. On a GPU the time is the device's, between two events, behind work that keeps it
+busy for LEAD seconds: what the host does meanwhile is not in it, unless the host needs longer than that or waits.
+
+With weights in half precision, PyTorch's optimizers and the published ones keep their moments in half precision and have no
+masters. Peers with `masters` in their name do what the harness does: moments and masters in f32.
 """
 
 # The same numbers as in data.rs and methods.rs.
@@ -15,7 +19,9 @@ ANCHOR_SCALE = 5e-2
 DISPLACEMENT_SCALE = 1e-3
 GRADIENT_SCALE = 1e-3
 FLIP_EVERY = 4
-# More than any cache holds. On a GPU, writing it also takes longer than the host needs to start most rounds.
+# The same number as in target/gpu.rs.
+LEAD = 10e-3
+# More than any cache holds.
 SCRUB_BYTES = 512 << 20
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -29,33 +35,56 @@ class Tensors(torch.nn.Module):
 
 
 class HostClock:
-    """Seconds of a call by the host's clock."""
+    """Seconds of a call by the host's clock, from caches that hold nothing of its data and nothing to be written back."""
 
     def __init__(self):
-        self.scrub = torch.empty(SCRUB_BYTES // 4)
+        # Not zeros: Linux would show the same page of zeros everywhere.
+        self.scrub = torch.ones(SCRUB_BYTES // 4)
 
     def time(self, call):
-        self.scrub.zero_()
+        self.scrub.sum()
         start = time.perf_counter()
         call()
-        return time.perf_counter() - start
+        return [time.perf_counter() - start]
 
 
 class DeviceClock:
-    """Seconds of a GPU's work, queued behind the scrubbing: what the host does meanwhile is not part of them."""
+    """Seconds of a GPU's work, and of the host to queue it, from a cache that holds nothing of its data and nothing to be
+    written back.
+
+    Before the first event the device copies, for about LEAD seconds, as the harness lets it do before our own rounds: so the
+    host is ahead when the call begins, and the clocks are up.
+    """
+
+    WAKE_UP = 10
+    # No device copies the array in less: a clock that says so stands still.
+    CREDIBLE = 10e-6
 
     def __init__(self, device):
-        self.scrub = torch.empty(SCRUB_BYTES // 4, device=device)
+        self.scrub = torch.ones(SCRUB_BYTES // 4, device=device)
+        self.copied = torch.empty_like(self.scrub)
+        self.sum = torch.empty((), device=device)
         self.start = torch.cuda.Event(enable_timing=True)
         self.end = torch.cuda.Event(enable_timing=True)
+        for _ in range(self.WAKE_UP):
+            self.copied.copy_(self.scrub)
+        seconds, _ = self.between(lambda: self.copied.copy_(self.scrub))
+        self.copies = math.ceil(LEAD / seconds) if seconds > self.CREDIBLE else 1
 
     def time(self, call):
-        self.scrub.zero_()
+        for _ in range(self.copies):
+            self.copied.copy_(self.scrub)
+        torch.sum(self.scrub, 0, out=self.sum)
+        return self.between(call)
+
+    def between(self, call):
         self.start.record()
+        begun = time.perf_counter()
         call()
+        host = time.perf_counter() - begun
         self.end.record()
         self.end.synchronize()
-        return self.start.elapsed_time(self.end) / 1e3
+        return [self.start.elapsed_time(self.end) / 1e3, host]
 
 
 class Data:
@@ -63,10 +92,11 @@ class Data:
 
     def __init__(self, shapes, device, dtype):
         self.device = device
-        generator = torch.Generator().manual_seed(0)
+        # On the device: the host would take minutes for a large model.
+        generator = torch.Generator(device).manual_seed(0)
 
         def uniform(shape, scale):
-            return torch.empty(shape).uniform_(-scale, scale, generator=generator)
+            return torch.empty(shape, device=device).uniform_(-scale, scale, generator=generator)
 
         anchors, self.start, grads = [], [], []
         for shape in shapes:
@@ -74,7 +104,7 @@ class Data:
             start = anchor + uniform(shape, DISPLACEMENT_SCALE)
             grad = uniform(shape, GRADIENT_SCALE)
             for values, tensor in [(anchors, anchor), (self.start, start), (grads, grad)]:
-                values.append(tensor.to(device, dtype))
+                values.append(tensor.to(dtype))
         self.model = Tensors([s.clone() for s in self.start])
         self.anchor_model = Tensors(anchors)
         for p, grad in zip(self.params, grads):
@@ -106,8 +136,12 @@ class Step:
         self.data = data
         self.rounds = 0
         data.restore_weights()
-        self.optimizer = make(data)
+        self.optimizer = make(self.trained())
         self.projection = projection(data) if projection else None
+
+    def trained(self):
+        """What the optimizer works on."""
+        return self.data
 
     def untimed(self):
         if self.rounds > 0 and self.rounds % FLIP_EVERY == 0:
@@ -118,6 +152,49 @@ class Step:
         self.optimizer.step()
         if self.projection:
             self.projection.project()
+
+
+class MastersStep(Step):
+    """A step on masters in f32, with moments in f32, as it is written where weights are kept in half precision: gradients are
+    widened before it, weights rounded behind it."""
+
+    def trained(self):
+        self.params = [torch.nn.Parameter(p.detach().float()) for p in self.data.params]
+        for master in self.params:
+            master.grad = torch.empty_like(master)
+        return self
+
+    @torch.no_grad()
+    def timed(self):
+        weights = self.data.params
+        torch._foreach_copy_([master.grad for master in self.params], [p.grad for p in weights])
+        self.optimizer.step()
+        torch._foreach_copy_(weights, self.params)
+
+
+class Graph:
+    """The rounds of another peer, captured in a CUDA graph once and replayed: the host makes one call."""
+
+    # Before a capture, as PyTorch asks for: state is made, and kernels are loaded.
+    WARM_UP = 3
+
+    def __init__(self, data, make):
+        self.peer = make(data)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(self.WARM_UP):
+                self.peer.timed()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.peer.timed()
+
+    def untimed(self):
+        self.peer.untimed()
+
+    def timed(self):
+        self.graph.replay()
 
 
 class Projection:
@@ -161,10 +238,12 @@ def published_ftp(cls, options, data):
     return cls([{"params": data.params, "name": names, "pre": pre}], **options)
 
 
-def available_peers(ftp, tpgm):
+def available_peers(ftp, tpgm, on_gpu, half):
     """Functions of the data, by the names the harness knows."""
     adamw = {"lr": 1e-3, "weight_decay": 0.0}
     sgd = {"lr": 1e-2, "momentum": 0.9}
+    # Steps are counted on the device, so that a graph counts them, too.
+    capturable = {**adamw, "capturable": True}
     peers = {}
     for implementation in ["fused", "foreach", "loop"]:
         for name, cls, options in [
@@ -174,13 +253,20 @@ def available_peers(ftp, tpgm):
         ]:
             make = partial(torch_optimizer, cls, implementation, options)
             peers[f"torch_{name}_{implementation}"] = partial(Step, make=make)
+    fused = partial(torch_optimizer, torch.optim.AdamW, "fused")
+    kinds = [("torch_adamw_fused", Step)]
+    if half:
+        kinds.append(("torch_adamw_fused_masters", MastersStep))
+        peers["torch_adamw_fused_masters"] = partial(MastersStep, make=partial(fused, adamw))
+    if on_gpu:
+        for name, kind in kinds:
+            peers[f"{name}_graph"] = partial(Graph, make=partial(kind, make=partial(fused, capturable)))
     if ftp:
         peers["ftp_adamp"] = partial(Step, make=partial(published_ftp, ftp.AdamP, adamw))
         peers["ftp_sgdp"] = partial(Step, make=partial(published_ftp, ftp.SGDP, sgd))
     if tpgm:
-        fused = partial(torch_optimizer, torch.optim.AdamW, "fused", adamw)
         mars = partial(Projection, tpgm=tpgm, norm="mars_norm")
-        peers["torch_adamw_fused_tpgm_mars"] = partial(Step, make=fused, projection=mars)
+        peers["torch_adamw_fused_tpgm_mars"] = partial(Step, make=partial(fused, adamw), projection=mars)
         for short, norm in [("mars", "mars_norm"), ("l2", "l2_norm")]:
             peers[f"tpgm_project_{short}"] = partial(Projection, tpgm=tpgm, norm=norm)
             peers[f"tpgm_update_{short}"] = partial(Projection, tpgm=tpgm, norm=norm, update=True)
@@ -191,31 +277,34 @@ class Rounds(Server):
     commands = [*Server.commands, "shapes", "run"]
 
     def __init__(self, args):
-        super().__init__(args, args.device)
         self.dtype = DTYPES[args.dtype]
+        super().__init__(args, args.device)
         self.clock = DeviceClock(self.device) if self.device.type == "cuda" else HostClock()
 
     def available(self, ftp, tpgm):
-        return available_peers(ftp, tpgm)
+        half = self.dtype in (torch.float16, torch.bfloat16)
+        return available_peers(ftp, tpgm, self.device.type == "cuda", half)
 
     def shapes(self, *shapes):
         shapes = [[] if s == "scalar" else [int(n) for n in s.split("x")] for s in shapes]
         self.data = Data(shapes, self.device, self.dtype)
 
+    def warm_up(self, peer):
+        peer.untimed()
+        peer.timed()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
     def run(self, name):
         peer = self.live[name]
         peer.untimed()
-        return f"{self.clock.time(peer.timed):.9f}"
+        return " ".join(f"{seconds:.9f}" for seconds in self.clock.time(peer.timed))
 
 
 def main():
     options = parser("torch_peer")
-    options.add_argument("--device", required=True, help="cpu or cuda:N")
     options.add_argument("--dtype", choices=DTYPES, required=True)
-    args = options.parse_args()
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        options.error("this PyTorch finds no GPU")
-    Rounds(args).serve()
+    Rounds(arguments(options)).serve()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,13 @@ The protocol is in torch_common.py, which stands in front of this; besides, ther
 
     network minilm             ok                         or mini: what is trained, and its batches
     run PEER                   ok 0.7 0.9 0.03 0.0        one step, seconds of forward, backward, optimizer, projection
+    whole PEER                 ok 1.6                     one step, its seconds
+
+A GPU works by itself. `run` waits for it after each part, so that its work counts for the part that has asked for it; `whole`
+waits as a real loop does, for the loss, and once more at the end.
 
 Networks, batches and hyper-parameters are those of the Rust program. Weights are random: they do not change the time.
+Products are computed in f32 everywhere, as the Rust program does: on a GPU, PyTorch would take TF32 for convolutions.
 """
 
 from torch import nn
@@ -58,10 +63,10 @@ class MiniLm(nn.Module):
 
     def forward(self, x):
         ids, mask = x
-        positions = torch.arange(ids.shape[1])
+        positions = torch.arange(ids.shape[1], device=ids.device)
         x = self.words(ids) + self.positions(positions) + self.segments(torch.zeros_like(ids))
         x = self.dropout(self.norm(x))
-        bias = torch.zeros(mask.shape).masked_fill(mask == 0, torch.finfo(x.dtype).min)[:, None, None, :]
+        bias = torch.zeros(mask.shape, device=x.device).masked_fill(mask == 0, torch.finfo(x.dtype).min)[:, None, None, :]
         for block in self.blocks:
             x = block(x, bias)
         weights = mask.unsqueeze(-1).to(x.dtype)
@@ -120,33 +125,55 @@ HEAD = ["head.weight", "head.bias"]
 class Training:
     """A model with an optimizer and, if it is given, the published TPGM with one projection update a step."""
 
-    def __init__(self, network, make, tpgm=None):
+    def __init__(self, data, make, tpgm=None):
+        network, self.device = data
         torch.manual_seed(0)
         generator = torch.Generator().manual_seed(0)
-        self.model = network().train()
-        self.batches = [network.batch(generator) for _ in range(2)]
+        self.model = network().train().to(self.device)
+        self.batches = [on_device(network.batch(generator), self.device) for _ in range(2)]
         self.optimizer = make(self.model)
         self.tpgm = None
         if tpgm:
             self.anchors = copy.deepcopy(self.model)
-            self.tpgm = tpgm.TPGM(self.model, norm_mode="mars_norm", exclude_list=HEAD)
+            self.tpgm = tpgm.TPGM(self.model, norm_mode="mars_norm", exclude_list=HEAD).to(self.device)
             self.adam = torch.optim.Adam(self.tpgm.parameters(), lr=1e-2)
 
-    def step(self):
+    def step(self, part_done):
+        """Takes a step. `part_done` is called at its beginning and after each part."""
         (inputs, labels), held_out = self.batches
-        moments = [time.perf_counter()]
+        part_done()
         loss = F.cross_entropy(self.model(inputs), labels)
         loss.item()
-        moments.append(time.perf_counter())
+        part_done()
         self.optimizer.zero_grad()
         loss.backward()
-        moments.append(time.perf_counter())
+        part_done()
         self.optimizer.step()
-        moments.append(time.perf_counter())
+        part_done()
         if self.tpgm:
             self.update(*held_out)
-        moments.append(time.perf_counter())
+        part_done()
+
+    def wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def parts(self):
+        moments = []
+
+        def part_done():
+            self.wait()
+            moments.append(time.perf_counter())
+
+        self.step(part_done)
         return [after - before for before, after in zip(moments, moments[1:])]
+
+    def whole(self):
+        self.wait()
+        begun = time.perf_counter()
+        self.step(lambda: None)
+        self.wait()
+        return time.perf_counter() - begun
 
     def update(self, inputs, labels):
         loss = F.cross_entropy(self.tpgm(self.model, self.anchors, x=inputs), labels)
@@ -154,6 +181,13 @@ class Training:
         loss.backward()
         self.adam.step()
         self.tpgm(self.model, self.anchors, apply=True)
+
+
+def on_device(values, device):
+    """Tensors in tuples."""
+    if isinstance(values, tuple):
+        return tuple(on_device(value, device) for value in values)
+    return values.to(device)
 
 
 def adamw(model):
@@ -168,10 +202,11 @@ def ftp_adamw(ftp, model):
 
 
 class Steps(Server):
-    commands = [*Server.commands, "network", "run"]
+    commands = [*Server.commands, "network", "run", "whole"]
 
     def __init__(self, args):
-        super().__init__(args, "cpu")
+        super().__init__(args, args.device)
+        torch.backends.cudnn.allow_tf32 = False
 
     def available(self, ftp, tpgm):
         peers = {"torch": partial(Training, make=adamw)}
@@ -182,14 +217,20 @@ class Steps(Server):
         return peers
 
     def network(self, name):
-        self.data = NETWORKS[name]
+        self.data = NETWORKS[name], self.device
+
+    def warm_up(self, peer):
+        peer.whole()
 
     def run(self, name):
-        return " ".join(f"{seconds:.9f}" for seconds in self.live[name].step())
+        return " ".join(f"{seconds:.9f}" for seconds in self.live[name].parts())
+
+    def whole(self, name):
+        return f"{self.live[name].whole():.9f}"
 
 
 def main():
-    Steps(parser("torch_training").parse_args()).serve()
+    Steps(arguments(parser("torch_training"))).serve()
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ mod scaling;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use tpgm_benches::data::Parts;
 use tpgm_benches::machine::Machine;
 use tpgm_benches::options::RESULTS;
-use tpgm_benches::report::Run;
+use tpgm_benches::report::{Row, Run};
 use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Peers, Target, report};
 use tpgm_core::ParamSet;
 use tpgm_cuda::{CudaDevice, Emulator};
@@ -44,31 +44,47 @@ fn main() -> Result<()> {
 }
 
 fn run<T: Target>(args: &Args, mut target: T) -> Result<()> {
+    let limits = args.limits();
     // Before anything is measured: a file that cannot be written is noticed now.
     let out = args.results_file(target.device())?;
     if args.scaling {
-        return scaling::run(args, &mut target, out.as_deref());
+        return scaling::run(args, &mut target, limits, out.as_deref());
     }
     let model = args.model();
-    let peers = start_peers(args)?;
     progress(&format!("making the data of {model}"));
     let set = model.param_set(args.dtype)?;
     let mut run = provenance(args, &target, model.name(), &set)?;
-    let mut bench = Bench::new(&mut target, set, args.dtype, Parts::ALL, args.rounds(), peers)?;
-
     let methods = match args.methods.is_empty() {
         true if args.quick => quick::methods(),
         true => Method::all(),
         false => args.methods.clone(),
     };
-    let mut rows = Vec::new();
+    let mut bench = Bench::new(&mut target, set, args.dtype, Parts::ALL, limits)?;
+    start_peers(args, &mut bench, &methods)?;
+    run.torch = bench.torch().map(str::to_owned);
+
+    let append = |rows: &[Row]| match &out {
+        // Method by method: an interrupted run keeps what it has.
+        Some(path) => report::append(path, &run, rows),
+        None => Ok(()),
+    };
+    let (mut rows, mut failed) = (Vec::new(), Vec::new());
     for (i, method) in methods.iter().enumerate() {
         progress(&format!("{} ({} of {})", method.name, i + 1, methods.len()));
-        rows.append(&mut bench.compare(method, args.parts)?);
+        match bench.compare(method, args.parts, methods.len() - i) {
+            Ok(mut of_method) => {
+                append(&of_method)?;
+                rows.append(&mut of_method);
+            }
+            Err(error) => {
+                progress(&format!("  failed: {error:#}"));
+                failed.push(method.name);
+            }
+        }
     }
     let mut all = bench.floor_rows();
+    append(&all)?;
     all.append(&mut rows);
-    run.torch = bench.torch().map(str::to_owned);
 
     let mut text = run.heading();
     if let Some(warning) = args.warning() {
@@ -76,9 +92,9 @@ fn run<T: Target>(args: &Args, mut target: T) -> Result<()> {
     }
     write!(std::io::stdout().lock(), "{text}\n{}", report::table(&all))?;
     if let Some(path) = &out {
-        report::append(path, &run, &all)?;
         progress(&format!("{} rows appended to `{}`", all.len(), path.display()));
     }
+    ensure!(failed.is_empty(), "failed, see above: {}", failed.join(", "));
     if args.quick {
         quick::check(&all, quick::plain_loop(run.params))?;
     }
@@ -100,23 +116,45 @@ fn provenance<T: Target>(args: &Args, target: &T, model: &str, set: &ParamSet) -
     })
 }
 
-fn start_peers(args: &Args) -> Result<Vec<Peers>> {
+/// Buffers of the data of `torch_peer.py`: weights, gradients, anchors, first weights.
+const TORCH_BUFFERS: usize = 4;
+/// Buffers of the data of `peers/candle`: weights and gradients.
+const CANDLE_BUFFERS: usize = 2;
+
+/// Starts those that were asked for. One that cannot take part is said so and left out.
+fn start_peers<T: Target>(args: &Args, bench: &mut Bench<'_, T>, methods: &[Method]) -> Result<()> {
     let tensors = args.model().tensors(args.dtype);
     let threads = args.threads()?;
-    let mut peers = Vec::new();
+    let mut start = |name: &str, buffers, start: &dyn Fn() -> Result<Peers>| {
+        progress(&format!("starting {name}"));
+        match bench.no_room(buffers, methods) {
+            Some(lack) => progress(&format!("{name} is left out: its data beside our state needs {lack}")),
+            None => match start() {
+                Ok(peers) => bench.add(peers),
+                Err(error) => progress(&format!("{name} is left out: {error:#}")),
+            },
+        }
+    };
     if args.compares_with(Peer::Torch) {
-        progress("starting PyTorch");
         let options = args.torch.options(threads, &args.torch_device(), args.dtype);
-        peers.push(Peers::torch(&options, &tensors)?);
+        start("PyTorch", TORCH_BUFFERS, &|| Peers::torch(&options, &tensors));
     }
     if args.compares_with(Peer::Candle) {
-        progress("starting candle's optimizers");
         let program = args.candle.as_deref().context("--vs candle needs --candle PROGRAM")?;
         for memory in [Memory::AsIs, Memory::Kept] {
-            peers.push(Peers::candle(program, memory, threads, &tensors)?);
+            let name = match memory {
+                Memory::AsIs => "candle's optimizers",
+                Memory::Kept => "candle's optimizers with freed memory kept",
+            };
+            start(name, CANDLE_BUFFERS, &|| Peers::candle(program, memory, threads, &tensors));
         }
     }
-    Ok(peers)
+    Ok(())
+}
+
+/// Of bytes, for people.
+fn gib(bytes: u64) -> String {
+    format!("{:.1}", bytes as f64 / (1u64 << 30) as f64)
 }
 
 fn progress(message: &str) {

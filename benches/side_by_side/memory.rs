@@ -1,45 +1,24 @@
-//! Memory that a call needs besides what was there before, and memory that is left (Linux).
+//! Memory that a call needs besides what was there before (Linux).
 
-use std::fs::{read_to_string, write};
+use std::fs::write;
+
+use tpgm_benches::machine::memory_field;
 
 /// Calls `work` and returns, beside its result, by how many bytes the memory of a process grew meanwhile at its peak; `None`
 /// where the kernel does not say. `process` is the one that does the work.
 pub(crate) fn peak<R>(process: u32, work: impl FnOnce() -> R) -> (R, Option<u64>) {
     let status = format!("/proc/{process}/status");
     // 5: the peak is reset to what is used now.
-    let before = write(format!("/proc/{process}/clear_refs"), "5").ok().and_then(|()| used(&status, "VmRSS"));
+    let before =
+        write(format!("/proc/{process}/clear_refs"), "5").ok().and_then(|()| memory_field(&status, "VmRSS"));
     let result = work();
-    let peak = before.and_then(|before| Some(used(&status, "VmHWM")?.saturating_sub(before)));
+    let peak = before.and_then(|before| Some(memory_field(&status, "VmHWM")?.saturating_sub(before)));
     (result, peak)
-}
-
-/// Bytes that a program can still take without another being pushed out; `None` where the kernel does not say.
-pub(crate) fn available() -> Option<u64> {
-    used("/proc/meminfo", "MemAvailable")
-}
-
-/// Bytes in a line of a status file.
-fn used(path: &str, field: &str) -> Option<u64> {
-    bytes(&read_to_string(path).ok()?, field)
-}
-
-/// `VmRSS:      1234 kB`
-fn bytes(status: &str, field: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn fields_are_found_by_their_whole_name() {
-        let status = "Name:\tx\nVmHWM:\t  20 kB\nVmRSS:\t    7 kB\n";
-        assert_eq!(bytes(status, "VmRSS"), Some(7 << 10));
-        assert_eq!(bytes(status, "VmHWM"), Some(20 << 10));
-        assert_eq!(bytes(status, "VmHW"), None);
-    }
 
     #[cfg(target_os = "linux")]
     #[test]

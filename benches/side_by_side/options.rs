@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use clap::{Parser, ValueEnum};
@@ -8,6 +9,7 @@ use tpgm_benches::options::{self, RowArgs, TorchArgs};
 use tpgm_benches::{Method, Model};
 use tpgm_core::DType;
 
+use crate::compare::Limits;
 use crate::quick;
 
 /// Compares methods with the speed of memory and with PyTorch, in one run
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// Measured rounds, after the warm-up [default: 15; 7 with --quick and --scaling]
     #[arg(long)]
     rounds: Option<usize>,
+    /// No more rounds begin after so many seconds, which methods share: what was measured by then is kept
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..), conflicts_with = "quick")]
+    time_limit: Option<u64>,
     /// Also measure others, on the same device
     #[arg(long, value_enum)]
     pub(crate) vs: Option<Peer>,
@@ -136,8 +141,14 @@ impl Args {
         })
     }
 
+    /// How much is measured, if it begins now.
+    pub(crate) fn limits(&self) -> Limits {
+        let until = self.time_limit.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        Limits { rounds: self.rounds(), until }
+    }
+
     /// Measured rounds.
-    pub(crate) fn rounds(&self) -> usize {
+    fn rounds(&self) -> usize {
         self.rounds.unwrap_or(if self.quick || self.scaling { quick::ROUNDS } else { 15 })
     }
 
@@ -205,6 +216,10 @@ mod tests {
         assert_eq!(parse("").unwrap().model(), Model::VitB16);
         assert_eq!(parse("--backend emulated").unwrap().model(), Model::Tiny);
         assert_eq!(parse("--backend cuda --device 1").unwrap().torch_device(), "cuda:1");
+        assert!(parse("").unwrap().limits().until.is_none());
+        let (limits, now) = (parse("--rounds 3 --time-limit 100").unwrap().limits(), Instant::now());
+        let left = limits.until.unwrap() - now;
+        assert!(limits.rounds == 3 && left.as_secs() >= 99 && left.as_secs() <= 100, "{left:?}");
         let args = parse("--vs torch --ftp a").unwrap();
         let torch = args.torch.options(2, "cpu", args.dtype);
         assert_eq!((torch.python, torch.ftp, torch.tpgm), ("python3".into(), Some("a".into()), None));
@@ -227,6 +242,8 @@ mod tests {
             ("--quick --method adamw", "--method"),
             ("--quick --vs torch", "--vs"),
             ("--scaling --model minilm", "--model"),
+            ("--time-limit 0", "--time-limit"),
+            ("--quick --time-limit 9", "--time-limit"),
         ] {
             let error = parse(options).unwrap_err().to_string();
             assert!(error.contains(part), "{options}: {error}");

@@ -7,9 +7,9 @@ use anyhow::Result;
 use tpgm_benches::{Method, Target, report};
 use tpgm_core::{DType, ParamSet};
 
-use crate::compare::Bench;
+use crate::compare::{Bench, Limits};
 use crate::options::Args;
-use crate::{memory, progress, provenance};
+use crate::{progress, provenance};
 
 /// What rows call the set.
 pub(crate) const MODEL: &str = "equal tensors";
@@ -22,8 +22,6 @@ const WIDTH: usize = 1000;
 pub(crate) const TENSORS: usize = 100;
 /// Parameters while the number of tensors changes.
 pub(crate) const PARAMS: usize = 30_000_000;
-/// Memory that is left to the rest of the machine.
-const SPARE: u64 = 1 << 30;
 
 /// A number of equal tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,34 +55,36 @@ impl Point {
 /// # Errors
 ///
 /// If our side fails, or the rows cannot be written.
-pub(crate) fn run<T: Target>(args: &Args, target: &mut T, out: Option<&Path>) -> Result<()> {
+pub(crate) fn run<T: Target>(args: &Args, target: &mut T, limits: Limits, out: Option<&Path>) -> Result<()> {
     let methods = match args.methods.is_empty() {
         true => {
             METHODS.map(Method::by_name).into_iter().collect::<Result<_, _>>().map_err(anyhow::Error::msg)?
         }
         false => args.methods.clone(),
     };
-    for point in Point::all() {
+    let points = Point::all();
+    let mut left = points.len() * methods.len();
+    for point in points {
+        if limits.over() {
+            progress("the other points are left out: --time-limit is over");
+            break;
+        }
         let set = point.set(args.dtype)?;
         let run = provenance(args, target, MODEL, &set)?;
         let mut rows = Vec::new();
         for method in &methods {
             let title = format!("{}, {} tensors, {} parameters", method.name, point.tensors, point.params);
-            let needed = (method.held(args.dtype) * point.params) as u64 + SPARE;
-            if let Some(available) = memory::available().filter(|available| *available < needed)
-                && target.launches().is_none()
-            {
-                progress(&format!(
-                    "{title}: left out, {} of {} MiB of memory",
-                    available >> 20,
-                    needed >> 20
-                ));
-                continue;
-            }
             progress(&title);
+            left -= 1;
             let parts = method.operation.parts();
-            let mut bench = Bench::new(target, set.clone(), args.dtype, parts, args.rounds(), Vec::new())?;
-            rows.append(&mut bench.compare(method, false)?);
+            // Points that need more memory than there is are left out.
+            match Bench::new(target, set.clone(), args.dtype, parts, limits) {
+                Ok(mut bench) => rows.append(&mut bench.compare(method, false, left + 1)?),
+                Err(error) => progress(&format!("  left out: {error:#}")),
+            }
+        }
+        if rows.is_empty() {
+            continue;
         }
         writeln!(std::io::stdout().lock(), "{}\n{}", run.heading(), report::table(&rows))?;
         // Point by point: an interrupted run keeps what it has.

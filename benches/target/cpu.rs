@@ -1,12 +1,13 @@
 //! The processor, by the host's clock.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tpgm_core::Cpu;
 
 use super::Target;
 use crate::floors::{Floor, Floors};
+use crate::{Timing, machine};
 
 /// The CPU backend.
 #[derive(Debug)]
@@ -67,11 +68,11 @@ impl Target for CpuTarget {
         }))
     }
 
-    fn time(&mut self, work: &mut dyn FnMut() -> tpgm_core::Result<()>) -> Result<f64> {
-        self.pool.install(|| self.floors.overwrite());
+    fn time(&mut self, work: &mut dyn FnMut() -> tpgm_core::Result<()>) -> Result<Timing> {
+        self.pool.install(|| self.floors.read());
         let start = Instant::now();
         work()?;
-        Ok(start.elapsed().as_secs_f64())
+        Ok(Timing { seconds: start.elapsed().as_secs_f64(), host: None })
     }
 
     fn parts(
@@ -79,11 +80,19 @@ impl Target for CpuTarget {
         name: &'static str,
         work: &mut dyn FnMut() -> tpgm_core::Result<()>,
     ) -> Result<Vec<(&'static str, f64)>> {
-        Ok(vec![(name, self.time(work)?)])
+        Ok(vec![(name, self.time(work)?.seconds)])
     }
 
     fn launches(&self) -> Option<usize> {
         None
+    }
+
+    fn pause(&self) -> Duration {
+        Duration::from_millis(20)
+    }
+
+    fn available(&self) -> Option<u64> {
+        machine::available_memory()
     }
 }
 
@@ -97,11 +106,12 @@ mod tests {
         for &floor in target.floors() {
             assert!(target.floor(floor).unwrap() > 0.0);
         }
-        let seconds = target.time(&mut || {
-            std::thread::sleep(std::time::Duration::from_millis(5));
+        let time = target.time(&mut || {
+            std::thread::sleep(Duration::from_millis(5));
             Ok(())
         });
-        assert!(seconds.unwrap() >= 5e-3);
+        let Timing { seconds, host } = time.unwrap();
+        assert!(seconds >= 5e-3 && host.is_none(), "{seconds} {host:?}");
         let error = target.time(&mut || Err(tpgm_core::Error::MissingSlot { key: "some slot".into() }));
         assert!(error.unwrap_err().to_string().contains("some slot"));
     }

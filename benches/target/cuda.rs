@@ -4,8 +4,9 @@ use std::ffi::c_int;
 use std::fs::read_to_string;
 use std::process::Command;
 
-use cudarc::driver::{CudaEvent, result};
+use anyhow::Context;
 use cudarc::driver::sys::{CUevent, CUevent_flags};
+use cudarc::driver::{CudaContext, CudaEvent, result};
 use tpgm_core::{Error, Result};
 use tpgm_cuda::{CudaDevice, Device};
 
@@ -48,9 +49,9 @@ impl Timed for CudaDevice {
         Ok(f64::from(milliseconds) / 1e3)
     }
 
-    fn copy(&self, from: &Self::Memory, to: &mut Self::Memory, bytes: usize) -> Result<()> {
-        assert!(bytes <= from.bytes() && bytes <= to.bytes(), "a copy within both memories");
-        let (from, to, stream) = (self.address(from), self.address(to), self.stream());
+    fn copy(&self, from: &Self::Memory, offset: usize, to: &mut Self::Memory, bytes: usize) -> Result<()> {
+        assert!(offset + bytes <= from.bytes() && bytes <= to.bytes(), "a copy within both memories");
+        let (from, to, stream) = (self.address(from) + offset as u64, self.address(to), self.stream());
         // SAFETY: both memories have these bytes, and this is the stream that they are used and freed on.
         let copy = || unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) };
         stream.context().bind_to_thread().and_then(|()| copy()).map_err(error(self, "copying within the device"))
@@ -61,13 +62,31 @@ impl Timed for CudaDevice {
     }
 
     fn driver(&self) -> Option<String> {
-        let kernel_module = read_to_string("/proc/driver/nvidia/version").ok();
-        kernel_module.and_then(|text| version(&text)).or_else(|| {
-            let query = ["--query-gpu=driver_version", "--format=csv,noheader"];
-            let output = Command::new("nvidia-smi").args(query).output().ok()?;
-            version(&String::from_utf8(output.stdout).ok()?)
-        })
+        driver()
     }
+
+    fn available(&self) -> Option<u64> {
+        self.stream().context().mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+}
+
+/// The model of a GPU, counted from 0, and the version of its driver, as rows name them.
+///
+/// # Errors
+///
+/// There is no such GPU.
+pub fn gpu(number: usize) -> anyhow::Result<(String, Option<String>)> {
+    let context = CudaContext::new(number).with_context(|| format!("there is no GPU {number}"))?;
+    Ok((context.name()?, driver()))
+}
+
+fn driver() -> Option<String> {
+    let kernel_module = read_to_string("/proc/driver/nvidia/version").ok();
+    kernel_module.and_then(|text| version(&text)).or_else(|| {
+        let query = ["--query-gpu=driver_version", "--format=csv,noheader"];
+        let output = Command::new("nvidia-smi").args(query).output().ok()?;
+        version(&String::from_utf8(output.stdout).ok()?)
+    })
 }
 
 /// The first word that is numbers with points between them.
@@ -103,6 +122,7 @@ mod tests {
         let seconds = target.floor(crate::floors::Floor::Copy).unwrap();
         assert!((1e-5..1.0).contains(&seconds), "{seconds}");
         let nothing = target.time(&mut || Ok(())).unwrap();
-        assert!(nothing < seconds, "{nothing}");
+        assert!(nothing.seconds < seconds, "{nothing:?}");
+        assert!(target.available().is_some());
     }
 }

@@ -6,6 +6,7 @@ use tpgm_core::Result;
 use tpgm_cuda::{Device, Emulator};
 
 use super::Timed;
+use crate::machine;
 
 impl Timed for Emulator {
     type Moment = Instant;
@@ -19,9 +20,9 @@ impl Timed for Emulator {
         Ok(to.duration_since(*from).as_secs_f64())
     }
 
-    fn copy(&self, from: &Self::Memory, to: &mut Self::Memory, bytes: usize) -> Result<()> {
+    fn copy(&self, from: &Self::Memory, offset: usize, to: &mut Self::Memory, bytes: usize) -> Result<()> {
         let mut host = vec![0; bytes];
-        self.read(from, 0, &mut host)?;
+        self.read(from, offset, &mut host)?;
         self.write(to, 0, &host)
     }
 
@@ -31,6 +32,10 @@ impl Timed for Emulator {
 
     fn driver(&self) -> Option<String> {
         None
+    }
+
+    fn available(&self) -> Option<u64> {
+        machine::available_memory()
     }
 }
 
@@ -62,8 +67,8 @@ mod tests {
             ours.prepare(&mut data).unwrap();
             let before = target.launches().unwrap();
             for &call in method.operation.calls() {
-                let seconds = target.time(&mut || ours.call(call, &mut data)).unwrap();
-                assert!(seconds > 0.0, "{}", method.name);
+                let time = target.time(&mut || ours.call(call, &mut data)).unwrap();
+                assert!(time.seconds > 0.0 && time.host.is_some(), "{}", method.name);
             }
             assert_eq!(target.launches().unwrap() - before, expected, "{}", method.name);
         }

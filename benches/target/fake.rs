@@ -25,7 +25,7 @@ impl Timed for Fake {
         Ok((to - from) as f64)
     }
 
-    fn copy(&self, _: &(), _: &mut (), bytes: usize) -> Result<()> {
+    fn copy(&self, (): &(), _: usize, (): &mut (), bytes: usize) -> Result<()> {
         self.clock.fetch_add(bytes, Ordering::Relaxed);
         Ok(())
     }
@@ -36,6 +36,10 @@ impl Timed for Fake {
 
     fn driver(&self) -> Option<String> {
         Some("1.2".into())
+    }
+
+    fn available(&self) -> Option<u64> {
+        Some(1000)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod bars;
 pub mod data;
+pub mod device;
 pub mod environment;
 pub mod files;
 pub mod folder;

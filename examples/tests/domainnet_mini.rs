@@ -47,7 +47,7 @@ fn checkpoint() -> std::path::PathBuf {
 fn command(out: &Path, options: &[&str], stop: &Stop) -> Result<()> {
     let out = out.to_str().unwrap();
     let args = ["domainnet_mini", "--quick", "--jobs", "1", "--out", out];
-    run(&Args::parse_from(args.iter().chain(options)), &Progress::hidden(), stop)
+    run(&Args::try_parse_from(args.iter().chain(options))?, &Progress::hidden(), stop)
 }
 
 #[test]
@@ -129,6 +129,14 @@ fn neighbors_are_those_of_the_picture_and_their_gradient_is_right() {
         let along = loss(&unit).to_scalar::<f32>().unwrap();
         assert!((grad - along).abs() < 1e-5, "{position}: {grad} {along}");
     }
+}
+
+#[test]
+fn the_device_is_an_option() {
+    let folder = tempfile::tempdir().unwrap();
+    common::check_device_option(|device| {
+        command(folder.path(), &[&["--steps", "2"], device].concat(), &Stop::never())
+    });
 }
 
 #[test]

@@ -295,3 +295,13 @@ fn lists_are_read_and_what_does_not_fit_is_named() {
     has(fails(&test, &["--model", "ROOT/nowhere"]), "there is no folder");
     has(fails(&test, &["--config", "ROOT/real_train.txt"]), "real_train.txt");
 }
+
+#[test]
+fn the_device_is_an_option() {
+    let root = study();
+    resnet(&root.path().join("resnet"), "");
+    common::check_device_option(|device| {
+        let options = [&RESNET[..], &["--methods", "fine-tuning", "--epochs", "1"], device].concat();
+        command(root.path(), "out", &options, &Stop::never())
+    });
+}

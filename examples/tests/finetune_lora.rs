@@ -5,6 +5,7 @@
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
 #[path = "../examples/finetune_lora/cli.rs"]
 mod cli;
+mod common;
 #[path = "../examples/finetune_lora/language.rs"]
 mod language;
 #[path = "../examples/finetune_lora/sample.rs"]
@@ -239,15 +240,25 @@ fn perplexity_is_over_tokens_and_a_sample_without_temperature_takes_the_likelies
     assert!((got / expected - 1.0).abs() < 1e-5, "{got} {expected}");
 
     let sampling = Sampling { tokens: 2, temperature: 0.0, seed: 0, length: 3 };
-    let said = continued(&model, &[1, 2, 3, 4], sampling).unwrap();
+    let said = continued(&model, &Device::Cpu, &[1, 2, 3, 4], sampling).unwrap();
     let likeliest = |tokens: &[u32]| {
         let last = logits(tokens).pop().unwrap();
         (0..16u32).max_by(|a, b| last[*a as usize].total_cmp(&last[*b as usize])).unwrap()
     };
     let fifth = likeliest(&[2, 3, 4]);
     assert_eq!(said, [1, 2, 3, 4, fifth, likeliest(&[3, 4, fifth])]);
-    let drawn =
-        |seed| continued(&model, &[1], Sampling { tokens: 12, temperature: 1.0, seed, length: 8 }).unwrap();
+    let drawn = |seed| {
+        continued(&model, &Device::Cpu, &[1], Sampling { tokens: 12, temperature: 1.0, seed, length: 8 })
+            .unwrap()
+    };
     assert_eq!(drawn(1), drawn(1));
     assert_ne!(drawn(1), drawn(2));
+}
+
+#[test]
+fn the_device_is_an_option() {
+    let folder = tempfile::tempdir().unwrap();
+    common::check_device_option(|device| {
+        command(folder.path(), &[&TINY[..], &["--steps", "1"], device].concat(), &Stop::never())
+    });
 }

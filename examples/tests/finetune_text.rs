@@ -195,3 +195,12 @@ fn what_cannot_be_used_is_named() {
     fs::remove_file(folder.path().join("model/tokenizer.json")).unwrap();
     has(fails(&[]), "has no tokenizer.json");
 }
+
+#[test]
+fn the_device_is_an_option() {
+    let folder = study();
+    common::check_device_option(|device| {
+        let options = [&["--methods", "fine-tuning", "--epochs", "1"], device].concat();
+        command(folder.path(), "out", &options, &Stop::never())
+    });
+}

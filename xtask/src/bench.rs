@@ -25,7 +25,7 @@ const TORCH: [&str; 2] = ["torch", "numpy"];
 
 /// Runs the harness; if it is to emulate kernels, or to compare with candle, compiles these first. `--install-torch` makes a
 /// virtual environment with PyTorch in `target/peers/torch`, once, and compares with it. `--end-to-end` runs the harness of
-/// whole training steps.
+/// whole training steps; with `--device cuda` it is built with the feature of that name, which takes the CUDA toolkit.
 ///
 /// # Errors
 ///
@@ -42,7 +42,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         option != END_TO_END
     });
     if whole_steps {
-        return start(harness("end_to_end").args(["--features", "end-to-end", "--"]).args(&options));
+        let features = if trains_on_gpu(&options) { "cuda" } else { "end-to-end" };
+        return start(harness("end_to_end").args(["--features", features, "--"]).args(&options));
     }
     if compares_with_candle(&options) && !options.iter().any(|option| option.starts_with("--candle")) {
         options.extend(["--candle".to_owned(), candle()?.display().to_string()]);
@@ -105,21 +106,26 @@ fn emulates(options: &[String]) -> bool {
     has(options, "--backend", &["emulated"])
 }
 
+/// True for `--device cuda` and `--device cuda:1`.
+fn trains_on_gpu(options: &[String]) -> bool {
+    values(options, "--device").any(|value| value.starts_with("cuda"))
+}
+
 /// True for `--vs candle` and `--vs all`.
 fn compares_with_candle(options: &[String]) -> bool {
     has(options, "--vs", &["candle", "all"])
 }
 
-/// Whether an option has one of some values, as a word of its own or behind `=`.
-fn has(options: &[String], name: &str, values: &[&str]) -> bool {
-    let apart = options.windows(2).any(|pair| pair[0] == name && values.contains(&pair[1].as_str()));
-    let joined = |option: &String| {
-        option
-            .strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix('='))
-            .is_some_and(|value| values.contains(&value))
-    };
-    apart || options.iter().any(joined)
+/// Whether an option has one of some values.
+fn has(options: &[String], name: &str, wanted: &[&str]) -> bool {
+    values(options, name).any(|value| wanted.contains(&value))
+}
+
+/// The values of an option, as words of their own or behind `=`.
+fn values<'a>(options: &'a [String], name: &'a str) -> impl Iterator<Item = &'a str> {
+    let apart = options.windows(2).filter(move |pair| pair[0] == name).map(|pair| pair[1].as_str());
+    let joined = options.iter().filter_map(move |option| option.strip_prefix(name)?.strip_prefix('='));
+    apart.chain(joined)
 }
 
 #[cfg(test)]
@@ -134,6 +140,9 @@ mod tests {
         assert!(
             compares("--vs candle --rounds 2") && compares("--vs=all") && !compares("--vs torch --ftp all")
         );
+        let on_gpu = |line: &str| trains_on_gpu(&words(line));
+        assert!(on_gpu("--network mini --device cuda") && on_gpu("--device=cuda:1"));
+        assert!(!on_gpu("--device cpu --out cuda") && !on_gpu("--rounds 2"));
         assert!(emulates("--rounds 2 --backend emulated") && emulates("--backend=emulated"));
         assert!(!emulates("--backend cuda") && !emulates("--out emulated"));
     }

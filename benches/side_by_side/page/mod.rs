@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use tpgm_benches::report::{Line, Row, Run, TRAIN};
+use tpgm_benches::report::{FLOOR, Line, Row, Run, TRAIN};
 
 use self::plots::bars;
 use crate::scaling::MODEL as EQUAL_TENSORS;
@@ -74,10 +74,21 @@ fn page(lines: &[Line]) -> (String, Vec<(String, String)>) {
         let newest = newest(lines);
         let runs = Runs::of(&newest);
         let _ = write!(page, "\n## {model}, {dtype}, {device}, {threads} threads\n\n");
-        page += "| method | who | median ms | spread | B/param | GB/s | of copy | of triad | of in place | state B | extra B | x ours | others | run |\n";
-        page += "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
+        let by_device = newest.iter().any(|line| line.row.host_s.is_some());
+        if by_device {
+            page += BY_DEVICE;
+        }
+        let columns: Vec<_> =
+            COLUMNS.iter().filter(|(name, _)| by_device || !ON_DEVICES.contains(name)).collect();
+        let _ = writeln!(
+            page,
+            "| {} | run |",
+            columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(" | ")
+        );
+        let _ = writeln!(page, "|---|---|{}", "---:|".repeat(columns.len() - 1));
         for line in &newest {
-            let _ = writeln!(page, "| {} | {} |", cells(&line.row).join(" | "), runs.number(&line.run));
+            let cells: Vec<_> = columns.iter().map(|(_, cell)| cell(&line.row)).collect();
+            let _ = writeln!(page, "| {} | {} |", cells.join(" | "), runs.number(&line.run));
         }
         page += &runs.list();
         let name = format!(
@@ -147,7 +158,9 @@ fn newest<'a>(lines: &[&'a Line]) -> Vec<&'a Line> {
             contestants.push((method, whole));
         }
     }
-    contestants.sort_by_key(|(method, _)| methods.iter().position(|known| known == method));
+    // Floors first: a run writes them last, when it has all their rounds.
+    let place = |method| (method != FLOOR, methods.iter().position(|known| *known == method));
+    contestants.sort_by_key(|(method, _)| place(*method));
     let of = |contestant: &(&str, &str)| {
         let rows = || lines.iter().copied().filter(|line| key(line) == *contestant);
         let date = rows().map(|line| &line.run.machine.date).max();
@@ -156,25 +169,47 @@ fn newest<'a>(lines: &[&'a Line]) -> Vec<&'a Line> {
     contestants.iter().flat_map(of).collect()
 }
 
-fn cells(row: &Row) -> [String; 13] {
-    let ms = |seconds: f64| format!("{:.*}", if row.median_s < 1e-3 { 4 } else { 1 }, 1e3 * seconds);
-    let number = |value: Option<f64>, digits: usize| value.map_or(String::new(), |v| format!("{v:.digits$}"));
-    let percent = |share: Option<f64>| share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share));
-    [
-        row.method.clone(),
-        row.contestant.clone(),
-        ms(row.median_s),
-        row.spread_s.map_or(String::new(), ms),
-        row.bytes_per_param.map_or(String::new(), |bytes| bytes.to_string()),
-        number(row.gb_per_s, 1),
-        percent(row.of_copy),
-        percent(row.of_triad),
-        percent(row.of_in_place),
-        number(row.state_per_param, 2),
-        number(row.extra_per_param, 2),
-        number(row.times_ours, 2),
-        percent(row.others),
-    ]
+/// What stands above a table of a device with a clock of its own.
+const BY_DEVICE: &str = "Times are the device's, between two events, behind 10 ms of copies and a read that empties its cache. `host ms` is what the \
+                         host needs to queue the work. Where that is more than those 10 ms, the device may have waited for \
+                         the host, and the host's time contains its own waits.\n\n";
+
+/// A column by name, with what a row has in it.
+type Column = (&'static str, fn(&Row) -> String);
+
+/// All but the number of the run.
+const COLUMNS: [Column; 15] = [
+    ("method", |row| row.method.clone()),
+    ("who", |row| row.contestant.clone()),
+    ("median ms", |row| ms(row, row.median_s)),
+    ("spread", |row| row.spread_s.map_or(String::new(), |spread| ms(row, spread))),
+    ("host ms", |row| number(row.host_s.map(|seconds| 1e3 * seconds), 4)),
+    ("launches", |row| row.launches.map_or(String::new(), |launches| launches.to_string())),
+    ("B/param", |row| row.bytes_per_param.map_or(String::new(), |bytes| bytes.to_string())),
+    ("GB/s", |row| number(row.gb_per_s, 1)),
+    ("of copy", |row| percent(row.of_copy)),
+    ("of triad", |row| percent(row.of_triad)),
+    ("of in place", |row| percent(row.of_in_place)),
+    ("state B", |row| number(row.state_per_param, 2)),
+    ("extra B", |row| number(row.extra_per_param, 2)),
+    ("x ours", |row| number(row.times_ours, 2)),
+    ("others", |row| percent(row.others)),
+];
+
+/// Columns that only devices with a clock of their own have.
+const ON_DEVICES: [&str; 2] = ["host ms", "launches"];
+
+/// Of a row's seconds; a round on a GPU may take microseconds.
+fn ms(row: &Row, seconds: f64) -> String {
+    format!("{:.*}", if row.median_s < 1e-3 { 4 } else { 1 }, 1e3 * seconds)
+}
+
+fn number(value: Option<f64>, digits: usize) -> String {
+    value.map_or(String::new(), |value| format!("{value:.digits$}"))
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or(String::new(), |share| format!("{:.0} %", 100.0 * share))
 }
 
 #[cfg(test)]
@@ -221,6 +256,37 @@ mod tests {
         assert!(!page.contains("500.0"), "{page}");
         let plot = fs::read_to_string(results.join("cpu-resnet-50-f32-2.svg")).unwrap();
         assert_eq!(plot.matches("<rect").count(), 1 + 4, "{plot}");
+    }
+
+    // A device's table has the host's time and the launches, that of the host has not; floors come first.
+    #[test]
+    fn times_of_devices_stand_beside_those_of_the_host() {
+        let folder = tempfile::tempdir().unwrap();
+        let results = folder.path().join("results");
+        fs::create_dir(&results).unwrap();
+        let on_gpu = |row: String| {
+            row.replace("\"model\"", "\"device\":\"Some GPU\",\"driver\":\"580.1\",\"model\"")
+                .replace("\"others\"", "\"host_s\":0.00012345,\"launches\":2,\"others\"")
+        };
+        let rows = row("2026-01-01", "adamw", "ours", "0.0005")
+            + &on_gpu(row("2026-01-01", "adamw", "ours", "0.0005"))
+            + &row("2026-01-01", "floor", "copy", "0.0004")
+                .replace("\"model\"", "\"device\":\"Some GPU\",\"model\"");
+        fs::write(results.join("all.jsonl"), rows).unwrap();
+        write(&results).unwrap();
+        let page = fs::read_to_string(folder.path().join("RESULTS.md")).unwrap();
+        let (gpu, cpu) = page.split_once("## resnet-50, f32, cpu, 2 threads").unwrap();
+        assert!(!cpu.contains("host ms") && cpu.contains("| adamw | ours | 0.5000 |  |  |"), "{cpu}");
+        for part in [
+            "## resnet-50, f32, Some GPU, 2 threads\n\nTimes are the device's",
+            "| spread | host ms | launches | B/param |",
+            "| adamw | ours | 0.5000 |  | 0.1235 | 2 |  |",
+            "driver 580.1",
+        ] {
+            assert!(gpu.contains(part), "{part}: {gpu}");
+        }
+        assert!(gpu.find("| floor |") < gpu.find("| adamw |"), "{gpu}");
+        assert!(results.join("Some-GPU-resnet-50-f32-2.svg").exists());
     }
 
     #[test]

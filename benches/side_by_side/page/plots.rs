@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tpgm_benches::report::{Line, OURS};
+use tpgm_benches::report::{FLOOR, Line, OURS};
 
 /// Pixels of the plot.
 const WIDTH: f64 = 900.0;
@@ -25,7 +25,7 @@ pub(super) fn bars(title: &str, lines: &[&Line]) -> String {
     for (at, (line, time)) in lines.iter().zip(&times).enumerate() {
         let y = TOP + LINE * at as f64;
         let color = match &line.row {
-            row if row.method == "floor" => "#999999",
+            row if row.method == FLOOR => "#999999",
             row if row.contestant.starts_with(OURS) => "#1f4e8c",
             _ => "#d98c3a",
         };

@@ -15,6 +15,12 @@ type Place = (String, String, usize);
 /// The parts of a step, as the rows name them.
 const PARTS: [&str; 4] = ["forward", "backward", "optimizer", "projection"];
 
+/// What rows call the processor.
+const CPU: &str = "cpu";
+/// On devices that work by themselves.
+const APART: &str = " Parts are those of other steps, after each of whose parts the device was waited for: together they take longer \
+                     than the step.";
+
 /// Adds a section for each place.
 pub(super) fn write(lines: &[&Line], page: &mut String, plots: &mut Vec<(String, String)>) {
     let mut places = BTreeMap::<Place, Vec<&Line>>::new();
@@ -29,8 +35,9 @@ pub(super) fn write(lines: &[&Line], page: &mut String, plots: &mut Vec<(String,
             page,
             "\n## Training steps: {network}, {device}, {threads} threads\n\nMilliseconds, medians of steps in turns; the optimizer's \
              share is of its own step. Our program keeps freed memory for the next tensor; contestants ending in `_as_is` leave it to the C \
-             library, which hands large blocks back to the system, and `candle` is candle-nn.\n\n| method | who | step | spread | {} | optimizer's share | x ours | others | run |\n\
+             library, which hands large blocks back to the system, and `candle` is candle-nn.{}\n\n| method | who | step | spread | {} | optimizer's share | x ours | others | run |\n\
              |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+            if device == CPU { "" } else { APART },
             PARTS.join(" | ")
         );
         let mut bars = Vec::new();
@@ -64,7 +71,7 @@ pub(super) fn write(lines: &[&Line], page: &mut String, plots: &mut Vec<(String,
             bars.push(Stack { name, parts: seconds.map(|part| 1e3 * part.unwrap_or_default()).to_vec() });
         }
         *page += &runs.list();
-        let name = format!("{device}-train-{}-{threads}.svg", file_stem(network));
+        let name = format!("{}-train-{}-{threads}.svg", device.replace(' ', "-"), file_stem(network));
         let title = format!("{network}, {device}, {threads} threads: milliseconds of a training step");
         let _ = writeln!(page, "\n![parts of a training step](results/{name})");
         plots.push((name, stacks(&title, &PARTS, &bars)));
@@ -105,7 +112,20 @@ mod tests {
         ] {
             assert!(page.contains(part), "{part}: {page}");
         }
+        assert!(!page.contains("waited for"), "{page}");
         // The white ground, a legend of four, and the parts that take time.
         assert_eq!(plots[0].1.matches("<rect").count(), 1 + 4 + 4, "{}", plots[0].1);
+    }
+
+    #[test]
+    fn steps_on_a_gpu_say_where_their_parts_come_from() {
+        let mut line = line("train adamw", "ours", 0.2, "null");
+        line.run.device = "Some GPU 80GB".into();
+        let (mut page, mut plots) = (String::new(), Vec::new());
+        write(&[&line], &mut page, &mut plots);
+        for part in ["## Training steps: MiniLM, 32 texts of 64 tokens, Some GPU 80GB", "was waited for"] {
+            assert!(page.contains(part), "{part}: {page}");
+        }
+        assert_eq!(plots[0].0, "Some-GPU-80GB-train-minilm-32-texts-of-64-tokens-2.svg");
     }
 }

@@ -1,7 +1,8 @@
 //! One model fine-tuned by several ranks: each works on its part of every batch, gradients are averaged before the step,
 //! and all ranks end with the same weights, to the bit.
 //!
-//! Ranks are threads. They train on the CPU; with feature `nccl`, and as many GPUs as ranks, each has a GPU of its own:
+//! Ranks are threads. They train on the CPU; with feature `nccl`, and as many GPUs as ranks, each has a GPU of its own.
+//! `--device` asks for the one or the other:
 //!
 //! ```sh
 //! cargo run --release -p tpgm-examples --example data_parallel -- --ranks 2
@@ -19,6 +20,7 @@ use clap::Parser;
 use tpgm_candle::core::{AdamW, Ftp};
 use tpgm_candle::distributed::{Communicator, InProcess};
 use tpgm_candle::{Param, Params, RobustOptimizer, nn};
+use tpgm_examples::device::Place;
 use tpgm_examples::environment;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::table::Table;
@@ -33,6 +35,9 @@ struct Args {
     /// Samples per step on all ranks together, a multiple of their number
     #[arg(long, default_value_t = 192)]
     batch: usize,
+    /// Where ranks train: cpu; cuda for a GPU each, of which cuda:1 leaves out the first [default: GPUs if there are enough]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Place>,
     /// Steps of fine-tuning
     #[arg(long, default_value_t = 200)]
     steps: usize,
@@ -58,7 +63,7 @@ fn main() -> Result<()> {
     let start = pretrain(&args)?;
     progress.line(format!("pre-trained; fine-tuning on {ranks} ranks"));
 
-    let group = group(ranks, &progress)?;
+    let group = group(ranks, args.device, &progress)?;
     let (args, start) = (&args, &start);
     let done: Vec<Result<Rank>> = thread::scope(|scope| {
         let threads: Vec<_> =
@@ -102,31 +107,46 @@ struct Rank {
     hash: u64,
 }
 
-/// The members of a group: on a GPU each if there are enough of them, else on the CPU.
-fn group(ranks: usize, progress: &Progress) -> Result<Vec<Member>> {
-    #[cfg(feature = "nccl")]
-    {
-        use tpgm_candle::distributed::{GroupId, Nccl};
-        match (0..ranks).map(Device::new_cuda).collect::<candle_core::Result<Vec<_>>>() {
-            Ok(devices) => {
-                let id = GroupId::new()?;
-                let member = |(rank, device): (usize, Device)| -> Member {
-                    Box::new(move || {
-                        let communicator = Arc::new(Nccl::new(&device, rank, ranks, id)?);
-                        Ok(Worker { device, communicator })
-                    })
-                };
-                return Ok(devices.into_iter().enumerate().map(member).collect());
-            }
-            Err(error) => progress.line(format!("no {ranks} GPUs ({error}): ranks are threads on the CPU")),
+/// The members of a group: where they were asked for, or on a GPU each if there are enough of them, else on the CPU.
+fn group(ranks: usize, place: Option<Place>, progress: &Progress) -> Result<Vec<Member>> {
+    match place {
+        Some(Place::Cpu) => {}
+        Some(Place::Cuda(first)) => {
+            return gpus(ranks, first).with_context(|| format!("--device cuda:{first}"));
         }
+        None => match gpus(ranks, 0) {
+            Ok(members) => return Ok(members),
+            Err(error) => progress.line(format!("ranks are threads on the CPU: {error:#}")),
+        },
     }
-    #[cfg(not(feature = "nccl"))]
-    progress.line("built without feature `nccl`: ranks are threads on the CPU");
     let member = |end: InProcess| -> Member {
         Box::new(move || Ok(Worker { device: Device::Cpu, communicator: Arc::new(end) }))
     };
     Ok(InProcess::group(ranks).into_iter().map(member).collect())
+}
+
+/// Members on GPUs that follow each other.
+#[cfg(feature = "nccl")]
+fn gpus(ranks: usize, first: usize) -> Result<Vec<Member>> {
+    use tpgm_candle::distributed::{GroupId, Nccl};
+    let devices = (first..first + ranks).map(|number| Place::Cuda(number).open());
+    let devices = devices.collect::<Result<Vec<_>>>().with_context(|| format!("no {ranks} GPUs"))?;
+    let id = GroupId::new()?;
+    let member = |(rank, device): (usize, Device)| -> Member {
+        Box::new(move || {
+            let communicator = Arc::new(Nccl::new(&device, rank, ranks, id)?);
+            Ok(Worker { device, communicator })
+        })
+    };
+    Ok(devices.into_iter().enumerate().map(member).collect())
+}
+
+/// There are none.
+#[cfg(not(feature = "nccl"))]
+fn gpus(_: usize, _: usize) -> Result<Vec<Member>> {
+    anyhow::bail!(
+        "built without the feature `nccl`; build it with `--features nccl`, which takes the CUDA toolkit and NCCL"
+    )
 }
 
 impl Worker {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use serde::{Deserialize, Serialize};
+use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe};
@@ -40,7 +41,9 @@ pub(crate) struct Args {
     /// Seed of the head's initial weights and of the order of images; with --full the first of three
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Runs at the same time, one thread each [default: number of processors, at most 4]
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Runs at the same time, one thread each [default: number of processors, at most 4; 1 on a GPU]
     #[arg(long)]
     jobs: Option<NonZero<usize>>,
     /// The pre-trained backbone [default: the one in the repository]
@@ -87,9 +90,11 @@ struct Config {
 ///
 /// Options that do not fit, files that cannot be read or written, a loss that is not finite.
 pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
+    let device = args.device.place.open()?;
     if let Some(Command::Pretrain(options)) = &args.command {
-        return pretrain(options, progress);
+        return pretrain(options, &device, progress);
     }
+    let jobs = args.device.place.runs_at_once(args.jobs.map(NonZero::get), workers::default_count())?;
     let begun = Instant::now();
     let config = args.config();
     let scale = config.scale;
@@ -107,12 +112,12 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         checkpoint: config.checkpoint,
         tuned: None,
         runs,
+        device: &device,
         progress,
         stop,
     };
     lab.audit(args.seed)?;
 
-    let jobs = args.jobs.map_or_else(workers::default_count, NonZero::get);
     let outcomes = if args.full {
         study::sweep(&lab, jobs, args.seed, SEEDS)?
     } else {

@@ -54,9 +54,9 @@ fn initialize(vars: &BTreeMap<String, Var>, seed: u64) -> Result<()> {
 }
 
 /// Trains, writes the checkpoint without the head, and prints the accuracy on new images of every domain.
-pub(crate) fn pretrain(options: &Pretrain, progress: &Progress) -> Result<()> {
+pub(crate) fn pretrain(options: &Pretrain, device: &Device, progress: &Progress) -> Result<()> {
     let vars = VarMap::new();
-    let model = Backbone::new(options.classes, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
+    let model = Backbone::new(options.classes, VarBuilder::from_varmap(&vars, DType::F32, device))?;
     let vars: BTreeMap<_, _> = {
         let vars = vars.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         vars.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
@@ -80,8 +80,8 @@ pub(crate) fn pretrain(options: &Pretrain, progress: &Progress) -> Result<()> {
         let share = step as f64 / options.steps as f64;
         let cosine = 0.5 + 0.5 * (std::f64::consts::PI * share).cos();
         optimizer.set_learning_rate(options.lr * cosine * (share * 10.0).min(1.0));
-        let scores = model.forward(&windows(&images, &batch)?)?;
-        let loss = cross_entropy(&scores, &labels(&images, &batch)?)?;
+        let scores = model.forward(&windows(&images, &batch)?.to_device(device)?)?;
+        let loss = cross_entropy(&scores, &labels(&images, &batch)?.to_device(device)?)?;
         optimizer.backward_step(&loss)?;
         bar.set_message(format!("loss {:.3}", loss.to_scalar::<f32>()?));
         bar.inc(1);
@@ -98,7 +98,7 @@ pub(crate) fn pretrain(options: &Pretrain, progress: &Progress) -> Result<()> {
     progress.line(format!("wrote {}", options.checkpoint.display()));
     for domain in Domain::ALL {
         let images = request.of(Split::Test, 20).draw(&[domain]);
-        let share = accuracy(&images, |windows| model.forward(windows))?;
+        let share = accuracy(&images, device, |windows| model.forward(windows))?;
         progress.line(format!("{:>10}: {:.1} % of new images", domain.name(), 100.0 * share));
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! What the study of methods needs to know of this example.
 
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
 use tpgm_candle::{AdamW, Rule};
@@ -60,8 +60,8 @@ impl Task for World {
         Domain::ALL.map(|domain| domain.name().to_owned()).to_vec()
     }
 
-    fn scores(&self, model: &Backbone) -> Result<Scores> {
-        let share = |images| accuracy(images, |windows| model.forward(windows));
+    fn scores(&self, model: &Backbone, device: &Device) -> Result<Scores> {
+        let share = |images| accuracy(images, device, |windows| model.forward(windows));
         let accuracy = self.test.iter().map(share).collect::<Result<_>>()?;
         Ok(Scores { choice: share(&self.choice)?, accuracy, macro_f1: Vec::new() })
     }

@@ -54,6 +54,8 @@ struct Config {
 /// Options that do not fit, files that cannot be read or written, a loss that is not finite.
 pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let begun = Instant::now();
+    let jobs = args.device.place.runs_at_once(Some(args.jobs.get()), 1)?;
+    let device = args.device.place.open()?;
     let defaults = Defaults::of(args.preset, args.arch);
     let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
     let (model, checkpoint) = locate(args)?;
@@ -135,15 +137,16 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         checkpoint: start,
         tuned: args.tuned.as_ref().map(|_| tuned),
         runs,
+        device: &device,
         progress,
         stop,
     };
     lab.audit(args.seed)?;
 
     let outcomes = if args.full {
-        study::sweep(&lab, args.jobs.get(), args.seed, args.seeds)?
+        study::sweep(&lab, jobs, args.seed, args.seeds)?
     } else {
-        study::once(&lab, args.jobs.get(), args.seed)?
+        study::once(&lab, jobs, args.seed)?
     };
     if task.images.problems.count() > 0 {
         progress.line(task.images.problems.to_string());

@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::Parser;
+use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::study::Method;
 use tpgm_examples::workers;
 
@@ -99,6 +100,8 @@ pub(crate) struct Args {
     /// Steps between two checkpoints; 0 saves only when stopped
     #[arg(long, default_value_t = 500)]
     pub(crate) save_every: u64,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
     /// Runs at the same time; processors are divided among them
     #[arg(long, default_value_t = NonZero::<usize>::MIN)]
     pub(crate) jobs: NonZero<usize>,

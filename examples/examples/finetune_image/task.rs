@@ -38,11 +38,11 @@ impl Classification {
         }
     }
 
-    fn confusion(&self, model: &Network, list: &ImageList) -> Result<Confusion> {
+    fn confusion(&self, model: &Network, list: &ImageList, device: &Device) -> Result<Confusion> {
         let order = DataOrder::new(list.len(), BATCH, 0)?.shuffle(Shuffle::Off);
         let batches = order.batches_per_epoch();
         let mut confusion = Confusion::new(self.images.classes().len());
-        let possible = list.possible().map(|classes| Tensor::new(classes, &Device::Cpu)).transpose()?;
+        let possible = list.possible().map(|classes| Tensor::new(classes, device)).transpose()?;
         std::thread::scope(|scope| {
             let read = |positions: &[usize], _| {
                 // A batch of which nothing can be read counts for nothing, but must come: they are counted.
@@ -52,7 +52,7 @@ impl Classification {
             let mut loader = Loader::new(scope, order, AHEAD, read);
             for _ in 0..batches {
                 let Some(ImageBatch { pixels, positions, .. }) = loader.next_batch()? else { continue };
-                let mut logits = model.forward(&pixels, false)?;
+                let mut logits = model.forward(&pixels.to_device(device)?, false)?;
                 if let Some(possible) = &possible {
                     logits = logits.index_select(possible, 1)?;
                 }
@@ -106,11 +106,11 @@ impl Task for Classification {
         self.images.tests.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    fn scores(&self, model: &Network) -> Result<Scores> {
-        let tests = self.images.tests.iter().map(|(_, list)| self.confusion(model, list));
+    fn scores(&self, model: &Network, device: &Device) -> Result<Scores> {
+        let tests = self.images.tests.iter().map(|(_, list)| self.confusion(model, list, device));
         let tests = tests.collect::<Result<Vec<_>>>()?;
         Ok(Scores {
-            choice: self.confusion(model, &self.images.choice)?.accuracy(),
+            choice: self.confusion(model, &self.images.choice, device)?.accuracy(),
             accuracy: tests.iter().map(Confusion::accuracy).collect(),
             macro_f1: tests.iter().map(Confusion::macro_f1).collect(),
         })

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tpgm_candle::Params;
 use tpgm_candle::lora::{LoraConfig, save_adapter};
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
+use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::table::Table;
@@ -87,6 +88,8 @@ pub(crate) struct Args {
     /// Steps between two checkpoints; 0 saves only at the end and when stopped
     #[arg(long, default_value_t = 100)]
     save_every: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// What the samples before and after begin with [default: the begin of the held-out text]
     #[arg(long)]
     prompt: Option<String>,
@@ -138,23 +141,25 @@ struct Texts {
 /// Options that do not fit, files that cannot be read or written, a loss that is not finite.
 pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let config = args.config()?;
+    let device = &args.device.place.open()?;
     let checkpoints = folder::prepare(&args.out, "checkpoints", args.resume, &config)?;
     let texts = args.texts()?;
     let (pretrained, encoder) = match &args.model {
         Some(folder) => (folder.clone(), Encoder::open(folder)?),
-        None => (args.pretrained(&config, progress)?, Encoder::Bytes),
+        None => (args.pretrained(&config, device, progress)?, Encoder::Bytes),
     };
     let shape = LlamaConfig::from_file(pretrained.join("config.json"))?;
     check_length(config.length, &shape)?;
-    let windows =
-        |name: &str, text: &str| Windows::new(name, encoder.encode(text)?, config.length, shape.vocab_size);
+    let windows = |name: &str, text: &str| -> Result<Windows> {
+        Ok(Windows::new(name, encoder.encode(text)?, config.length, shape.vocab_size)?.on(device))
+    };
     let train = windows("text to train on", &texts.train)?;
     let mut measured = vec![("held out".to_owned(), windows("held-out text", &texts.held_out)?)];
     for (name, text) in &texts.ood {
         measured.push((name.clone(), windows(name, text)?));
     }
 
-    let params = Params::open(&pretrained, &Device::Cpu)?.freeze("*");
+    let params = Params::open(&pretrained, device)?.freeze("*");
     let model = Llama::with_lora(&shape, &config.lora, &params)
         .with_context(|| format!("cannot adapt {}", pretrained.display()))?;
     let batch = train.batch(&[0])?;
@@ -178,7 +183,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
             seed: args.seed,
             length: config.length,
         };
-        encoder.decode(&continued(model, &encoder.encode(&prompt)?, sampling)?)
+        encoder.decode(&continued(model, device, &encoder.encode(&prompt)?, sampling)?)
     };
     // The factors do nothing yet, also where a run goes on: they are loaded by it.
     let before = (perplexities(&model)?, say(&model)?);
@@ -259,7 +264,7 @@ impl Args {
     }
 
     /// The folder of the small model, which is pre-trained unless a run goes on.
-    fn pretrained(&self, config: &Config, progress: &Progress) -> Result<PathBuf> {
+    fn pretrained(&self, config: &Config, device: &Device, progress: &Progress) -> Result<PathBuf> {
         let folder = self.out.join("pretrained");
         if !(self.resume && folder.join("model.safetensors").exists()) {
             check_length(config.length, &tiny::config())?;
@@ -267,7 +272,7 @@ impl Args {
             let windows =
                 Windows::new("text of pre-training", tokens, config.length, tiny::config().vocab_size)?;
             let how = Pretraining { steps: self.pretrain_steps, batch: 16, seed: self.seed };
-            tiny::pretrain(&folder, &windows, how, progress)?;
+            tiny::pretrain(&folder, &windows.on(device), how, progress)?;
         }
         Ok(folder)
     }

@@ -33,13 +33,18 @@ pub(crate) struct Sampling {
     pub(crate) length: usize,
 }
 
-/// Continues a prompt, token by token, computing everything anew each time: simple, and slow for long texts.
-pub(crate) fn continued(model: &Llama, prompt: &[u32], sampling: Sampling) -> Result<Vec<u32>> {
+/// Continues a prompt by a model on `device`, token by token, computing everything anew each time: simple, and slow for long texts.
+pub(crate) fn continued(
+    model: &Llama,
+    device: &Device,
+    prompt: &[u32],
+    sampling: Sampling,
+) -> Result<Vec<u32>> {
     let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
     let mut tokens = prompt.to_vec();
     for _ in 0..sampling.tokens {
         let seen = &tokens[tokens.len().saturating_sub(sampling.length)..];
-        let logits = model.forward(&Tensor::new(seen, &Device::Cpu)?.unsqueeze(0)?, false)?;
+        let logits = model.forward(&Tensor::new(seen, device)?.unsqueeze(0)?, false)?;
         let last = logits.get(0)?.get(seen.len() - 1)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         tokens.push(choose(&last, sampling.temperature, &mut random)?);
     }

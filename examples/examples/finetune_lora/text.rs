@@ -74,6 +74,7 @@ pub(crate) fn split(text: &str, share: f64) -> (&str, &str) {
 pub(crate) struct Windows {
     tokens: Vec<u32>,
     length: usize,
+    device: Device,
 }
 
 /// Token ids and which of them count, both of shape (windows, length).
@@ -97,12 +98,22 @@ impl Windows {
         if let Some(token) = unknown {
             anyhow::bail!("{name}: the tokenizer gives token {token}, but the model knows {vocabulary}");
         }
-        Ok(Self { tokens, length })
+        Ok(Self { tokens, length, device: Device::Cpu })
     }
 
     /// How many windows there are.
     pub(crate) fn len(&self) -> usize {
         (self.tokens.len() - 1).div_ceil(self.length - 1)
+    }
+
+    /// Batches come to a device, instead of the processor.
+    pub(crate) fn on(self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self }
+    }
+
+    /// Where batches come to.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     /// The windows of these numbers. The last window of a text is padded.
@@ -117,7 +128,7 @@ impl Windows {
             predicted += window.len() - 1;
         }
         let shape = (numbers.len(), self.length);
-        let ids = Tensor::from_vec(ids, shape, &Device::Cpu)?;
-        Ok(Batch { ids, counted: Tensor::from_vec(counted, shape, &Device::Cpu)?, predicted })
+        let ids = Tensor::from_vec(ids, shape, &self.device)?;
+        Ok(Batch { ids, counted: Tensor::from_vec(counted, shape, &self.device)?, predicted })
     }
 }

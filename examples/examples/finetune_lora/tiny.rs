@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::Device;
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
 use tpgm_candle::{AdamW, DataOrder, Params, RobustOptimizer, Schedule};
 use tpgm_examples::files;
@@ -43,7 +42,7 @@ pub(crate) fn pretrain(
     how: Pretraining,
     progress: &Progress,
 ) -> Result<()> {
-    let params = Params::new(&Device::Cpu).head("*").seed(how.seed);
+    let params = Params::new(windows.device()).head("*").seed(how.seed);
     let model = Llama::new(&config(), params.var_builder())?;
     let mut optimizer = RobustOptimizer::builder(&params).rule(AdamW::default()).build()?;
     let schedule = Schedule::cosine(LR, how.steps).warmup(how.steps / 20);

@@ -138,11 +138,23 @@ fn step_on(
 ) -> Result<f64> {
     let Position { order, times } = position;
     let batch = times.time(Part::Data, || windows.batch(&next(order)))?;
-    let loss = times.time(Part::Forward, || model.loss(&batch.ids, &batch.counted, true))?;
-    let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    let (loss, value) = times.time(Part::Forward, || {
+        let loss = model.loss(&batch.ids, &batch.counted, true)?;
+        let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        anyhow::Ok((loss, value))
+    })?;
     ensure!(value.is_finite(), "the loss is {value}");
-    let grads = times.time(Part::Backward, || loss.backward())?;
-    times.time(Part::Step, || optimizer.step(&grads))?;
+    // A GPU works by itself: it is waited for, so that its work counts for the part that has asked for it.
+    let grads = times.time(Part::Backward, || {
+        let grads = loss.backward()?;
+        windows.device().synchronize()?;
+        anyhow::Ok(grads)
+    })?;
+    times.time(Part::Step, || {
+        optimizer.step(&grads)?;
+        windows.device().synchronize()?;
+        anyhow::Ok(())
+    })?;
     times.count_step();
     Ok(value)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tpgm_candle::models::bert::BertConfig;
 use tpgm_examples::data::text::{Fields, TextEncoder};
 use tpgm_examples::data::{Problems, Strictness, named};
+use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Task};
@@ -80,7 +81,9 @@ pub(crate) struct Args {
     /// Learning rate of the head
     #[arg(long, default_value_t = 3e-2)]
     head_lr: f64,
-    /// Runs at the same time; processors are divided among them [default: number of processors, at most 4]
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Runs at the same time; processors are divided among them [default: number of processors, at most 4; 1 on a GPU]
     #[arg(long)]
     jobs: Option<NonZero<usize>>,
 }
@@ -115,13 +118,17 @@ struct Config {
 }
 
 impl Args {
-    fn jobs(&self) -> usize {
-        self.jobs.map_or_else(workers::default_count, NonZero::get)
+    fn jobs(&self) -> Result<usize> {
+        self.device.place.runs_at_once(self.jobs.map(NonZero::get), workers::default_count())
     }
 
     /// Processors for each run.
-    pub(crate) fn threads(&self) -> usize {
-        workers::threads_of(self.jobs())
+    ///
+    /// # Errors
+    ///
+    /// More runs than the device takes.
+    pub(crate) fn threads(&self) -> Result<usize> {
+        Ok(workers::threads_of(self.jobs()?))
     }
 }
 
@@ -135,6 +142,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     ensure!(args.epochs > 0, "--epochs is 0: there is nothing to compare without training");
     ensure!(!args.rates.is_empty(), "--rates is empty");
     ensure!(args.seeds > 0, "--seeds is 0");
+    let (jobs, device) = (args.jobs()?, args.device.place.open()?);
     let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
     let files = ["config.json", "model.safetensors", "tokenizer.json"];
     let model = hub::model_folder(&args.model, &files, &[pooling::FILE])?;
@@ -182,18 +190,19 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         strengths: Method::strengths,
         methods: args.methods.clone(),
         save_every: 0,
-        threads: args.threads(),
+        threads: args.threads()?,
     };
     recipe.validate()?;
     let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
     let checkpoint = model.join("model.safetensors");
-    let lab = Lab { task: &task, recipe: &recipe, checkpoint, tuned: None, runs, progress, stop };
+    let lab =
+        Lab { task: &task, recipe: &recipe, checkpoint, tuned: None, runs, device: &device, progress, stop };
     lab.audit(args.seed)?;
 
     let outcomes = if args.full {
-        study::sweep(&lab, args.jobs(), args.seed, args.seeds)?
+        study::sweep(&lab, jobs, args.seed, args.seeds)?
     } else {
-        study::once(&lab, args.jobs(), args.seed)?
+        study::once(&lab, jobs, args.seed)?
     };
     let Some(outcomes) = outcomes else {
         progress.line(folder::how_to_resume());

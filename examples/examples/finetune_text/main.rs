@@ -14,7 +14,7 @@ use tpgm_examples::stop::Stop;
 
 fn main() -> Result<()> {
     let args = cli::Args::parse();
-    environment::for_threads(args.threads());
+    environment::for_threads(args.threads()?);
     let stop = Stop::never();
     stop.on_ctrl_c()?;
     cli::run(&args, &Progress::terminal(), &stop)

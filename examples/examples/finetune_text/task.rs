@@ -38,10 +38,10 @@ impl Classification {
         }
     }
 
-    fn confusion(&self, model: &BertClassifier, texts: &TextSet) -> Result<Confusion> {
+    fn confusion(&self, model: &BertClassifier, texts: &TextSet, device: &Device) -> Result<Confusion> {
         let mut confusion = Confusion::new(self.texts.classes.len());
         for positions in texts.by_length().chunks(BATCH) {
-            let batch = texts.batch(positions, &Device::Cpu)?;
+            let batch = texts.batch(positions, device)?;
             let best = logits(model, &batch, Mode::Evaluate)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
             for (position, best) in positions.iter().zip(best) {
                 confusion.add(texts.labels()[*position] as usize, best as usize);
@@ -83,11 +83,11 @@ impl Task for Classification {
         self.texts.tests.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    fn scores(&self, model: &BertClassifier) -> Result<Scores> {
-        let tests = self.texts.tests.iter().map(|(_, texts)| self.confusion(model, texts));
+    fn scores(&self, model: &BertClassifier, device: &Device) -> Result<Scores> {
+        let tests = self.texts.tests.iter().map(|(_, texts)| self.confusion(model, texts, device));
         let tests = tests.collect::<Result<Vec<_>>>()?;
         Ok(Scores {
-            choice: self.confusion(model, &self.texts.choice)?.accuracy(),
+            choice: self.confusion(model, &self.texts.choice, device)?.accuracy(),
             accuracy: tests.iter().map(Confusion::accuracy).collect(),
             macro_f1: tests.iter().map(Confusion::macro_f1).collect(),
         })

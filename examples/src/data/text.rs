@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use tokenizers::{Tokenizer, TruncationParams};
 
 use super::Problems;
+use crate::study::Batch;
 
 /// A text with its class, by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,6 +193,14 @@ pub struct TextBatch {
     pub mask: Tensor,
     /// Classes, `[texts]`.
     pub labels: Tensor,
+}
+
+impl Batch for TextBatch {
+    fn to_device(self, device: &Device) -> candle_core::Result<Self> {
+        let Self { ids, mask, labels } = self;
+        let on = |tensor: Tensor| tensor.to_device(device);
+        Ok(Self { ids: on(ids)?, mask: on(mask)?, labels: on(labels)? })
+    }
 }
 
 impl TextSet {

@@ -9,13 +9,25 @@ use rayon::prelude::*;
 const WINDOW: [(isize, isize); 9] =
     [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1)];
 
-/// `[images, height, width, channels]` to `[images, height, width, 9 * channels]`; zeros beyond the border.
+/// `[images, height, width, channels]` to `[images, height, width, 9 * channels]`; zeros beyond the border. On other devices
+/// than the CPU from candle's own operations.
 ///
 /// # Errors
 ///
 /// `tokens` has another rank, or is not f32 on the CPU.
 pub fn neighbors(tokens: &Tensor) -> Result<Tensor> {
-    tokens.contiguous()?.apply_op1(Gather)
+    if tokens.device().is_cpu() { tokens.contiguous()?.apply_op1(Gather) } else { composed(tokens) }
+}
+
+/// The same as [`neighbors`], on any device.
+fn composed(tokens: &Tensor) -> Result<Tensor> {
+    let (_, height, width, _) = tokens.dims4()?;
+    let padded = tokens.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
+    // The margin of one token makes offset -1 the first.
+    let shifted = |(down, right): (isize, isize)| {
+        padded.narrow(1, (down + 1) as usize, height)?.narrow(2, (right + 1) as usize, width)
+    };
+    Tensor::cat(&WINDOW.into_iter().map(shifted).collect::<Result<Vec<_>>>()?, 3)
 }
 
 struct Gather;
@@ -96,5 +108,34 @@ impl CustomOp1 for Scatter {
             });
         }
         Ok((CpuStorage::F32(tokens), Shape::from((images, height, width, channels))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    // Values to the bit; gradients are sums of the same nine numbers, in another order.
+    #[test]
+    fn composed_neighbors_are_the_same() {
+        let number = |position: usize| (position as f32 * 0.7).sin();
+        let values: Vec<_> = (0..2 * 3 * 4 * 5).map(number).collect();
+        let tokens = Var::from_vec(values, (2, 3, 4, 5), &Device::Cpu).unwrap();
+        let weights: Vec<_> = (0..2 * 3 * 4 * 45).map(|position| number(3 * position + 1)).collect();
+        let weights = Tensor::from_vec(weights, (2, 3, 4, 45), &Device::Cpu).unwrap();
+        let numbers = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let of = |found: Result<Tensor>| {
+            let found = found.unwrap();
+            let grads = (&found * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+            (numbers(&found), numbers(grads.get(&tokens).unwrap()))
+        };
+        let ((fused, fused_grad), (found, grad)) = (of(neighbors(&tokens)), of(composed(&tokens)));
+        assert_eq!(found, fused);
+        for (found, fused) in grad.iter().zip(&fused_grad) {
+            assert!((found - fused).abs() <= 1e-5, "{found} {fused}");
+        }
+        assert_eq!(grad.len(), fused_grad.len());
     }
 }

@@ -12,7 +12,7 @@ use tpgm_candle::weight_space::Interpolation;
 use tpgm_candle::{DataOrder, Tpgm, TpgmConfig};
 
 use super::run::{Ended, Net, Run, Start};
-use super::{Head, Method, Mode, Pool, Recipe, Scores, Task};
+use super::{Batch, Head, Method, Mode, Pool, Recipe, Scores, Task};
 use crate::files;
 use crate::loader::Loader;
 use crate::progress::Progress;
@@ -68,6 +68,8 @@ pub struct Lab<'a, T> {
     pub tuned: Option<PathBuf>,
     /// The folder of the runs.
     pub runs: PathBuf,
+    /// Where models live.
+    pub device: &'a Device,
     /// Where bars go.
     pub progress: &'a Progress,
     /// Asks for an early end.
@@ -81,10 +83,11 @@ impl<T: Task> Lab<'_, T> {
     ///
     /// The checkpoint does not fit, or a tensor gets no gradient.
     pub fn audit(&self, seed: u64) -> Result<()> {
-        let net = Net::open(self.task, self.recipe, &self.checkpoint, Start::Pretrained, seed)?;
+        let net = Net::open(self.task, self.recipe, &self.checkpoint, Start::Pretrained, seed, self.device)?;
         let samples: Vec<_> = (0..self.recipe.batch.min(self.task.samples(Pool::Train))).collect();
         let batch =
             self.task.batch(Pool::Train, &samples, 0)?.context("none of the first samples can be read")?;
+        let batch = batch.to_device(self.device)?;
         net.params.audit(|| self.task.loss(&net.model, &batch, Mode::Train))?;
         let tensors = net.params.all();
         let numbers: usize = tensors.iter().map(|param| param.var().elem_count()).sum();
@@ -184,6 +187,7 @@ impl<T: Task> Lab<'_, T> {
         let run = Run {
             task: self.task,
             recipe: self.recipe,
+            device: self.device,
             title: setting.method.name().to_owned(),
             start,
             checkpoint,
@@ -236,7 +240,7 @@ impl<T: Task> Lab<'_, T> {
             let mut batches = Loader::new(scope, order, self.task.ahead(), make);
             let config = TpgmConfig { norm: Norm::L2, adam: RadiusAdam::default() };
             let loss = |_| {
-                let batch = batches.next_batch().map_err(candle_core::Error::wrap)?;
+                let batch = batches.next_batch().map_err(candle_core::Error::wrap)?.to_device(self.device)?;
                 self.task.loss(&net.model, &batch, Mode::Evaluate)
             };
             Tpgm::post_hoc(&net.params, config, updates, loss)?;
@@ -246,7 +250,7 @@ impl<T: Task> Lab<'_, T> {
 
     /// A model whose weights are all in a checkpoint.
     fn open(&self, checkpoint: &Path, seed: u64) -> Result<Net<T::Model>> {
-        Net::open(self.task, self.recipe, checkpoint, Start::Whole, seed)
+        Net::open(self.task, self.recipe, checkpoint, Start::Whole, seed, self.device)
     }
 
     fn finish(
@@ -256,7 +260,7 @@ impl<T: Task> Lab<'_, T> {
         seconds: f64,
         times: StepTimes,
     ) -> Result<Outcome> {
-        let outcome = Outcome { setting, scores: self.task.scores(&net.model)?, seconds, times };
+        let outcome = Outcome { setting, scores: self.task.scores(&net.model, self.device)?, seconds, times };
         files::write_json(&self.outcome(&setting), &outcome)?;
         Ok(outcome)
     }

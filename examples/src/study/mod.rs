@@ -10,7 +10,7 @@ mod report;
 mod run;
 
 use anyhow::{Result, ensure};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use tpgm_candle::Rule;
@@ -51,8 +51,8 @@ impl Mode {
 pub trait Task: Sync {
     /// The network.
     type Model;
-    /// Some samples, ready for the model.
-    type Batch: Send + 'static;
+    /// Some samples.
+    type Batch: Batch;
 
     /// What the names of the head's tensors begin with, before a dot.
     fn head(&self) -> &str;
@@ -72,7 +72,7 @@ pub trait Task: Sync {
     /// Number of samples.
     fn samples(&self, pool: Pool) -> usize;
 
-    /// Reads samples; `None` if none of them can be read. The same arguments give the same batch.
+    /// Reads samples, into the host's memory; `None` if none of them can be read. The same arguments give the same batch.
     ///
     /// # Errors
     ///
@@ -84,7 +84,7 @@ pub trait Task: Sync {
         0
     }
 
-    /// Mean loss of a batch.
+    /// Mean loss of a batch that is where the model is.
     ///
     /// # Errors
     ///
@@ -94,12 +94,30 @@ pub trait Task: Sync {
     /// Names of the test sets. The first has the distribution of the training data.
     fn domains(&self) -> Vec<String>;
 
-    /// Judges a model.
+    /// Judges a model that is on `device`.
     ///
     /// # Errors
     ///
     /// The model fails, or a set has no samples.
-    fn scores(&self, model: &Self::Model) -> Result<Scores>;
+    fn scores(&self, model: &Self::Model, device: &Device) -> Result<Scores>;
+}
+
+/// Some samples. They are read on any thread, and brought to the model by the thread that trains it: on a GPU, what other
+/// threads do has no order.
+pub trait Batch: Send + Sized + 'static {
+    /// The same samples on a device.
+    ///
+    /// # Errors
+    ///
+    /// The device has no memory for them.
+    fn to_device(self, device: &Device) -> candle_core::Result<Self>;
+}
+
+/// Inputs and labels.
+impl Batch for (Tensor, Tensor) {
+    fn to_device(self, device: &Device) -> candle_core::Result<Self> {
+        Ok((self.0.to_device(device)?, self.1.to_device(device)?))
+    }
 }
 
 /// Shares in `[0, 1]`.

@@ -13,7 +13,7 @@ use tpgm_candle::{
     TrainState,
 };
 
-use super::{Head, Mode, Pool, Recipe, Task};
+use super::{Batch, Head, Mode, Pool, Recipe, Task};
 use crate::loader::Loader;
 use crate::progress::Progress;
 use crate::stop::Stop;
@@ -43,7 +43,7 @@ pub struct Net<M> {
 }
 
 impl<M> Net<M> {
-    /// Loads a checkpoint for a run. `seed` makes a new head and what is dropped out.
+    /// Loads a checkpoint for a run, onto a device. `seed` makes a new head and what is dropped out.
     ///
     /// # Errors
     ///
@@ -54,9 +54,10 @@ impl<M> Net<M> {
         checkpoint: &Path,
         start: Start,
         seed: u64,
+        device: &Device,
     ) -> Result<Self> {
         let head = format!("{}.*", task.head());
-        let mut params = Params::open(checkpoint, &Device::Cpu)?.seed(seed);
+        let mut params = Params::open(checkpoint, device)?.seed(seed);
         params = match start {
             Start::Probe => params.head(&head).freeze("*"),
             Start::Pretrained if recipe.head == Head::New => params.head(&head),
@@ -80,6 +81,8 @@ impl<M> Net<M> {
 pub(super) struct Run<'a, T> {
     pub(super) task: &'a T,
     pub(super) recipe: &'a Recipe,
+    /// Where the model lives.
+    pub(super) device: &'a Device,
     pub(super) title: String,
     pub(super) start: Start,
     /// The weights to start from, which are the anchors.
@@ -119,7 +122,7 @@ impl<T: Task> Run<'_, T> {
     /// checkpoint.
     pub(super) fn train(&self, progress: &Progress, stop: &Stop) -> Result<Ended<T::Model>> {
         let Recipe { steps, batch, radii_batch, warmup, lr_every, save_every, threads, .. } = *self.recipe;
-        let net = Net::open(self.task, self.recipe, self.checkpoint, self.start, self.seed)?;
+        let net = Net::open(self.task, self.recipe, self.checkpoint, self.start, self.seed, self.device)?;
         let mut optimizer = RobustOptimizer::builder(&net.params)
             .rule((self.recipe.rule)(self.lr))
             .constraint(self.constraint)
@@ -220,19 +223,31 @@ impl<T: Task> Run<'_, T> {
         batches: &mut Batches<'_, T::Batch>,
         times: &mut StepTimes,
     ) -> Result<f64> {
-        let batch = times.time(Part::Data, || batches.train.next_batch())?;
+        let on_device = |batch: T::Batch| anyhow::Ok(batch.to_device(self.device)?);
+        let batch = times.time(Part::Data, || batches.train.next_batch().and_then(on_device))?;
         let (loss, value) = times.time(Part::Forward, || {
             let loss = self.task.loss(model, &batch, Mode::Train)?;
             let value = loss.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
             ensure!(value.is_finite(), "the loss is {value}");
             Ok((loss, value))
         })?;
-        let grads = times.time(Part::Backward, || loss.backward())?;
-        times.time(Part::Step, || optimizer.step(&grads))?;
+        // A GPU works by itself: it is waited for, so that its work counts for the part that has asked for it.
+        let grads = times.time(Part::Backward, || {
+            let grads = loss.backward()?;
+            self.device.synchronize()?;
+            anyhow::Ok(grads)
+        })?;
+        times.time(Part::Step, || {
+            optimizer.step(&grads)?;
+            self.device.synchronize()?;
+            anyhow::Ok(())
+        })?;
         if let Some(radii) = &mut batches.radii {
-            let batch = times.time(Part::Data, || radii.next_batch())?;
+            let batch = times.time(Part::Data, || radii.next_batch().and_then(on_device))?;
             times.time(Part::Projection, || {
-                optimizer.tpgm()?.update(|| self.task.loss(model, &batch, Mode::Evaluate))
+                optimizer.tpgm()?.update(|| self.task.loss(model, &batch, Mode::Evaluate))?;
+                self.device.synchronize()?;
+                anyhow::Ok(())
             })?;
         }
         times.count_step();

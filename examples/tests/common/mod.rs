@@ -34,6 +34,21 @@ pub(crate) fn results(out: &Path) -> (String, Vec<(String, Vec<u8>)>) {
     (format!("{outcomes:?}"), models)
 }
 
+/// Checks the option `--device` of an example that `run` starts with more options.
+pub(crate) fn check_device_option(run: impl Fn(&[&str]) -> anyhow::Result<()>) {
+    run(&["--device", "cpu"]).unwrap();
+    let error = |device: &str| format!("{:#}", run(&["--device", device]).unwrap_err());
+    assert!(error("gpu").contains("no device `gpu`; there are cpu, cuda"), "{}", error("gpu"));
+    // With the feature it is the machine that decides.
+    if !cfg!(feature = "cuda") {
+        let error = error("cuda:1");
+        assert!(
+            error.contains("--device cuda:1: this program was built without the feature `cuda`"),
+            "{error}"
+        );
+    }
+}
+
 /// Saves what a model has asked for, with reproducible values, its names behind a prefix, and some tensors more.
 pub(crate) fn save(map: &VarMap, path: &Path, prefix: &str, more: HashMap<String, Tensor>) {
     let value = |(name, var): (&String, &candle_core::Var)| {

@@ -11,8 +11,9 @@ use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::Problems;
+use crate::study::Batch;
 
-/// Some images, ready for a model.
+/// Some images, ready for a model; read into the host's memory.
 #[derive(Debug, Clone)]
 pub struct ImageBatch {
     /// `[images, 3, side, side]`, normalized.
@@ -23,12 +24,19 @@ pub struct ImageBatch {
     pub positions: Vec<usize>,
 }
 
+impl Batch for ImageBatch {
+    fn to_device(self, device: &Device) -> candle_core::Result<Self> {
+        let Self { pixels, labels, positions } = self;
+        Ok(Self { pixels: pixels.to_device(device)?, labels: labels.to_device(device)?, positions })
+    }
+}
+
 /// Reads images and prepares them, on several threads. What cannot be read is noted in `problems` and left out; `None` if
 /// nothing is left. `draw` seeds the augmentation of this pass over the data; the same image is then drawn the same.
 ///
 /// # Errors
 ///
-/// An image that is not to be passed over, or the device fails.
+/// An image that is not to be passed over.
 pub fn read_batch(
     list: &ImageList,
     positions: &[usize],
