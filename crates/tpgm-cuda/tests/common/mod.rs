@@ -439,6 +439,7 @@ pub(crate) fn golden_cases_pass<D: Device>(gpu: &Gpu<D>) {
     let folder = std::env::var("TPGM_GOLDEN").unwrap_or_else(|_| folder.to_owned());
     let subject = BackendSubject::new("gpu", gpu.clone());
     let report = run_folder(folder.as_ref(), &subject, None).expect("the golden folder");
+    println!("{report}");
     assert!(report.passed() && report.cases.len() >= 50, "{report}");
 }
 
