@@ -59,7 +59,8 @@ impl Place {
                 let device = Device::new_cuda(number).with_context(|| {
                     format!("--device {self}: there is no such GPU, or it cannot be used; `nvidia-smi -L` lists them")
                 })?;
-                keep_memory(&device)?;
+                // candle would get the same memory anew in every step.
+                tpgm_candle::keep_freed_memory(&device)?;
                 Ok(device)
             }
         }
@@ -90,12 +91,6 @@ pub struct DeviceArgs {
     /// Where the model lives: cpu; cuda, or cuda:1 for the second GPU, with the feature `cuda`
     #[arg(long = "device", value_name = "DEVICE", default_value_t = Place::Cpu)]
     pub place: Place,
-}
-
-/// Lets candle keep freed memory of a GPU for the next tensor, instead of handing it back whenever the host waits for the GPU.
-#[allow(clippy::unnecessary_wraps, reason = "it can fail where it does something")]
-fn keep_memory(_: &Device) -> Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]
