@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
 use candle_nn::{Conv2d, Conv2dConfig, Embedding, Linear};
 use tpgm_candle::lora::{LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear, load_adapter, save_adapter};
 use tpgm_candle::nn::DropoutRng;
-use tpgm_candle::{Anchor, Error, Params};
+use tpgm_candle::{Anchor, Error, Params, nn};
 
 fn noise(seed: u64, shape: &[usize]) -> Tensor {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -260,7 +260,7 @@ fn unmerging_restores_the_bits() {
     let own = Var::from_tensor(&noise(1, &[4, 3])).unwrap();
     let base = Linear::new(own.as_tensor().clone(), None);
     let layer = LoraLinear::new(base, "other", &config(2), &params).unwrap();
-    assert!(matches!(layer.merge_into(&own), Err(Error::MergeIntoBase { .. })));
+    assert!(matches!(layer.merge_into(&own), Err(nn::Error::MergeIntoBase { .. })));
 }
 
 #[test]
@@ -340,7 +340,10 @@ fn targets_choose_modules() {
     config.wrap("decoder.1.value", base(), &params).unwrap();
     assert_eq!(params.all().len(), 4);
     let error = config.check_targets(&params).unwrap_err();
-    assert!(matches!(&error, Error::LoraTarget { target, adapted: 2 } if target == "head"), "{error}");
+    assert!(
+        matches!(&error, Error::Nn(nn::Error::LoraTarget { target, adapted: 2 }) if target == "head"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -496,7 +499,7 @@ fn adapters_that_compute_something_else_are_refused() {
         (r#"{"init_lora_weights": "pissa_niter_4"}"#, "init_lora_weights"),
     ] {
         let error = read(text).unwrap_err();
-        assert!(matches!(&error, Error::AdapterOption { option: got, .. } if got == option), "{error}");
+        assert!(matches!(&error, nn::Error::AdapterOption { option: got, .. } if got == option), "{error}");
     }
     for text in [
         "",

@@ -7,7 +7,7 @@ use candle_nn::init::NormalOrUniform;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::random::fnv1a;
+use tpgm_nn::random::fnv1a;
 
 /// What `init` asks for, in the distributions of candle.
 pub(super) fn initial(

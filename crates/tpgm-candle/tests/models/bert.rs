@@ -6,7 +6,7 @@ use candle_transformers::models::bert::{BertModel, Config};
 use tpgm_candle::models::Activation;
 use tpgm_candle::models::bert::{Bert, BertClassifier, BertConfig, BertInput, Pooling};
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
-use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer};
+use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, nn};
 
 use super::{checkpoint, deviation};
 
@@ -154,9 +154,9 @@ fn bad_configurations_and_inputs_are_named() {
         read(r#"{"hidden_size": 384, "num_hidden_layers": 6, "architectures": ["BertModel"]}"#).unwrap();
     assert_eq!((config.hidden_size, config.num_hidden_layers, config.num_attention_heads), (384, 6, 12));
     let error = read(r#"{"hidden_size": 100}"#).unwrap_err();
-    assert!(matches!(error, Error::ModelConfig { entry: "hidden_size", .. }), "{error}");
+    assert!(matches!(error, nn::Error::ModelConfig { entry: "hidden_size", .. }), "{error}");
     let error = read(r#"{"position_embedding_type": "relative_key"}"#).unwrap_err();
-    assert!(matches!(error, Error::ModelConfig { entry: "position_embedding_type", .. }), "{error}");
+    assert!(matches!(error, nn::Error::ModelConfig { entry: "position_embedding_type", .. }), "{error}");
     let error = read(r#"{"hidden_act": "swish"}"#).unwrap_err();
     assert!(error.to_string().contains("config.json") && error.to_string().contains("swish"), "{error}");
 

@@ -10,7 +10,7 @@ use tpgm_candle::models::clip::{
     ClipTextConfig, ClipVitConfig,
 };
 use tpgm_candle::nn::{Statistics, cross_entropy};
-use tpgm_candle::{Anchor, Audit, Error, Params};
+use tpgm_candle::{Anchor, Audit, Error, Params, nn};
 
 use super::{Reference, checkpoint, images, parameters, relative_deviation};
 
@@ -266,7 +266,7 @@ fn a_saved_zero_shot_head_has_an_anchor() {
     // A frozen head keeps what the file says.
     let model = ClipClassifier::new(&config, 2, open().freeze("classifier.*").var_builder()).unwrap();
     let error = model.start_from(&weight).unwrap_err();
-    assert!(matches!(error, Error::FrozenHead { tensor: "classifier.weight" }), "{error}");
+    assert!(matches!(error, nn::Error::FrozenHead { tensor: "classifier.weight" }), "{error}");
 }
 
 #[test]
@@ -322,7 +322,7 @@ fn bad_configurations_and_inputs_are_named() {
     let error = Clip::new(&resnet, params.var_builder()).unwrap_err().to_string();
     assert!(error.contains("visual.attnpool.positional_embedding"), "{error}");
     let error = ClipImage::new(&resnet, ClipLayout::HuggingFace, params.var_builder()).unwrap_err();
-    assert!(matches!(error, Error::ModelConfig { entry: "image", .. }), "{error}");
+    assert!(matches!(error, nn::Error::ModelConfig { entry: "image", .. }), "{error}");
 
     let clip = Clip::new(&tiny(), params.var_builder()).unwrap();
     let long = Tensor::zeros((1, 8), DType::U32, &Device::Cpu).unwrap();

@@ -5,7 +5,7 @@ use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::{llama as candle_llama, qwen2 as candle_qwen2};
 use tpgm_candle::lora::{LoraConfig, load_adapter, save_adapter};
 use tpgm_candle::models::llama::{Family, Llama, LlamaConfig, RopeScaling};
-use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, Spd};
+use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, Spd, nn};
 
 use super::{checkpoint, deviation};
 
@@ -352,7 +352,7 @@ fn bad_configurations_and_inputs_are_named() {
         (r#"{"use_sliding_window": true}"#, "use_sliding_window"),
     ] {
         let error = read(text);
-        assert!(matches!(&error, Error::ModelConfig { entry, .. } if *entry == named), "{text}: {error}");
+        assert!(matches!(&error, nn::Error::ModelConfig { entry, .. } if *entry == named), "{text}: {error}");
         assert!(error.to_string().contains(named));
     }
     for (text, word) in [
@@ -382,7 +382,10 @@ fn bad_configurations_and_inputs_are_named() {
     let targets = vec!["q_proj".to_owned(), "embed_tokens".to_owned()];
     let lora = LoraConfig { targets, ..LoraConfig::default() };
     let error = Llama::with_lora(&config, &lora, &params).unwrap_err();
-    assert!(matches!(&error, Error::LoraTarget { target, .. } if target == "embed_tokens"), "{error}");
+    assert!(
+        matches!(&error, Error::Nn(nn::Error::LoraTarget { target, .. }) if target == "embed_tokens"),
+        "{error}"
+    );
     let wider = LlamaConfig { intermediate_size: 21, ..config };
     let fresh = Params::open(folder.path().join("model.safetensors"), &Device::Cpu).unwrap();
     let error = Llama::new(&wider, fresh.var_builder()).unwrap_err().to_string();

@@ -5,7 +5,7 @@ use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::resnet;
 use tpgm_candle::models::resnet::{ResNet, ResNetBlock, ResNetClassifier, ResNetConfig};
 use tpgm_candle::nn::{Statistics, cross_entropy};
-use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer};
+use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, nn};
 
 use super::{Reference, checkpoint, images, parameters, relative_deviation};
 
@@ -199,7 +199,7 @@ fn sizes_are_those_of_torchvision() {
 fn bad_configurations_and_inputs_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let bad = |config: ResNetConfig| match config.validate().unwrap_err() {
-        Error::ModelConfig { entry, .. } => entry,
+        nn::Error::ModelConfig { entry, .. } => entry,
         error => panic!("{error}"),
     };
     assert_eq!(bad(tiny(ResNetBlock::Basic, [1, 0, 1, 1])), "layers");

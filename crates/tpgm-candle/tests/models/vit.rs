@@ -5,7 +5,7 @@ use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::vit::{Config, Model};
 use tpgm_candle::models::vit::{Vit, VitClassifier, VitConfig, VitLayout};
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
-use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer};
+use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, nn};
 
 use super::{Reference, checkpoint, images, parameters, relative_deviation};
 
@@ -185,11 +185,11 @@ fn bad_configurations_and_inputs_are_named() {
     let config = read(r#"{"hidden_size": 384, "num_attention_heads": 6, "model_type": "vit"}"#).unwrap();
     assert_eq!((config.hidden_size, config.num_hidden_layers, config.patch_size), (384, 12, 16));
     let error = read(r#"{"hidden_size": 100}"#).unwrap_err();
-    assert!(matches!(error, Error::ModelConfig { entry: "hidden_size", .. }), "{error}");
+    assert!(matches!(error, nn::Error::ModelConfig { entry: "hidden_size", .. }), "{error}");
     let error = read(r#"{"patch_size": 15}"#).unwrap_err();
-    assert!(matches!(error, Error::ModelConfig { entry: "image_size", .. }), "{error}");
+    assert!(matches!(error, nn::Error::ModelConfig { entry: "image_size", .. }), "{error}");
     let error = read(r#"{"num_channels": 0}"#).unwrap_err();
-    assert!(matches!(error, Error::ModelConfig { entry: "num_channels", .. }), "{error}");
+    assert!(matches!(error, nn::Error::ModelConfig { entry: "num_channels", .. }), "{error}");
     let error = read(r#"{"hidden_act": "swish"}"#).unwrap_err();
     assert!(error.to_string().contains("config.json") && error.to_string().contains("swish"), "{error}");
 
