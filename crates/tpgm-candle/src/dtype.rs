@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Shape, Storage, Tensor, Var};
 use tpgm_core::{Buffer, DType, Real, Slice, SliceMut};
-pub(crate) use tpgm_nn::dtype::{candle_dtype, cpu_slice};
+pub(crate) use tpgm_nn::dtype::{candle_dtype, cast, cpu_slice};
 
 use crate::error::{Error, Result};
 

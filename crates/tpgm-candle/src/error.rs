@@ -80,6 +80,17 @@ pub enum Error {
         /// Where it is.
         device: candle_core::DeviceLocation,
     },
+    /// A call that is for CUDA devices was given another one.
+    #[error(
+        "`{call}` is for CUDA devices, but got {device:?}{}",
+        if cfg!(feature = "cuda") { "" } else { "; build with feature `cuda` to have them" }
+    )]
+    NotCuda {
+        /// The function.
+        call: &'static str,
+        /// The device.
+        device: candle_core::DeviceLocation,
+    },
     /// Parameters of one optimizer are on several devices.
     #[error(
         "tensor `{tensor}` is on {device:?}, but `{first}` on {expected:?}; \

@@ -43,17 +43,21 @@
 //!
 //! # Devices
 //!
-//! Everything runs on the CPU. With feature `cuda` parameters may be on an NVIDIA GPU (`Device::new_cuda`): steps, averages
-//! and projections then run there, in candle's own memory and on candle's own stream, in one or two launches for all
-//! tensors. Anchors are copied to the GPU once. Take steps on the thread that ran the backward pass: candle's default
-//! device has a stream per thread. With feature `nccl`, several GPUs train one model.
+//! Everything runs on the CPU. With feature `cuda` parameters may be on an NVIDIA GPU (`Device::new_cuda`): steps, averages,
+//! interpolations and projections then run there, in candle's own memory and on candle's own stream, in one or two launches
+//! for all tensors. Anchors are copied to the GPU once. Work with a model on one thread: candle's default device has a
+//! stream per thread (see [`RobustOptimizer`]). [`keep_freed_memory`] spares candle getting its memory anew in every step.
+//! With feature `nccl`, several GPUs train one model.
 
 mod audit;
 pub mod checkpoint;
 pub mod data;
+mod device;
 pub mod distributed;
 mod dtype;
 mod error;
+#[cfg(feature = "cuda")]
+mod events;
 pub mod lora;
 mod optim;
 mod params;
@@ -64,6 +68,7 @@ pub mod weight_space;
 pub use audit::{Audit, AuditReport, Cause, MissingGradient, WrongGradient};
 pub use checkpoint::{Checkpoint, Checkpointer, TrainState};
 pub use data::DataOrder;
+pub use device::keep_freed_memory;
 pub use error::{Error, Result};
 pub use optim::{
     Anneal, AuditPolicy, Averaged, Ema, OptimizerBuilder, OptimizerConfig, RobustOptimizer, Schedule,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use tpgm_core::{ParamSet, Sgd, StateDict, TensorScalars};
 
 #[cfg(doc)]
@@ -221,9 +221,10 @@ impl<'a> Radii<'a> {
     ///
     /// # Errors
     ///
-    /// The closure fails, its loss is not one finite number, a tensor whose radius is learned gets no gradient or a
-    /// non-finite one, or one of these happens on another rank ([`Error::Ranks`]). The weights are then the same bits as before the call, whatever the iteration; radii keep what
-    /// earlier iterations taught them. The same holds if the closure panics.
+    /// The closure fails, its loss is not one finite number, a tensor whose radius is learned gets no gradient (tensors
+    /// without elements excepted) or a non-finite one, or one of these happens on another rank ([`Error::Ranks`]). The
+    /// weights are then the same bits as before the call, whatever the iteration; radii keep what earlier iterations taught
+    /// them. The same holds if the closure panics.
     pub fn update_n(
         &mut self,
         iterations: usize,
@@ -273,7 +274,12 @@ impl<'u, 'a> Update<'u, 'a> {
         let held_out =
             loss().map_err(Error::from).and_then(|loss| Ok((loss_value(&loss)?, loss.backward()?)));
         let (value, grads) = or_refuse(*communicator, held_out)?;
-        let mut grads: Vec<_> = operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
+        let gradient = |(_, var): (_, &Var)| match grads.get(var) {
+            // There is nothing to learn, and no loss reaches such a tensor on every device.
+            None if var.elem_count() == 0 => Some(var.as_detached_tensor()),
+            grad => grad.cloned(),
+        };
+        let mut grads: Vec<_> = operands.vars().map(gradient).collect();
         if let Some(communicator) = communicator {
             grads = average(*communicator, operands, grads)?;
         }

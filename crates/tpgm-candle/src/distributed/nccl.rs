@@ -13,6 +13,7 @@ use super::problem::RankProblem;
 use super::{Communicator, Named};
 use crate::dtype::core_dtype;
 use crate::error::{Error, Result};
+use crate::events;
 
 /// What the ranks of a group of GPUs have in common: made by one of them, sent to the others (by any means, also to other
 /// machines), and given to [`Nccl::new`] by all.
@@ -179,11 +180,13 @@ impl Nccl {
         let (Some(Handle(comm)), false) = (&*handle, call == Call::Barrier) else { return Ok(()) };
         let nccl = |error: NcclError| failed(call.name(), self.rank, &error);
         group_start().map_err(nccl)?;
-        let mut tensors = tensors.iter().filter(|(_, tensor)| tensor.elem_count() > 0);
-        let queued = tensors.try_for_each(|(_, tensor)| tensor.inplace_op1(&Exchange { comm, call }));
+        let tensors = || tensors.iter().map(|(_, tensor)| *tensor).filter(|tensor| tensor.elem_count() > 0);
+        let queued = tensors().try_for_each(|tensor| tensor.inplace_op1(&Exchange { comm, call }));
         // A group that was begun must end, whatever happened in it.
         group_end().map_err(nccl)?;
-        queued.map_err(|error| self.failed(call.name(), error))
+        // NCCL queues its work when the group ends. What cudarc was told of each tensor inside the group came too early.
+        let told = events::written(&self.device.cuda_stream(), tensors());
+        queued.and(told).map_err(|error| self.failed(call.name(), error))
     }
 
     /// What this communicator can work on.
@@ -265,7 +268,7 @@ impl Call {
     }
 }
 
-/// Queues the exchange of one tensor's elements.
+/// Adds the exchange of one tensor's elements to a group.
 struct Exchange<'a> {
     comm: &'a Comm,
     call: Call,

@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
-
 use tpgm_nn::lora::{CONFIG, FILE_PREFIX, LoraConfig, WEIGHTS, module_of};
 
-use crate::dtype::to_tensor;
+use crate::dtype::{cast, to_tensor};
 use crate::error::{Error, Result};
 use crate::params::{Param, Params};
 use crate::weight_space::file::Weights;
@@ -74,7 +73,7 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<()> {
                 other: model(),
                 expected: format!("{:?} {:?}", var.dtype(), var.dims()).into(),
             })?;
-        let tensor = to_tensor(numbers.slice(), entry.shape, var.device())?.to_dtype(var.dtype())?;
+        let tensor = cast(&to_tensor(numbers.slice(), entry.shape, var.device())?, var.dtype())?;
         values.push((param, tensor));
     }
     values.into_iter().try_for_each(|(param, value)| Ok(param.var().set(&value)?))

@@ -6,7 +6,7 @@ use tpgm_core::{Buffer, Slice, StateDict};
 
 use super::add::{Add, BLOCK};
 use super::operands::Operands;
-use crate::dtype::{candle_dtype, core_dtype, cpu_elements, to_buffer, to_tensor};
+use crate::dtype::{candle_dtype, cast, core_dtype, cpu_elements, to_buffer, to_tensor};
 use crate::error::{Error, Result};
 
 /// Name of a pending sum in saved state, after the tensor's name and a slash.
@@ -96,7 +96,7 @@ impl Sum {
             let add = if self.filled { Add::More } else { Add::First };
             self.memory(name, var)?.inplace_op2(grad, &add)?;
         } else {
-            let grad = grad.to_dtype(candle_dtype(core_dtype(name, var.dtype())?.compute()))?;
+            let grad = cast(grad, candle_dtype(core_dtype(name, var.dtype())?.compute()))?;
             let earlier = self.memory.take().filter(|_| self.filled);
             self.memory = Some(earlier.map_or_else(|| Ok(grad.clone()), |sum| sum.add(&grad))?);
         }

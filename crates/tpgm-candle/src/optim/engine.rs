@@ -4,18 +4,17 @@
 //! candle's tensors and no backend any more. Another device takes a [`Bind`] and a variant of [`Place`].
 
 use candle_core::{Device, Tensor};
+use tpgm_core::weight_space::Interpolator;
 use tpgm_core::{
     Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, Slice, SliceMut, StateDict,
     StepOptions, StepReport, TensorIo, TensorScalars, Tpgm,
 };
 
-use super::ema::EmaEngine;
+use super::ema::{Average, EmaEngine};
 use super::operands::Operands;
 use crate::dtype::copy_elements;
 use crate::error::{Error, Result};
 use crate::params::Param;
-#[cfg(feature = "cuda")]
-use crate::weight_space::host::overwrite;
 
 /// A device that steps can run on.
 pub(crate) enum Place {
@@ -89,17 +88,32 @@ impl Place {
 
     /// An average that starts at what the variables hold.
     pub(super) fn ema(self, set: &ParamSet, operands: &Operands) -> Result<Box<dyn EmaEngine>> {
-        fn on<B: Bind>(backend: B, set: &ParamSet, operands: &Operands) -> Result<Box<dyn EmaEngine>> {
+        fn on<B: Bind + Clone>(
+            backend: B,
+            set: &ParamSet,
+            operands: &Operands,
+        ) -> Result<Box<dyn EmaEngine>> {
+            let writer = Interpolator::new(backend.clone(), set)?;
             let ema = B::bind(operands, &[], |io| {
                 let weights: Vec<_> = io.iter().map(|io| B::read(&io.weight)).collect();
                 tpgm_core::Ema::new(backend, set, &weights)
             })?;
-            Ok(Box::new(ema))
+            Ok(Box::new(Average { ema, writer }))
         }
         match self {
             Place::Cpu(cpu) => on(cpu, set, operands),
             #[cfg(feature = "cuda")]
             Place::Cuda(cuda) => on(cuda, set, operands),
+        }
+    }
+
+    /// Interpolates all weights of a set at a time.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn interpolator(self, set: &ParamSet) -> Result<Box<dyn InterpolationEngine>> {
+        match self {
+            Place::Cpu(cpu) => Ok(Box::new(Interpolator::new(cpu, set)?)),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(cuda) => Ok(Box::new(Interpolator::new(cuda, set)?)),
         }
     }
 }
@@ -117,7 +131,7 @@ pub(crate) trait Bind: Backend + Send + 'static {
     fn read<'a>(weight: &'a Self::Mut<'_>) -> Self::Ref<'a>;
 
     /// Writes averages into the variables, rounded to their types.
-    fn write_averages(operands: &Operands, ema: &tpgm_core::Ema<Self>) -> Result<()>;
+    fn write_averages(operands: &Operands, average: &mut Average<Self>) -> Result<()>;
 }
 
 impl Bind for Cpu {
@@ -133,9 +147,9 @@ impl Bind for Cpu {
         weight.as_slice()
     }
 
-    fn write_averages(operands: &Operands, ema: &tpgm_core::Ema<Self>) -> Result<()> {
+    fn write_averages(operands: &Operands, average: &mut Average<Self>) -> Result<()> {
         operands.with_weights(|weights| {
-            let pairs = weights.into_iter().zip(ema.averages());
+            let pairs = weights.into_iter().zip(average.ema.averages());
             pairs.for_each(|(weight, average)| copy_elements(average.as_slice(), weight));
             Ok(())
         })
@@ -156,14 +170,8 @@ impl Bind for tpgm_cuda::Cuda {
         weight.as_view()
     }
 
-    /// By way of the host.
-    fn write_averages(operands: &Operands, ema: &tpgm_core::Ema<Self>) -> Result<()> {
-        operands.vars().zip(ema.state()?).try_for_each(|((name, var), average)| {
-            overwrite(name, var, |weight| {
-                copy_elements(average.as_slice(), weight);
-                Ok(())
-            })
-        })
+    fn write_averages(operands: &Operands, average: &mut Average<Self>) -> Result<()> {
+        average.blend_into(operands)
     }
 }
 
@@ -210,6 +218,20 @@ impl<B: Bind> StepEngine for tpgm_core::Optimizer<B> {
 
     fn load_state(&mut self, state: &StateDict) -> Result<()> {
         Ok(self.load_state(state)?)
+    }
+}
+
+/// [`Interpolator`] on some device.
+#[cfg(any(feature = "cuda", test))]
+pub(crate) trait InterpolationEngine: Send {
+    /// `(1 - alpha) * anchor + alpha * weight`, in place.
+    fn interpolate(&mut self, operands: &Operands, alpha: f64) -> Result<()>;
+}
+
+#[cfg(any(feature = "cuda", test))]
+impl<B: Bind> InterpolationEngine for Interpolator<B> {
+    fn interpolate(&mut self, operands: &Operands, alpha: f64) -> Result<()> {
+        B::bind(operands, &[], |io| self.interpolate(io, alpha))
     }
 }
 

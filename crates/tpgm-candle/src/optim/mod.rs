@@ -26,6 +26,8 @@ use crate::params::{Param, Params};
 use crate::tpgm::Radii;
 
 pub(crate) use self::add::Add;
+#[cfg(any(feature = "cuda", test))]
+pub(crate) use self::engine::InterpolationEngine;
 pub(crate) use self::engine::{Place, RadiusEngine};
 pub(crate) use self::operands::{Operands, storage_key};
 
@@ -57,6 +59,13 @@ pub struct StepInfo {
 ///
 /// On a GPU a step is queued, and the error of one that was refused is returned by a later call, unless the optimizer is
 /// made otherwise.
+///
+/// On candle's default CUDA device (`Device::new_cuda`) every thread queues its work on a stream of its own, and one stream
+/// does not wait for another. Make the model and the optimizer, run backward passes and take steps on one thread there; a
+/// step on another thread than the one that made the optimizer is an error. `Device::new_cuda_with_stream` has one stream
+/// for all threads. There every call of the driver's that candle makes comes with more of them, to keep order among streams
+/// that a program may make beside it; a step makes five for each variable, two for each gradient, and none on the default
+/// device.
 ///
 /// Nothing else may use the model while a step runs: a thread that evaluates it meanwhile can wait for the step forever,
 /// and the step for it.

@@ -17,10 +17,12 @@ use std::collections::{HashMap, HashSet};
 use std::thread;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
+#[cfg(any(feature = "cuda", test))]
+use tpgm_core::Buffer;
 use tpgm_core::{Constraint, Cpu, Settings, Slice, SliceMut, TensorIo, Variance};
 
-#[cfg(feature = "cuda")]
-use crate::dtype::to_tensor;
+#[cfg(any(feature = "cuda", test))]
+use crate::dtype::{copy_elements, overwrite_cpu};
 use crate::dtype::{core_dtype, cpu_elements, cpu_slice_mut};
 use crate::error::{Error, Result};
 use crate::params::{Anchor, AnchorData, Param};
@@ -45,9 +47,34 @@ struct Entry {
     anchor: Option<AnchorData>,
     /// On the variable's GPU.
     #[cfg(feature = "cuda")]
-    gpu_anchor: Option<Tensor>,
+    gpu_anchor: Option<cuda::GpuAnchor>,
     /// Running variances of the model in training and of the pre-trained one.
     variance: Option<[Tensor; 2]>,
+}
+
+impl Entry {
+    fn set_anchor(&mut self, anchor: AnchorData) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if self.var.device().is_cuda() {
+            self.gpu_anchor = Some(cuda::GpuAnchor::new(anchor.slice(), self.var.device())?);
+            return Ok(());
+        }
+        self.anchor = Some(anchor);
+        Ok(())
+    }
+
+    #[cfg(any(feature = "cuda", test))]
+    fn write_anchor(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Some(anchor) = &self.gpu_anchor {
+            return anchor.write(&self.var);
+        }
+        let Some(anchor) = &self.anchor else { return Ok(()) };
+        overwrite_cpu(&self.var, |weight| {
+            copy_elements(anchor.slice(), weight);
+            Ok(())
+        })
+    }
 }
 
 impl Operands {
@@ -82,15 +109,31 @@ impl Operands {
             if settings.constraint == Constraint::None {
                 continue;
             }
-            #[cfg(feature = "cuda")]
-            if entry.var.device().is_cuda() {
-                let anchor = anchor.slice();
-                entry.gpu_anchor = Some(to_tensor(anchor, anchor.len(), entry.var.device())?);
-                continue;
-            }
-            entry.anchor = Some(anchor.clone());
+            entry.set_anchor(anchor.clone())?;
         }
         Ok(self)
+    }
+
+    /// Takes the anchors of all of `params`, each of which has one.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn with_all_anchors(mut self, params: &[Param]) -> Result<Self> {
+        for (entry, param) in self.entries.iter_mut().zip(params) {
+            let zeros = || {
+                core_dtype(param.name(), param.var().dtype())
+                    .map(|dtype| AnchorData::new(Buffer::zeros(dtype, param.var().elem_count())))
+            };
+            entry.set_anchor(match param.anchor() {
+                Anchor::Pretrained(anchor) => anchor.clone(),
+                Anchor::Zero | Anchor::None => zeros()?,
+            })?;
+        }
+        Ok(self)
+    }
+
+    /// Writes the anchors to their variables, rounded to their types.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn write_anchors(&self) -> Result<()> {
+        self.entries.iter().try_for_each(Entry::write_anchor)
     }
 
     /// Gives a tensor its running variances.

@@ -10,7 +10,7 @@ use super::init::initial;
 use super::options::Role;
 use super::registry::{Origin, Registry};
 use super::source::Value;
-use crate::dtype::{candle_dtype, to_tensor, to_var};
+use crate::dtype::{candle_dtype, cast, to_tensor, to_var};
 use crate::error::{Error, Result};
 
 impl Params {
@@ -134,10 +134,10 @@ impl Backend {
             Value::Float(data) => {
                 let same_type = candle_dtype(data.slice().dtype()) == dtype;
                 let tensor = match role {
-                    Role::Frozen => to_tensor(data.slice(), shape, device)?.to_dtype(dtype)?,
+                    Role::Frozen => cast(&to_tensor(data.slice(), shape, device)?, dtype)?,
                     _ if same_type => to_var(data.slice(), shape, device)?.into_inner(),
                     _ => {
-                        let tensor = to_tensor(data.slice(), shape, device)?.to_dtype(dtype)?;
+                        let tensor = cast(&to_tensor(data.slice(), shape, device)?, dtype)?;
                         Var::from_tensor(&tensor)?.into_inner()
                     }
                 };
@@ -147,7 +147,7 @@ impl Backend {
                 return Err(Error::ElementType { tensor: name.to_owned(), dtype: tensor.dtype() });
             }
             Value::Other(tensor) => {
-                let tensor = tensor.to_device(device)?.to_dtype(dtype)?;
+                let tensor = cast(&tensor.to_device(device)?, dtype)?;
                 let shared = role == Role::Buffer;
                 (if shared { Var::from_tensor(&tensor)?.into_inner() } else { tensor }, Anchor::None)
             }

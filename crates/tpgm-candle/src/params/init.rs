@@ -6,8 +6,9 @@ use candle_nn::Init;
 use candle_nn::init::NormalOrUniform;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-
 use tpgm_nn::random::fnv1a;
+
+use crate::dtype::cast;
 
 /// What `init` asks for, in the distributions of candle.
 pub(super) fn initial(
@@ -19,6 +20,8 @@ pub(super) fn initial(
     device: &Device,
 ) -> candle_core::Result<Tensor> {
     let draw = match init {
+        // candle would fill it with a launch of no blocks: see `cast`.
+        Init::Const(_) if shape.elem_count() == 0 => return Tensor::zeros(shape, dtype, device),
         Init::Const(value) => return Tensor::full(value, shape, device)?.to_dtype(dtype),
         Init::Uniform { lo, up } => Draw::Uniform { lo, up },
         Init::Randn { mean, stdev } => Draw::Normal { mean, stdev },
@@ -40,7 +43,7 @@ pub(super) fn initial(
         DType::F64 => Tensor::from_vec(values.collect::<Vec<f64>>(), shape, device)?,
         _ => Tensor::from_vec(values.map(|x| x as f32).collect::<Vec<f32>>(), shape, device)?,
     };
-    tensor.to_dtype(dtype)
+    cast(&tensor, dtype)
 }
 
 enum Draw {

@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 
 use super::anchor::Anchor;
 use super::{Params, Role};
-use crate::dtype::to_tensor;
+use crate::dtype::{cast, to_tensor};
 use crate::error::{Error, Result};
 
 impl Params {
@@ -46,7 +46,7 @@ impl Params {
                     got: value.dims().to_vec(),
                 });
             }
-            let value = value.to_device(var.device())?.to_dtype(var.dtype())?;
+            let value = cast(&value.to_device(var.device())?, var.dtype())?;
             pairs.push((var, if live.contains(&storage(&value)) { value.copy()? } else { value }));
         }
         for (var, value) in pairs {
@@ -65,7 +65,7 @@ impl Params {
         for param in self.all() {
             let Anchor::Pretrained(anchor) = param.anchor() else { continue };
             let var = param.var();
-            var.set(&to_tensor(anchor.slice(), var.shape(), var.device())?.to_dtype(var.dtype())?)?;
+            var.set(&cast(&to_tensor(anchor.slice(), var.shape(), var.device())?, var.dtype())?)?;
         }
         Ok(())
     }

@@ -1,7 +1,20 @@
-//! The same training on the CPU and on a GPU. Every test prints why it skips where there is no GPU.
-#![cfg(feature = "cuda")]
+//! The same training on the CPU and on a GPU.
+//!
+//! `TPGM_TEST_DEVICE` says on what the GPU's side of each test runs:
+//!
+//! - `cuda`: on the first GPU, and a machine without one fails;
+//! - `cpu`: on the CPU, in the GPU's place;
+//! - unset: with feature `cuda` on the first GPU, and every test prints why it skips where there is none; without the
+//!   feature on the CPU.
+//!
+//! The CPU in the GPU's place shows no difference between the two devices: both sides are independent runs of the same
+//! code, so that they must agree to the bit. But everything that these tests ask of candle, of their models and of the
+//! optimizers is done, and what panics or fails on any device is found on machines that have no GPU. Tests of what only
+//! two devices or a real GPU can show are in `gpu.rs`.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
+#[cfg(feature = "cuda")]
+mod gpu;
 mod layers;
 mod operands;
 mod trajectories;
@@ -10,9 +23,22 @@ use candle_core::{DType, Device, Shape, Tensor, Var};
 use tpgm_candle::core::Buffer;
 use tpgm_candle::{Anchor, AnchorData, Param, Params};
 
-/// The first GPU, if there is one.
-fn gpu() -> Option<Device> {
-    Device::new_cuda(0).inspect_err(|error| println!("skipped: no GPU ({error})")).ok()
+/// The variable that chooses the device.
+const VARIABLE: &str = "TPGM_TEST_DEVICE";
+
+/// What stands on the GPU's side of a test: see above. `None`, after a line that says so, where the test cannot run.
+fn device() -> Option<Device> {
+    match std::env::var(VARIABLE).as_deref() {
+        Ok("cpu") => Some(Device::Cpu),
+        Ok("cuda") => {
+            Some(Device::new_cuda(0).unwrap_or_else(|error| panic!("{VARIABLE} is `cuda`: {error}")))
+        }
+        Ok(other) => panic!("{VARIABLE} is `{other}`, but must be `cpu` or `cuda`"),
+        Err(_) if cfg!(feature = "cuda") => {
+            Device::new_cuda(0).inspect_err(|error| println!("skipped: no GPU ({error})")).ok()
+        }
+        Err(_) => Some(Device::Cpu),
+    }
 }
 
 /// Reproducible values in -1..1, of f64 on the CPU.
@@ -86,11 +112,15 @@ impl Model {
     }
 }
 
-/// Relative to the larger of the two and 1e-2.
-fn agree(what: &str, got: &[f64], expected: &[f64], limit: f64) {
+/// What was got on `device` is what the CPU got: up to `limit`, relative to the larger of that and 1e-2, or to the bit
+/// where the device is the CPU itself.
+fn agree(what: &str, device: &Device, got: &[f64], expected: &[f64], limit: f64) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let distance = (got - expected).abs() / expected.abs().max(1e-2);
-        assert!(distance <= limit, "{what}: element {i} is {got} on the GPU, {expected} on the CPU");
+        let close = match device {
+            Device::Cpu => got.to_bits() == expected.to_bits(),
+            _ => (got - expected).abs() / expected.abs().max(1e-2) <= limit,
+        };
+        assert!(close, "{what}: element {i} is {got} on {:?}, {expected} on the CPU", device.location());
     }
 }

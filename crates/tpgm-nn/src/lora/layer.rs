@@ -5,7 +5,7 @@ use candle_nn::{Conv2d, Embedding, Linear};
 
 use super::config::LoraConfig;
 use super::factors::Factors;
-use crate::dtype::{candle_dtype, core_dtype};
+use crate::dtype::{candle_dtype, cast, core_dtype};
 use crate::error::{Error, Result};
 use crate::layers::{Dropout, DropoutRng};
 use crate::random::SplitMix64;
@@ -102,7 +102,7 @@ impl<L: Adaptable> Lora<L> {
         for (which, (end, shape)) in L::NAMES.iter().zip(shapes).enumerate() {
             let full = format!("{name}.{end}");
             let values = initial(&full, &shape, which == zero, L::zero_factor(), config.seed);
-            let values = Tensor::from_vec(values, shape, weight.device())?.to_dtype(dtype)?;
+            let values = cast(&Tensor::from_vec(values, shape, weight.device())?, dtype)?;
             let var = Var::from_tensor(&values)?;
             factors.insert(full, var.clone())?;
             vars.push(var);

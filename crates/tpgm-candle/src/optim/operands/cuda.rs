@@ -5,15 +5,20 @@
 //! is queued, and the stream does the rest.
 //!
 //! candle's default device has a stream per host thread. So a step belongs on the thread that ran the backward pass.
+//!
+//! With several streams in the context (see `events.rs`) a pass costs five calls of the driver for each variable, to wait
+//! for other streams and to be waited for, and two for each gradient and running variance. Without, it costs none.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, SyncOnDrop};
-use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, StorageRef, Tensor};
-use tpgm_core::{DType, TensorIo, Variance};
+use candle_core::cuda_backend::CudaStorageSlice;
+use candle_core::cuda_backend::cudarc::driver::{CudaStream, DevicePtr, SyncOnDrop};
+use candle_core::{Device, Layout, Storage, StorageRef, Tensor, Var};
+use tpgm_core::{DType, Slice, TensorIo, Variance};
 use tpgm_cuda::{Cuda, View, ViewMut};
 
 use super::Operands;
+use crate::dtype::{cast, to_tensor};
 use crate::error::Result;
+use crate::events;
 
 type Guard<'a> = (StorageRef<'a>, &'a Layout);
 
@@ -29,16 +34,10 @@ impl Operands {
         let Some(first) = self.entries.first() else { return Ok(work(&mut [])?) };
         let stream = first.var.device().as_cuda_device()?.cuda_stream();
 
-        self.turn()?;
         let weights: Vec<Guard<'_>> =
             self.entries.iter().map(|entry| entry.var.storage_and_layout()).collect();
         let grads: Vec<Option<Guard<'_>>> =
             grads.iter().map(|grad| grad.as_ref().map(Tensor::storage_and_layout)).collect();
-        let anchors: Vec<Option<Guard<'_>>> = self
-            .entries
-            .iter()
-            .map(|entry| entry.gpu_anchor.as_ref().map(Tensor::storage_and_layout))
-            .collect();
         let variances: Vec<Option<[Guard<'_>; 2]>> = variances
             .iter()
             .map(|pair| pair.as_ref().map(|pair| pair.each_ref().map(Tensor::storage_and_layout)))
@@ -47,16 +46,17 @@ impl Operands {
         // With several streams these tell cudarc, when they are dropped, that the pass has been queued.
         let mut queued = Vec::new();
         let mut io = Vec::with_capacity(self.len());
-        for (((weight, grad), anchor), variance) in weights.iter().zip(&grads).zip(&anchors).zip(&variances) {
+        let operands = self.entries.iter().zip(&weights).zip(&grads).zip(&variances);
+        for (((entry, weight), grad), variance) in operands {
             let mut read = |guard| read(guard, &stream, &mut queued);
             let grad = grad.as_ref().map(&mut read).transpose()?;
-            let anchor = anchor.as_ref().map(&mut read).transpose()?;
+            let anchor = entry.gpu_anchor.as_ref().map(GpuAnchor::view);
             let variance = match variance {
                 Some([current, anchor]) => Some(Variance { current: read(current)?, anchor: read(anchor)? }),
                 None => None,
             };
             let Elements { address, len, dtype, sync } = elements(weight, &stream)?;
-            queued.push(sync);
+            behind_reads(sync, &stream)?;
             // SAFETY: the guard keeps the memory, which is on the device that the backend was made for. No two variables
             // share memory, and what this call only reads is none of them: `Operands` sees to both. Whoever else uses the
             // variable comes before or after the pass on its stream.
@@ -66,15 +66,48 @@ impl Operands {
         let result = work(&mut io);
         drop((io, queued));
         drop(weights);
-        self.turn()?;
+        events::written(&stream, self.entries.iter().map(|entry| entry.var.as_tensor()))?;
         Ok(result?)
     }
+}
 
-    /// Tells cudarc that the variables are about to be written, or have been: with several streams it then has one wait
-    /// for the other.
-    fn turn(&self) -> Result<()> {
-        self.entries.iter().try_for_each(|entry| Ok(entry.var.inplace_op1(&Turn)?))
+/// An anchor on its variable's GPU. Nobody else has the tensor: what is queued on the device's stream may read it where it
+/// is, from the moment it is made until it is dropped.
+pub(super) struct GpuAnchor {
+    tensor: Tensor,
+    address: u64,
+    dtype: DType,
+}
+
+impl GpuAnchor {
+    /// Copies an anchor to the device, in its own type.
+    pub(super) fn new(anchor: Slice<'_>, device: &Device) -> Result<Self> {
+        let tensor = to_tensor(anchor, anchor.len(), device)?;
+        let stream = device.as_cuda_device()?.cuda_stream();
+        let Elements { address, dtype, .. } = elements(&tensor.storage_and_layout(), &stream)?;
+        Ok(Self { tensor, address, dtype })
     }
+
+    /// Writes the anchor to its variable.
+    pub(super) fn write(&self, var: &Var) -> Result<()> {
+        Ok(var.set(&cast(&self.tensor, var.dtype())?.reshape(var.shape())?)?)
+    }
+
+    fn view(&self) -> View<'_> {
+        // SAFETY: the tensor keeps the memory, of this type and length, and nobody writes it. It is on the device that the
+        // backend was made for, whose stream has queued what wrote it.
+        unsafe { View::from_raw(self.address, self.tensor.elem_count(), self.dtype) }
+    }
+}
+
+/// Has `stream` wait for those that read on other streams what is to be written now. The address that `read` came with has
+/// it wait for those that write. Nothing is read here, so `read` is not recorded; [`events::written`] records the pass.
+fn behind_reads(read: SyncOnDrop<'_>, stream: &CudaStream) -> candle_core::Result<()> {
+    if let (SyncOnDrop::Record(Some((event, _))), true) = (&read, events::managed(stream)) {
+        stream.wait(event).map_err(candle_core::Error::wrap)?;
+    }
+    std::mem::forget(read);
+    Ok(())
 }
 
 /// Elements to read.
@@ -114,29 +147,4 @@ fn elements<'a>(
     };
     let address = address + (start * dtype.size()) as u64;
     Ok(Elements { address, len: end - start, dtype, sync })
-}
-
-/// The in-place operation of [`Operands::turn`]: asks for the address, to write there, and leaves.
-struct Turn;
-
-impl InplaceOp1 for Turn {
-    fn name(&self) -> &'static str {
-        "optimizer step"
-    }
-
-    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
-        candle_core::bail!("a tensor has left its GPU")
-    }
-
-    fn cuda_fwd(&self, storage: &mut CudaStorage, _: &Layout) -> candle_core::Result<()> {
-        let stream = storage.device.cuda_stream();
-        match &mut storage.slice {
-            CudaStorageSlice::F64(slice) => drop(slice.device_ptr_mut(&stream)),
-            CudaStorageSlice::F32(slice) => drop(slice.device_ptr_mut(&stream)),
-            CudaStorageSlice::F16(slice) => drop(slice.device_ptr_mut(&stream)),
-            CudaStorageSlice::BF16(slice) => drop(slice.device_ptr_mut(&stream)),
-            _ => {}
-        }
-        Ok(())
-    }
 }
