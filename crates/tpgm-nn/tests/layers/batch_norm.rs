@@ -70,9 +70,9 @@ fn values_and_gradients_are_those_of_composed_operations() {
     }
 }
 
-/// What `tests/models/make_reference.py` wrote.
+/// What `tests/reference/make_reference.py` wrote.
 fn pytorch(name: &str) -> HashMap<String, Tensor> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/reference.safetensors");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/reference.safetensors");
     let all = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
     let of_this = |(key, x): (String, Tensor)| {
         let float = if x.dtype().is_float() { x.to_dtype(DType::F64).unwrap() } else { x };

@@ -1,9 +1,7 @@
 //! Whole trajectories of the published code, with candle's forward and backward pass.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Case, Model, cases, numbers};
+use crate::common::{Case, Model, cases, numbers};
 use tpgm_candle::core::RadiusAdam;
 use tpgm_candle::{
     AdamW, AuditPolicy, Constraint, Ftp, Norm, RobustOptimizer, Rule, Sgd, Spd, TensorScalars, Tpgm,

@@ -55,7 +55,7 @@ fn relative_deviation(a: &Tensor, b: &Tensor) -> f64 {
     deviation(a, b) / size
 }
 
-/// What `make_reference.py` wrote about one model.
+/// What `make_reference.py` of `tpgm-nn` wrote about one model.
 struct Reference {
     tensors: HashMap<String, Tensor>,
     name: &'static str,
@@ -64,7 +64,8 @@ struct Reference {
 
 impl Reference {
     fn new(name: &'static str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/reference.safetensors");
+        let path =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tpgm-nn/tests/reference/reference.safetensors");
         let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
         Self { tensors, name, folder: tempfile::tempdir().unwrap() }
     }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::distributed::{Communicator, InProcess, RankProblem};
 use tpgm_candle::{Error, Ftp, Param, Params, RobustOptimizer, TpgmConfig};
 
-use crate::{Net, ROWS, numbers, part, ranks, tensor};
+use super::{Net, ROWS, numbers, part, ranks, tensor};
 
 #[test]
 fn a_nan_on_one_rank_is_refused_by_all() {

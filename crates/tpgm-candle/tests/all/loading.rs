@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-mod files;
-
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -13,7 +11,7 @@ use tempfile::TempDir;
 use tpgm_candle::core::{AnchorKind, Slice};
 use tpgm_candle::{Anchor, Error, Params};
 
-use self::files::{anchor, flat, ramp, save};
+use crate::files::{anchor, flat, ramp, save};
 
 const CPU: Device = Device::Cpu;
 

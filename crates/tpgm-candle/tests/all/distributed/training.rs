@@ -8,7 +8,7 @@ use tpgm_candle::{
     AdamW, Constraint, Ftp, OptimizerBuilder, Projection, RobustOptimizer, Spd, Tpgm, TpgmConfig,
 };
 
-use crate::{Net, ROWS, part, ranks};
+use super::{Net, ROWS, part, ranks};
 
 /// Four steps, with an update of the radii after every second one for TPGM.
 fn train(

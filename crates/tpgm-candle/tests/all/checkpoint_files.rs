@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-mod files;
-
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
@@ -12,7 +10,7 @@ use candle_nn::linear;
 use tempfile::TempDir;
 use tpgm_candle::{Error, Params};
 
-use self::files::{anchor, flat, ramp, save};
+use crate::files::{anchor, flat, ramp, save};
 
 const CPU: Device = Device::Cpu;
 

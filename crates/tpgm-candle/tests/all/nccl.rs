@@ -1,5 +1,4 @@
 //! Ranks with a GPU each. Every test prints why it skips where there are no two GPUs.
-#![cfg(feature = "nccl")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use tpgm_candle::core::element::{bf16, f16};
 use tpgm_candle::distributed::{Communicator, InProcess, average_gradients};
 use tpgm_candle::{Anchor, Param, Params};
 
-use crate::ranks;
+use super::ranks;
 
 /// What every rank has, and the mean that follows from the values by hand.
 fn averaged<T: candle_core::WithDType + std::fmt::Debug>(values: [[T; 2]; 3]) -> Vec<Vec<T>> {
