@@ -18,3 +18,8 @@ pub mod study;
 pub mod table;
 pub mod timing;
 pub mod workers;
+
+/// Runs the examples of the workspace's README as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeDoctests;

@@ -4,37 +4,13 @@ use std::cell::RefCell;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Shape, Storage, Tensor, Var};
 use tpgm_core::{Buffer, DType, Real, Slice, SliceMut};
+pub(crate) use tpgm_nn::dtype::{candle_dtype, cast, cpu_slice};
 
 use crate::error::{Error, Result};
 
 /// The element type of a tensor that is trained.
 pub(crate) fn core_dtype(tensor: &str, dtype: candle_core::DType) -> Result<DType> {
-    match dtype {
-        candle_core::DType::F64 => Ok(DType::F64),
-        candle_core::DType::F32 => Ok(DType::F32),
-        candle_core::DType::F16 => Ok(DType::F16),
-        candle_core::DType::BF16 => Ok(DType::BF16),
-        dtype => Err(Error::ElementType { tensor: tensor.to_owned(), dtype }),
-    }
-}
-
-/// The same element type in candle's words.
-pub(crate) fn candle_dtype(dtype: DType) -> candle_core::DType {
-    match dtype {
-        DType::F64 => candle_core::DType::F64,
-        DType::F32 => candle_core::DType::F32,
-        DType::F16 => candle_core::DType::F16,
-        DType::BF16 => candle_core::DType::BF16,
-    }
-}
-
-/// A tensor in another element type: [`Tensor::to_dtype`], also for tensors without elements. On a GPU candle casts these
-/// with a launch of no blocks, which CUDA refuses.
-pub(crate) fn cast(tensor: &Tensor, dtype: candle_core::DType) -> candle_core::Result<Tensor> {
-    match tensor.elem_count() {
-        0 => Tensor::zeros(tensor.shape(), dtype, tensor.device()),
-        _ => tensor.to_dtype(dtype),
-    }
+    tpgm_nn::dtype::core_dtype(dtype).ok_or_else(|| Error::ElementType { tensor: tensor.to_owned(), dtype })
 }
 
 /// Copies a tensor to the host.
@@ -66,17 +42,6 @@ pub(crate) fn to_var(data: Slice<'_>, shape: impl Into<Shape>, device: &Device) 
         Slice::F32(data) => Var::from_slice(data, shape, device)?,
         Slice::F16(data) => Var::from_slice(data, shape, device)?,
         Slice::BF16(data) => Var::from_slice(data, shape, device)?,
-    })
-}
-
-/// The elements of CPU storage, if they are of a type that can be trained.
-pub(crate) fn cpu_slice(storage: &CpuStorage) -> Option<Slice<'_>> {
-    Some(match storage {
-        CpuStorage::F64(data) => data.as_slice().into(),
-        CpuStorage::F32(data) => data.as_slice().into(),
-        CpuStorage::F16(data) => data.as_slice().into(),
-        CpuStorage::BF16(data) => data.as_slice().into(),
-        _ => return None,
     })
 }
 
@@ -138,23 +103,6 @@ pub(crate) fn copy_elements(source: Slice<'_>, target: SliceMut<'_>) {
             let mut wide = vec![0.0; half.len()];
             f32::load(half, &mut wide);
             f32::store(&wide, target);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::DType as Candle;
-
-    use super::*;
-
-    #[test]
-    fn casts_keep_shapes_and_values() {
-        for (shape, elements) in [(vec![2, 2], 4), (vec![0, 3], 0)] {
-            let tensor = Tensor::full(1.5f32, shape.as_slice(), &Device::Cpu).unwrap();
-            let cast = cast(&tensor, Candle::BF16).unwrap();
-            assert_eq!((cast.dims(), cast.dtype()), (shape.as_slice(), Candle::BF16));
-            assert_eq!(to_buffer("t", &cast).unwrap().to_f64(), vec![1.5; elements]);
         }
     }
 }

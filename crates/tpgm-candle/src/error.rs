@@ -13,6 +13,9 @@ pub enum Error {
     /// A method refused its options or operands.
     #[error(transparent)]
     Core(#[from] tpgm_core::Error),
+    /// A layer, a model or a LoRA layer failed.
+    #[error(transparent)]
+    Nn(#[from] tpgm_nn::Error),
     /// candle failed: a shape, a device, a user's closure.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
@@ -53,33 +56,6 @@ pub enum Error {
         first: String,
         /// Name of the other.
         second: String,
-    },
-    /// A model's configuration makes no sense, or asks for what is not supported.
-    #[error("model configuration: `{entry}`: {problem}")]
-    ModelConfig {
-        /// The entry, as in the configuration's file.
-        entry: &'static str,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A checkpoint has none of the tensors by which a model's layouts are told apart.
-    #[error(
-        "model {model}: the checkpoint has none of {tensors:?}{}, so its layout is unknown",
-        if prefix.is_empty() { String::new() } else { format!(" under `{prefix}`") }
-    )]
-    UnknownLayout {
-        /// The model.
-        model: &'static str,
-        /// Where they were looked for; empty for the top.
-        prefix: String,
-        /// The tensors.
-        tensors: Vec<&'static str>,
-    },
-    /// A head that is to be initialized is frozen.
-    #[error("tensor `{tensor}`: it is frozen, so nothing can be put into it")]
-    FrozenHead {
-        /// The head.
-        tensor: &'static str,
     },
     /// An operand's shape differs from its parameter's.
     #[error("tensor `{tensor}`: its {what} has shape {got:?}, but {expected:?} is needed")]
@@ -277,54 +253,6 @@ pub enum Error {
         /// Its value here, as JSON; `null` if it is missing.
         here: String,
     },
-    /// A layer was given tensors whose shapes do not fit each other.
-    #[error("{op}: {expected}; got {shapes:?}")]
-    LayerShape {
-        /// The operation.
-        op: &'static str,
-        /// What it takes.
-        expected: &'static str,
-        /// The shapes it was given, in the order of its arguments.
-        shapes: Vec<candle_core::Shape>,
-    },
-    /// A layer was given element types that it does not compute with.
-    #[error("{op}: all arguments must have one type of f64, f32, f16 and bf16; got {dtypes:?}")]
-    LayerDType {
-        /// The operation.
-        op: &'static str,
-        /// The types it was given, in the order of its arguments.
-        dtypes: Vec<candle_core::DType>,
-    },
-    /// A layer was given tensors that lie on different devices.
-    #[error("{op}: the arguments lie on different devices")]
-    LayerDevice {
-        /// The operation.
-        op: &'static str,
-    },
-    /// An option of a layer is out of its range.
-    #[error("{op}: {option} is {value}, but must be {range}")]
-    LayerOption {
-        /// The operation.
-        op: &'static str,
-        /// The option.
-        option: &'static str,
-        /// Its value.
-        value: f64,
-        /// The values it may have.
-        range: &'static str,
-    },
-    /// A class label has no logit.
-    #[error("{op}: the label of row {row} is {label}, but there are {classes} classes")]
-    Label {
-        /// The operation.
-        op: &'static str,
-        /// The row.
-        row: usize,
-        /// Its label.
-        label: i64,
-        /// The number of logits in a row.
-        classes: usize,
-    },
     /// A file is damaged, cut off, or of another format.
     #[error("{path}: {problem}")]
     BadFile {
@@ -364,40 +292,6 @@ pub enum Error {
         other: String,
         /// What that has.
         expected: Box<str>,
-    },
-    /// A target of LoRA is the name of no module.
-    #[error("LoRA target `{target}` matches none of the {adapted} adapted modules")]
-    LoraTarget {
-        /// The target.
-        target: String,
-        /// How many modules other targets adapted.
-        adapted: usize,
-    },
-    /// An adapter was saved with an option that makes it something else than LoRA as computed here.
-    #[error("{path}: option `{option}` is {value}, which is not supported")]
-    AdapterOption {
-        /// The file with the options.
-        path: PathBuf,
-        /// Its name.
-        option: String,
-        /// Its value.
-        value: String,
-    },
-    /// A LoRA layer was to be merged into its own base weight, so that its update would count twice.
-    #[error(
-        "module `{module}`: its update cannot be merged into its own base weight; use `merge`, or drop the adapter"
-    )]
-    MergeIntoBase {
-        /// The adapted module.
-        module: String,
-    },
-    /// A LoRA layer was asked to train while its update is merged.
-    #[error(
-        "module `{module}`: its update is merged, so its factors cannot be trained; call `unmerge` first"
-    )]
-    MergedInTraining {
-        /// The adapted module.
-        module: String,
     },
     /// A tensor has an element type of which no mean can be taken.
     #[error(

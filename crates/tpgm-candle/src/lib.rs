@@ -59,11 +59,8 @@ mod error;
 #[cfg(feature = "cuda")]
 mod events;
 pub mod lora;
-pub mod models;
-pub mod nn;
 mod optim;
 mod params;
-mod random;
 pub mod telemetry;
 mod tpgm;
 pub mod weight_space;
@@ -87,8 +84,10 @@ pub use tpgm_core::{
 };
 #[cfg(feature = "cuda")]
 pub use tpgm_cuda::Reports;
+pub use tpgm_nn as nn;
+pub use tpgm_nn::models;
 
-/// Runs the examples of the README as documentation tests.
+/// Runs the example of the README as a documentation test.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct ReadmeDoctests;

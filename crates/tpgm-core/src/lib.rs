@@ -92,3 +92,8 @@ pub use projector::Projector;
 pub use rule::{AdamW, Decay, Rule, Sgd};
 pub use scalars::TensorScalars;
 pub use state::{Masters, Slot, Slots, StateDict};
+
+/// Runs the example of the README as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

@@ -89,3 +89,8 @@ pub use emulator::Emulator;
 pub use gpu::{Gpu, Reports, Scalars};
 pub use memory::{Buffer, View, ViewMut};
 pub use workspace::Workspace;
+
+/// Runs the example of the README as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

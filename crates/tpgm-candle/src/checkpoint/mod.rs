@@ -34,7 +34,7 @@
 //! ```
 //!
 //! The same way goes what else the run has: the state of [`Ema`](crate::Ema) and [`Tpgm`](crate::Tpgm), the
-//! [`DropoutRng`](crate::nn::DropoutRng), an epoch, a best accuracy.
+//! [`DropoutRng`](tpgm_nn::DropoutRng), an epoch, a best accuracy.
 //!
 //! # What is on the disk
 //!

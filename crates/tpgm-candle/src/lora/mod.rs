@@ -1,7 +1,7 @@
-//! LoRA (arXiv 2106.09685): low-rank updates beside frozen weights, constrained around zero.
+//! LoRA ([`tpgm_nn::lora`]) with factors that are constrained around zero, and adapters in PEFT's files.
 //!
-//! A factor has the zero anchor: FTP, SPD, TPGM or a fixed radius bound how far it gets from zero, and so how far the
-//! adapted model gets from the pre-trained one. Wrap the layers of your model as it is built:
+//! [`Params`] is a [`Factors`]: it gives a factor the zero anchor. FTP, SPD, TPGM or a fixed radius then bound how far it gets
+//! from zero, and so how far the adapted model gets from the pre-trained one.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -22,36 +22,37 @@
 //! # Ok::<(), tpgm_candle::Error>(())
 //! ```
 //!
-//! # Factors
-//!
-//! Names and shapes are PEFT's, for a weight of the shape in the second column. In files, `base_model.model.` comes before
-//! the name.
-//!
-//! | layer | weight | A | B | names |
-//! |---|---|---|---|---|
-//! | [`LoraLinear`] | `[out, in]` | `[r, in]` | `[out, r]` | `<module>.lora_A.weight`, `<module>.lora_B.weight` |
-//! | [`LoraConv2d`] | `[out, in/groups, kh, kw]` | `[r, in/groups, kh, kw]` | `[out, r, 1, 1]` | the same |
-//! | [`LoraEmbedding`] | `[entries, width]` | `[r, entries]` | `[width, r]` | `<module>.lora_embedding_A`, `<module>.lora_embedding_B` |
-//!
-//! A convolution with groups departs from PEFT, whose factors have the shapes `[r, in, kh, kw]` and `[out, r/groups, 1, 1]`
-//! and cannot be merged. Here A is shared by the groups; the update of the weight is `B A`, whatever the groups are. So an
-//! adapter of PEFT with such a layer is refused for its shapes.
-//!
-//! # Gradients at the first step
-//!
-//! One factor of each pair starts at zero (B; of embeddings A), so the *other* one has a gradient of zeros at the first
-//! step. It is there, and passes an audit that asks for missing gradients; an audit that also asks for zeros must allow
-//! `*.lora_A.weight` and `*.lora_embedding_B` at the first step.
-//!
 //! FTP's first step returns every tensor to its anchor, as published: here both factors to nearly zero, where the gradient of
 //! each is as small as the other. SPD has no such step.
 
 mod adapter;
-mod config;
-mod kinds;
-mod layer;
-mod names;
+
+use candle_core::Var;
+use candle_nn::VarBuilder;
+pub use tpgm_nn::lora::{
+    Adaptable, Factors, Lora, LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear, VarFactors,
+};
 
 pub use self::adapter::{load_adapter, save_adapter};
-pub use self::config::LoraConfig;
-pub use self::layer::{Adaptable, Lora, LoraConv2d, LoraEmbedding, LoraLinear};
+use crate::error::{Error, Result};
+use crate::params::{Anchor, Param, Params};
+
+/// Factors have the zero anchor: constraints bound them around zero.
+impl Factors for Params {
+    type Error = Error;
+
+    fn var_builder(&self) -> VarBuilder<'static> {
+        Params::var_builder(self)
+    }
+
+    /// # Errors
+    ///
+    /// [`Error::DuplicateParam`] if the module is adapted already.
+    fn insert(&self, name: String, factor: Var) -> Result<()> {
+        Params::insert(self, Param::new(name, factor, Anchor::Zero))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.all().iter().map(|param| param.name().to_owned()).collect()
+    }
+}

@@ -6,9 +6,9 @@ use candle_nn::Init;
 use candle_nn::init::NormalOrUniform;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tpgm_nn::random::fnv1a;
 
 use crate::dtype::cast;
-use crate::random::fnv1a;
 
 /// What `init` asks for, in the distributions of candle.
 pub(super) fn initial(

@@ -1,0 +1,24 @@
+//! The tests of this crate in one program, because each program links all of candle. What counts the memory of the process or
+//! kills processes is a program of its own.
+
+mod audit;
+mod checkpoint;
+mod checkpoint_files;
+mod common;
+mod data_order;
+mod distributed;
+mod ema;
+mod files;
+mod loading;
+mod lora;
+mod models;
+#[cfg(feature = "nccl")]
+mod nccl;
+mod optimizer;
+mod resume;
+mod schedule;
+mod telemetry;
+mod tpgm;
+mod trajectories;
+mod weight_space_files;
+mod weight_space_live;

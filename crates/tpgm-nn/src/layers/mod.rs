@@ -1,0 +1,30 @@
+//! The layers. What they have in common is said at the root of the crate, where they are used from.
+
+pub mod composed;
+
+mod activation;
+mod batch_norm;
+mod check;
+mod conv;
+mod cross_entropy;
+mod dropout;
+mod float;
+mod linear;
+mod norm;
+mod pool;
+mod product;
+mod rotary;
+mod softmax;
+mod storage;
+
+pub use activation::{gelu, gelu_tanh, quick_gelu, relu, silu};
+pub use batch_norm::{BatchNorm, Statistics, batch_norm};
+pub use conv::{Conv2d, conv2d_no_bias};
+pub use cross_entropy::{cross_entropy, cross_entropy_smoothed};
+pub use dropout::{Dropout, DropoutRng, DropoutState};
+pub use linear::{Linear, add_bias, linear, linear_no_bias};
+pub use norm::{LayerNorm, RmsNorm, layer_norm, rms_norm};
+pub use pool::{MaxPool2d, max_pool2d};
+pub use product::{matmul, matmul_transposed};
+pub use rotary::{rope, rope_i};
+pub use softmax::{log_softmax_last_dim, softmax_last_dim};

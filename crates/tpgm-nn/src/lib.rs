@@ -1,0 +1,76 @@
+//! Layers, losses and models for candle that can be trained: every parameter gets a gradient. Fused and parallel on the CPU.
+//!
+//! You need this crate when you fine-tune a transformer or a CNN. Several layers of candle 0.11 return a tensor that is cut from
+//! the graph, without an error, so nothing in front of them is trained:
+//!
+//! | candle | its gradient | here |
+//! |---|---|---|
+//! | `candle_nn::LayerNorm::forward`, `ops::layer_norm` | none | [`LayerNorm`], [`layer_norm`] |
+//! | `candle_nn::RmsNorm::forward`, `ops::rms_norm` | none | [`RmsNorm`], [`rms_norm`] |
+//! | `candle_nn::ops::softmax_last_dim` | none | [`softmax_last_dim`], [`log_softmax_last_dim`] |
+//! | `candle_nn::rotary_emb::rope`, `rope_i` | none | [`rope`], [`rope_i`] |
+//! | `candle_nn::ops::sdpa` | none | [`matmul_transposed`], [`softmax_last_dim`], [`matmul`] |
+//! | `Tensor::max_pool2d` | too small by the area of the window; error where stride and window differ | [`MaxPool2d`], [`max_pool2d`] |
+//! | `candle_nn::Conv2d` | yes; error where the stride leaves other remainders of height and width | [`Conv2d`] |
+//! | `candle_nn::Dropout` | yes, but its masks cannot be seeded or resumed on the CPU | [`Dropout`] |
+//!
+//! These have a gradient in candle and are here because they are faster (`benches/layers.rs` measures it):
+//! [`BatchNorm`], [`Conv2d`], [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`],
+//! [`matmul`], [`matmul_transposed`].
+//!
+//! ```
+//! use candle_core::{Device, Module, Tensor, Var};
+//! use tpgm_nn::{LayerNorm, cross_entropy};
+//!
+//! let device = Device::Cpu;
+//! let weight = Var::ones(3, candle_core::DType::F32, &device)?;
+//! let bias = Var::zeros(3, candle_core::DType::F32, &device)?;
+//! let norm = LayerNorm::new(weight.as_tensor().clone(), bias.as_tensor().clone(), 1e-5);
+//! let x = Tensor::new(&[[1f32, 2., 6.], [0., 1., -1.]], &device)?;
+//! let loss = cross_entropy(&norm.forward(&x)?, &Tensor::new(&[2u32, 0], &device)?)?;
+//! let grads = loss.backward()?;
+//! assert!(grads.get(&weight).is_some() && grads.get(&bias).is_some());
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+//!
+//! # What they have in common
+//!
+//! - f64 and f32 are computed as they are; f16 and bf16 in f32, rounded once at the end.
+//! - Inputs may be strided, of any leading shape, and without elements.
+//! - The result, and every gradient, has the same bits on any number of threads: work is cut into pieces of fixed size, and
+//!   sums over rows add the pieces in order, in f64.
+//! - Each has its own backward pass, which reads the input (or the result) once more and keeps nothing else. Gradients are
+//!   first-order: a second derivative through these layers is not supported.
+//! - On other devices than the CPU they compute the same function from candle's own operations: see [`composed`].
+//! - Errors name the operation and the shapes.
+//!
+//! # Map
+//!
+//! | you want | look at |
+//! |---|---|
+//! | a layer or a loss | this page |
+//! | the same, composed of candle's operations | [`composed`] |
+//! | a trainable BERT, ViT, ResNet, CLIP or Llama | [`models`] |
+//! | to train low-rank factors | [`lora`] |
+//! | to write a layer of your own | [`dtype`] |
+//! | random numbers that stay the same in every release | [`random`] |
+
+pub mod dtype;
+mod error;
+mod layers;
+pub mod lora;
+pub mod models;
+pub mod random;
+
+pub use self::error::{Error, Result};
+pub use self::layers::{
+    BatchNorm, Conv2d, Dropout, DropoutRng, DropoutState, LayerNorm, Linear, MaxPool2d, RmsNorm, Statistics,
+    add_bias, batch_norm, composed, conv2d_no_bias, cross_entropy, cross_entropy_smoothed, gelu, gelu_tanh,
+    layer_norm, linear, linear_no_bias, log_softmax_last_dim, matmul, matmul_transposed, max_pool2d,
+    quick_gelu, relu, rms_norm, rope, rope_i, silu, softmax_last_dim,
+};
+
+/// Runs the example of the README as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

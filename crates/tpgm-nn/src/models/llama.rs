@@ -1,0 +1,265 @@
+//! Decoders of the families Llama (arXiv 2302.13971, 2407.21783) and Qwen2 (arXiv 2407.10671), for training.
+//!
+//! ```no_run
+//! use candle_core::{DType, Device, Tensor};
+//! use candle_nn::{VarBuilder, VarMap};
+//! use tpgm_nn::models::llama::{Llama, LlamaConfig};
+//!
+//! let config = LlamaConfig::from_file("model/config.json")?;
+//! let vars = VarMap::new(); // made anew; `Params::var_builder` of `tpgm-candle` is over a checkpoint
+//! let vb = VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu);
+//! let model = Llama::new(&config, vb)?; // or `Llama::with_lora`
+//! let ids = Tensor::zeros((8, 256), DType::U32, &Device::Cpu)?; // from a tokenizer
+//! let counted = ids.ones_like()?; // 0 for padding, and for a prompt that is not to be learned
+//! let loss = model.loss(&ids, &counted, true)?;
+//! # Ok::<(), tpgm_nn::Error>(())
+//! ```
+//!
+//! A decoder for training sees whole sequences at once: there is no cache of keys and values.
+
+mod config;
+
+use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
+use candle_nn::{Embedding, VarBuilder, embedding};
+
+use self::config::Rotary;
+pub use self::config::{Family, LlamaConfig, RopeScaling};
+use crate::error::Result as OurResult;
+use crate::layers::{
+    Linear, RmsNorm, cross_entropy, linear, linear_no_bias, matmul, matmul_transposed, rms_norm, rope, silu,
+    softmax_last_dim,
+};
+use crate::lora::{Factors, Lora, LoraConfig};
+
+/// A decoder with its head: logits of the next token from token ids.
+#[derive(Debug, Clone)]
+pub struct Llama {
+    words: Embedding,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: Lora<Linear>,
+    rotary: Rotary,
+    max_length: usize,
+}
+
+impl Llama {
+    /// Takes `model.*` and, if the head is not the embedding, `lm_head.weight`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ModelConfig`](crate::Error::ModelConfig), or a parameter that `vb` has not, or not in this shape.
+    pub fn new(config: &LlamaConfig, vb: VarBuilder) -> OurResult<Self> {
+        Self::build(config, &|_, layer| Ok(Lora::plain(layer)), vb)
+    }
+
+    /// The model of [`Factors::var_builder`] with low-rank updates beside the linear layers that `lora` targets, by PEFT's
+    /// names: `q_proj`, `model.layers.0.mlp.up_proj`, `lm_head` if it is not the embedding. Freeze the base before: with
+    /// `tpgm-candle`, `params.freeze("*")`. Frozen weights have no gradient and need no anchor.
+    ///
+    /// # Errors
+    ///
+    /// As [`Llama::new`] and [`Lora::new`], or [`Error::LoraTarget`](crate::Error::LoraTarget) for a target that is no
+    /// linear layer of the model.
+    pub fn with_lora<F: Factors>(
+        config: &LlamaConfig,
+        lora: &LoraConfig,
+        factors: &F,
+    ) -> OurResult<Self, F::Error> {
+        let adapt = |name: &str, layer| lora.wrap(name, layer, factors);
+        let model = Self::build(config, &adapt, factors.var_builder())?;
+        lora.check_targets(factors)?;
+        Ok(model)
+    }
+
+    /// `adapt` gets every linear layer with the name of its module.
+    fn build<E: From<crate::Error> + From<candle_core::Error>>(
+        config: &LlamaConfig,
+        adapt: Adapt<'_, E>,
+        vb: VarBuilder,
+    ) -> OurResult<Self, E> {
+        config.validate()?;
+        let (size, model) = (config.hidden_size, vb.pp("model"));
+        let words = embedding(config.vocab_size, size, model.pp("embed_tokens"))?;
+        let head = match config.tie_word_embeddings {
+            true => Lora::plain(Linear::new(words.embeddings().clone(), None)),
+            false => make(adapt, size, config.vocab_size, false, vb.pp("lm_head"))?,
+        };
+        let blocks = (0..config.num_hidden_layers)
+            .map(|i| Block::new(config, adapt, model.pp("layers").pp(i)))
+            .collect::<OurResult<_, E>>()?;
+        Ok(Self {
+            words,
+            blocks,
+            norm: rms_norm(size, config.rms_norm_eps, model.pp("norm"))?,
+            head,
+            rotary: config.rotary(),
+            max_length: config.max_position_embeddings,
+        })
+    }
+
+    /// Logits of the token after each one, of shape (batch, length, vocabulary), from `ids` of shape (batch, length). With
+    /// `train`, LoRA layers drop out as their options say.
+    ///
+    /// A token sees those before it. So sequences are padded at their end, with any token: nothing before it changes.
+    ///
+    /// # Errors
+    ///
+    /// Sequences longer than the model takes, a token outside the vocabulary, or wrong shapes.
+    pub fn forward(&self, ids: &Tensor, train: bool) -> Result<Tensor> {
+        self.head.forward_t(&self.vectors(ids, train)?, train)
+    }
+
+    /// Mean cross-entropy, in nats per token, of the tokens of `ids` that count, each predicted from those before it.
+    /// Its exponential is the perplexity.
+    ///
+    /// `counted` has the shape of `ids`, (batch, length), and any type: not 0 for tokens that count, 0 for padding and for
+    /// what is only read, such as a prompt. The first token of a sequence never counts. The head is computed for what
+    /// counts alone, which saves most of its time and memory where that is little.
+    ///
+    /// # Errors
+    ///
+    /// As [`Llama::forward`], or no token counts.
+    pub fn loss(&self, ids: &Tensor, counted: &Tensor, train: bool) -> Result<Tensor> {
+        if ids.dims() != counted.dims() {
+            candle_core::bail!("`counted` has shape {:?}, `ids` {:?}", counted.dims(), ids.dims())
+        }
+        let before = ids.dims2()?.1.saturating_sub(1);
+        let next = |tensor: &Tensor| tensor.narrow(1, ids.dim(1)? - before, before)?.flatten_all();
+        let counted = next(counted)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let rows: Vec<u32> =
+            (0..).zip(&counted).filter(|(_, counts)| **counts != 0.0).map(|(row, _)| row).collect();
+        if rows.is_empty() {
+            candle_core::bail!("no token of the batch counts: nothing can be predicted")
+        }
+        // The last token predicts nothing, and nothing sees it.
+        let x = self.vectors(&ids.narrow(1, 0, before)?.contiguous()?, train)?.flatten_to(1)?;
+        let labels = next(ids)?;
+        let (x, labels) = if rows.len() == counted.len() {
+            (x, labels)
+        } else {
+            let rows = Tensor::new(rows, ids.device())?;
+            (x.index_select(&rows, 0)?, labels.index_select(&rows, 0)?)
+        };
+        cross_entropy(&self.head.forward_t(&x, train)?, &labels)
+    }
+
+    /// What the head sees, of shape (batch, length, hidden size).
+    fn vectors(&self, ids: &Tensor, train: bool) -> Result<Tensor> {
+        let (_, length) = ids.dims2()?;
+        if length > self.max_length {
+            candle_core::bail!("sequences have {length} tokens, the model takes up to {}", self.max_length)
+        }
+        let mut x = self.words.forward(ids)?;
+        let [cos, sin] = self.rotary.tables(length, x.dtype(), x.device())?;
+        let place = Place { cos, sin, mask: causal_mask(length, x.dtype(), x.device())? };
+        for block in &self.blocks {
+            x = block.forward(&x, &place, train)?;
+        }
+        self.norm.forward(&x)
+    }
+}
+
+/// Adapts the linear layer of a module, or not.
+type Adapt<'a, E> = &'a dyn Fn(&str, Linear) -> OurResult<Lora<Linear>, E>;
+
+fn make<E: From<candle_core::Error>>(
+    adapt: Adapt<'_, E>,
+    inputs: usize,
+    outputs: usize,
+    bias: bool,
+    vb: VarBuilder,
+) -> OurResult<Lora<Linear>, E> {
+    let name = vb.prefix();
+    let load = if bias { linear } else { linear_no_bias };
+    adapt(&name, load(inputs, outputs, vb)?)
+}
+
+/// What attention knows of positions: the same for all blocks.
+struct Place {
+    cos: Tensor,
+    sin: Tensor,
+    mask: Tensor,
+}
+
+/// 0 for tokens up to its own, of shape (length, length); minus infinity for those after it.
+fn causal_mask(length: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    let entry = |row, column| if column > row { f32::NEG_INFINITY } else { 0.0 };
+    let mask: Vec<f32> =
+        (0..length).flat_map(|row| (0..length).map(move |column| entry(row, column))).collect();
+    Tensor::from_vec(mask, (length, length), device)?.to_dtype(dtype)
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    attention_norm: RmsNorm,
+    query: Lora<Linear>,
+    key: Lora<Linear>,
+    value: Lora<Linear>,
+    attended: Lora<Linear>,
+    heads: usize,
+    groups: usize,
+    norm: RmsNorm,
+    gate: Lora<Linear>,
+    up: Lora<Linear>,
+    down: Lora<Linear>,
+}
+
+impl Block {
+    fn new<E: From<candle_core::Error>>(
+        config: &LlamaConfig,
+        adapt: Adapt<'_, E>,
+        vb: VarBuilder,
+    ) -> OurResult<Self, E> {
+        let (size, eps) = (config.hidden_size, config.rms_norm_eps);
+        let (heads, groups, head) =
+            (config.num_attention_heads, config.key_value_heads(), config.head_size());
+        let (bias, out_bias, mlp_bias) = match config.model_type {
+            Family::Llama => (config.attention_bias, config.attention_bias, config.mlp_bias),
+            Family::Qwen2 => (true, false, false),
+        };
+        let attention = |inputs, outputs, bias, name: &str| {
+            make(adapt, inputs, outputs, bias, vb.pp("self_attn").pp(name))
+        };
+        let mlp = |inputs, outputs, name: &str| make(adapt, inputs, outputs, mlp_bias, vb.pp("mlp").pp(name));
+        Ok(Self {
+            attention_norm: rms_norm(size, eps, vb.pp("input_layernorm"))?,
+            query: attention(size, heads * head, bias, "q_proj")?,
+            key: attention(size, groups * head, bias, "k_proj")?,
+            value: attention(size, groups * head, bias, "v_proj")?,
+            attended: attention(heads * head, size, out_bias, "o_proj")?,
+            heads,
+            groups,
+            norm: rms_norm(size, eps, vb.pp("post_attention_layernorm"))?,
+            gate: mlp(size, config.intermediate_size, "gate_proj")?,
+            up: mlp(size, config.intermediate_size, "up_proj")?,
+            down: mlp(config.intermediate_size, size, "down_proj")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, place: &Place, train: bool) -> Result<Tensor> {
+        let attended = self.attend(&self.attention_norm.forward(x)?, place, train)?;
+        let x = (x + self.attended.forward_t(&attended, train)?)?;
+        let inner = self.norm.forward(&x)?;
+        let gate = silu(&self.gate.forward_t(&inner, train)?)?;
+        let fed = (gate * self.up.forward_t(&inner, train)?)?;
+        x + self.down.forward_t(&fed, train)?
+    }
+
+    fn attend(&self, x: &Tensor, place: &Place, train: bool) -> Result<Tensor> {
+        let (batch, length, _) = x.dims3()?;
+        let split = |layer: &Lora<Linear>, heads| {
+            layer.forward_t(x, train)?.reshape((batch, length, heads, ()))?.transpose(1, 2)?.contiguous()
+        };
+        let query = rope(&split(&self.query, self.heads)?, &place.cos, &place.sin)?;
+        let key = rope(&split(&self.key, self.groups)?, &place.cos, &place.sin)?;
+        let value = split(&self.value, self.groups)?;
+        // The queries that share a key are rows of one matrix, so that no key or value is repeated.
+        let scale = (query.dim(3)? as f64).powf(-0.5);
+        let query = (query * scale)?.reshape((batch, self.groups, (), key.dim(3)?))?;
+        let scores = matmul_transposed(&query, &key)?;
+        let scores = scores.reshape((batch, self.heads, length, length))?.broadcast_add(&place.mask)?;
+        let weights = softmax_last_dim(&scores)?.reshape((batch, self.groups, (), length))?;
+        let mixed = matmul(&weights, &value)?.reshape((batch, self.heads, length, ()))?;
+        mixed.transpose(1, 2)?.contiguous()?.reshape((batch, length, ()))
+    }
+}

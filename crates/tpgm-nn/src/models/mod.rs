@@ -1,0 +1,27 @@
+//! Trainable models, under the names that the usual checkpoints have.
+//!
+//! You need these because candle-transformers' models cannot be fine-tuned: their layer norms and softmaxes cut the graph. The
+//! ones here are made of this crate's [layers](crate), compute the same, and every parameter gets a gradient.
+//!
+//! | model | checkpoints |
+//! |---|---|
+//! | [`bert`] | BERT, MiniLM and other sentence-transformers of this kind, from Hugging Face |
+//! | [`clip`] | CLIP with ViT or ResNet, from Hugging Face, OpenAI and OpenCLIP; zero-shot heads |
+//! | [`llama`] | Llama 1 to 3, TinyLlama, SmolLM, Qwen2, Qwen2.5 and other decoders of this kind, from Hugging Face |
+//! | [`resnet`] | ResNet-18 to 152, from torchvision and MoCo-v3 |
+//! | [`vit`] | vision transformers, from Hugging Face and timm |
+
+pub mod bert;
+pub mod clip;
+pub mod llama;
+pub mod resnet;
+pub mod vit;
+
+mod activation;
+mod attention;
+mod block;
+mod config;
+mod image;
+mod residual;
+
+pub use activation::Activation;

@@ -1,0 +1,164 @@
+//! The four stages of residual blocks that ResNet and CLIP's ResNet have in common, under torchvision's names.
+
+use candle_core::{Module, ModuleT, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde::{Deserialize, Serialize};
+
+use crate::layers::{BatchNorm, Conv2d, Statistics, batch_norm, conv2d_no_bias, relu};
+
+/// Epsilon of all batch norms.
+const EPS: f64 = 1e-5;
+
+/// The kind of block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResNetBlock {
+    /// Two convolutions of three: ResNet-18 and 34.
+    Basic,
+    /// Convolutions of one, three and one, the last with four times the channels: ResNet-50 and larger.
+    Bottleneck,
+}
+
+impl ResNetBlock {
+    /// Channels of its result, in widths.
+    pub(super) fn growth(self) -> usize {
+        match self {
+            ResNetBlock::Basic => 1,
+            ResNetBlock::Bottleneck => 4,
+        }
+    }
+}
+
+/// How a block halves the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Halving {
+    /// By the stride of its convolution of three.
+    Strided,
+    /// By averages of two by two, which do not alias: behind the convolution of three, and in front of the shortcut's.
+    Averaged,
+}
+
+/// A convolution and its norm.
+#[derive(Debug, Clone)]
+pub(super) struct ConvNorm {
+    conv: Conv2d,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    /// A convolution that keeps the size of the image but for its stride. `names` are those of convolution and norm.
+    pub(super) fn new(
+        (inputs, outputs): (usize, usize),
+        (kernel, stride): (usize, usize),
+        statistics: Statistics,
+        names: [&str; 2],
+        vb: &VarBuilder,
+    ) -> Result<Self> {
+        let conv = conv2d_no_bias(inputs, outputs, kernel, vb.pp(names[0]))?;
+        let norm = batch_norm(outputs, EPS, vb.pp(names[1]))?;
+        Ok(Self { conv: conv.stride(stride).padding(kernel / 2), norm: norm.statistics(statistics) })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.norm.forward_t(&self.conv.forward(x)?, train)
+    }
+}
+
+/// Sizes and options of the stages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StagesShape {
+    pub(super) block: ResNetBlock,
+    /// Blocks of each stage.
+    pub(super) layers: [usize; 4],
+    /// Channels of the input, and width of the first stage; each following one is twice as wide.
+    pub(super) width: usize,
+    pub(super) halving: Halving,
+    pub(super) statistics: Statistics,
+}
+
+impl StagesShape {
+    /// Channels of the result.
+    pub(super) fn outputs(&self) -> usize {
+        8 * self.width * self.block.growth()
+    }
+}
+
+/// `layer1` to `layer4`. All but the first halve the image.
+#[derive(Debug, Clone)]
+pub(super) struct Stages {
+    blocks: Vec<Block>,
+}
+
+impl Stages {
+    pub(super) fn new(shape: &StagesShape, vb: &VarBuilder) -> Result<Self> {
+        let mut blocks = vec![];
+        let mut inputs = shape.width;
+        for (stage, &layers) in shape.layers.iter().enumerate() {
+            let (width, vb) = (shape.width << stage, vb.pp(format!("layer{}", stage + 1)));
+            for layer in 0..layers {
+                let stride = if stage > 0 && layer == 0 { 2 } else { 1 };
+                blocks.push(Block::new(inputs, width, stride, shape, &vb.pp(layer))?);
+                inputs = width * shape.block.growth();
+            }
+        }
+        Ok(Self { blocks })
+    }
+
+    /// Maps (batch, width, height, width of the image) to (batch, [`StagesShape::outputs`], an eighth, an eighth).
+    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.blocks.iter().try_fold(x.clone(), |x, block| block.forward(&x, train))
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    convs: Vec<ConvNorm>,
+    shortcut: Option<ConvNorm>,
+    /// Averages over windows of this side behind the second convolution and in front of the shortcut's.
+    average: usize,
+}
+
+impl Block {
+    fn new(inputs: usize, width: usize, stride: usize, shape: &StagesShape, vb: &VarBuilder) -> Result<Self> {
+        let outputs = width * shape.block.growth();
+        let (stride, average) = match shape.halving {
+            Halving::Strided => (stride, 1),
+            Halving::Averaged => (1, stride),
+        };
+        let layer = |channels, window, names| ConvNorm::new(channels, window, shape.statistics, names, vb);
+        let convs = match shape.block {
+            ResNetBlock::Basic => vec![
+                layer((inputs, width), (3, stride), ["conv1", "bn1"])?,
+                layer((width, width), (3, 1), ["conv2", "bn2"])?,
+            ],
+            ResNetBlock::Bottleneck => vec![
+                layer((inputs, width), (1, 1), ["conv1", "bn1"])?,
+                layer((width, width), (3, stride), ["conv2", "bn2"])?,
+                layer((width, outputs), (1, 1), ["conv3", "bn3"])?,
+            ],
+        };
+        let shortcut = (stride * average > 1 || inputs != outputs)
+            .then(|| layer((inputs, outputs), (1, stride), ["downsample.0", "downsample.1"]))
+            .transpose()?;
+        Ok(Self { convs, shortcut, average })
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        let mut y = self.convs[0].forward(x, train)?;
+        for (i, conv) in self.convs.iter().enumerate().skip(1) {
+            y = relu(&y)?;
+            if i == 2 {
+                y = self.averaged(&y)?;
+            }
+            y = conv.forward(&y, train)?;
+        }
+        match &self.shortcut {
+            Some(shortcut) => relu(&(y + shortcut.forward(&self.averaged(x)?, train)?)?),
+            None => relu(&(y + x)?),
+        }
+    }
+
+    fn averaged(&self, x: &Tensor) -> Result<Tensor> {
+        if self.average == 1 { Ok(x.clone()) } else { x.avg_pool2d(self.average) }
+    }
+}

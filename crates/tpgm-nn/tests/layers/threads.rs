@@ -1,0 +1,62 @@
+//! The same bits on any number of threads.
+
+use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
+use tpgm_nn::{
+    BatchNorm, Conv2d, Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu, matmul,
+    matmul_transposed, max_pool2d, rope, softmax_last_dim,
+};
+
+use crate::gradients::{flat, gradients, values, weighted_sum};
+
+/// One of everything, over tensors of several pieces of work.
+fn model(x: &[Tensor]) -> Result<Tensor> {
+    let rows = x[0].dim(0)?;
+    let y = LayerNorm::new(x[1].clone(), x[2].clone(), 1e-5).forward(&x[0])?;
+    let y = gelu(&Linear::new(x[3].clone(), Some(x[2].clone())).forward(&y)?)?;
+    let y = Dropout::new(0.1, &DropoutRng::new(3))?.forward_t(&y, true)?;
+    let y = RmsNorm::new(x[1].clone(), 1e-5).forward(&y)?;
+    let angles = values((rows, 18), 4).to_dtype(y.dtype())?;
+    let y = rope(&y.reshape((1, 1, rows, 36))?, &angles.cos()?, &angles.sin()?)?;
+    let tokens = y.reshape((rows / 50, 50, 36))?;
+    let scores = softmax_last_dim(&matmul_transposed(&tokens, &tokens)?)?;
+    let y = matmul(&scores, &tokens)?.reshape((1, 1, rows, 36))?;
+    let y = max_pool2d(&y, (2, 2), (2, 1))?;
+    let y = Conv2d::new(x[4].clone()).padding(1).forward(&y.reshape((50, 1, 40, 35))?)?;
+    let running = Tensor::ones(3, y.dtype(), &Device::Cpu)?;
+    let norm = BatchNorm::new(x[5].clone(), x[5].clone(), &running, &running, 1e-5)?;
+    let y = norm.forward_t(&y, true)?.sum(1)?.reshape((1, 1, rows / 2, 35))?;
+    let y = softmax_last_dim(&y)?;
+    let labels: Vec<u32> = (0..rows / 2).map(|i| i as u32 % 35).collect();
+    let labels = Tensor::from_vec(labels, (1, 1, rows / 2), &Device::Cpu)?;
+    cross_entropy_smoothed(&y, &labels, 0.1)
+}
+
+#[test]
+fn same_bits_on_any_number_of_threads() {
+    for dtype in [DType::F32, DType::BF16] {
+        let inputs: Vec<Tensor> = [
+            values((4000, 36), 1),
+            values(36, 2),
+            values(36, 3),
+            values((36, 36), 4),
+            values((3, 1, 3, 3), 5),
+            values(3, 6),
+        ]
+        .iter()
+        .map(|x| x.to_dtype(dtype).unwrap())
+        .collect();
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let loss = flat(&weighted_sum(&model(&inputs).unwrap()).unwrap());
+                let grads: Vec<_> = gradients(&inputs, model).iter().map(flat).collect();
+                (loss, grads)
+            })
+        };
+        let one = run(1);
+        assert!(one.1.iter().all(|grad| grad.iter().any(|&x| x != 0.0)));
+        for threads in [2, 3, 8] {
+            assert_eq!(run(threads), one, "{threads} threads, {dtype:?}");
+        }
+    }
+}
