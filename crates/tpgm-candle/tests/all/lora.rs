@@ -508,11 +508,11 @@ fn adapters_that_compute_something_else_are_refused() {
         r#"{"lora_alpha": "a", "target_modules": []}"#,
         r#"{"target_modules": [1]}"#,
     ] {
-        assert!(matches!(read(text), Err(Error::BadFile { .. })), "{text}");
+        assert!(matches!(read(text), Err(nn::Error::BadFile { .. })), "{text}");
     }
     assert!(
-        matches!(read(r#"{"target_modules": ".*q"}"#), Err(Error::Io { .. })),
+        matches!(read(r#"{"target_modules": ".*q"}"#), Err(nn::Error::Io { .. })),
         "no weights to see names in"
     );
-    assert!(matches!(LoraConfig::from_adapter("nowhere"), Err(Error::Io { .. })));
+    assert!(matches!(LoraConfig::from_adapter("nowhere"), Err(nn::Error::Io { .. })));
 }

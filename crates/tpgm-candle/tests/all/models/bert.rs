@@ -6,7 +6,7 @@ use candle_transformers::models::bert::{BertModel, Config};
 use tpgm_candle::models::Activation;
 use tpgm_candle::models::bert::{Bert, BertClassifier, BertConfig, BertInput, Pooling};
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
-use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, nn};
+use tpgm_candle::{AdamW, Audit, Ftp, Params, RobustOptimizer, nn};
 
 use super::{checkpoint, deviation};
 

@@ -10,7 +10,7 @@ use tpgm_candle::models::clip::{
     ClipTextConfig, ClipVitConfig,
 };
 use tpgm_candle::nn::{Statistics, cross_entropy};
-use tpgm_candle::{Anchor, Audit, Error, Params, nn};
+use tpgm_candle::{Anchor, Audit, Params, nn};
 
 use super::{Reference, checkpoint, images, parameters, relative_deviation};
 

@@ -99,7 +99,7 @@ fn images(shape: (usize, usize, usize, usize), dtype: DType) -> Tensor {
 }
 
 /// How many parameters a model asks for, running statistics aside. It is given zeros, which take no memory.
-fn parameters<M>(model: impl FnOnce(VarBuilder<'static>) -> tpgm_candle::Result<M>) -> usize {
+fn parameters<M>(model: impl FnOnce(VarBuilder<'static>) -> tpgm_candle::nn::Result<M>) -> usize {
     let count = Arc::new(AtomicUsize::new(0));
     let backend = Box::new(Counter(count.clone()));
     model(VarBuilder::from_backend(backend, DType::F32, Device::Cpu)).unwrap();

@@ -5,7 +5,7 @@ use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::resnet;
 use tpgm_candle::models::resnet::{ResNet, ResNetBlock, ResNetClassifier, ResNetConfig};
 use tpgm_candle::nn::{Statistics, cross_entropy};
-use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, nn};
+use tpgm_candle::{AdamW, Audit, Ftp, Params, RobustOptimizer, nn};
 
 use super::{Reference, checkpoint, images, parameters, relative_deviation};
 
