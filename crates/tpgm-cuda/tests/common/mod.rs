@@ -316,6 +316,9 @@ pub(crate) fn steps_make_no_events_and_captures_hold_kernels_alone<D: Device>(gp
     small.step(true).unwrap();
     let error = small.optimizer.outcome().unwrap_err().to_string();
     assert!(error.contains("captured"), "{error}");
+    // A copy in the graph would bring this learning rate back with every replay.
+    let other = small.call(true, |optimizer, io| optimizer.step(io, &StepOptions::lr(0.2))).unwrap_err();
+    assert!(other.to_string().contains("`prepare_step`"), "{other}");
     assert_eq!((calls.others(), calls.launches.load(Relaxed)), (before.0, before.1 + 2));
     calls.capturing.store(false, Relaxed);
     small.optimizer.outcome().unwrap();
