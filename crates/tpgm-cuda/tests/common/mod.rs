@@ -302,6 +302,9 @@ pub(crate) fn steps_make_no_events_and_captures_hold_kernels_alone<D: Device>(gp
     assert_eq!(calls.launches.load(Relaxed), 0);
     calls.capturing.store(false, Relaxed);
 
+    calls.kernels.lock().unwrap().clear();
+    small.call(true, |optimizer, io| optimizer.prepare_step(io, &StepOptions::default())).unwrap();
+    assert_eq!(*calls.kernels.lock().unwrap(), ["measure_f32", "sgd_f32"], "loaded before a capture");
     small.step(true).unwrap();
     assert_eq!(calls.records.load(Relaxed), 2, "tables and outcome");
     for steps in 1..=20 {
