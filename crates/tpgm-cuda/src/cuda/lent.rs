@@ -59,7 +59,8 @@ impl Gpu<CudaDevice> {
     /// back.
     ///
     /// While calls are captured in a graph, it is lent without a word to other streams, and waits for none of them: graphs
-    /// know nothing of cudarc's events. What other streams have done with the memory must be over then.
+    /// know nothing of cudarc's events. What other streams have done with the memory must be over then. Slices that were made in
+    /// the capture itself cannot be lent.
     ///
     /// # Errors
     ///

@@ -302,6 +302,9 @@ pub(crate) fn steps_make_no_events_and_captures_hold_kernels_alone<D: Device>(gp
     assert_eq!(calls.launches.load(Relaxed), 0);
     calls.capturing.store(false, Relaxed);
 
+    calls.kernels.lock().unwrap().clear();
+    small.call(true, |optimizer, io| optimizer.prepare_step(io, &StepOptions::default())).unwrap();
+    assert_eq!(*calls.kernels.lock().unwrap(), ["measure_f32", "sgd_f32"], "loaded before a capture");
     small.step(true).unwrap();
     assert_eq!(calls.records.load(Relaxed), 2, "tables and outcome");
     for steps in 1..=20 {
@@ -316,6 +319,9 @@ pub(crate) fn steps_make_no_events_and_captures_hold_kernels_alone<D: Device>(gp
     small.step(true).unwrap();
     let error = small.optimizer.outcome().unwrap_err().to_string();
     assert!(error.contains("captured"), "{error}");
+    // A copy in the graph would bring this learning rate back with every replay.
+    let other = small.call(true, |optimizer, io| optimizer.step(io, &StepOptions::lr(0.2))).unwrap_err();
+    assert!(other.to_string().contains("`prepare_step`"), "{other}");
     assert_eq!((calls.others(), calls.launches.load(Relaxed)), (before.0, before.1 + 2));
     calls.capturing.store(false, Relaxed);
     small.optimizer.outcome().unwrap();

@@ -1,7 +1,7 @@
 //! A device whose calls are counted, and that can be told to capture.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use tpgm_core::Result;
 use tpgm_cuda::Device;
@@ -22,6 +22,8 @@ pub(crate) struct Calls {
     pub(crate) questions: AtomicUsize,
     pub(crate) copies: AtomicUsize,
     pub(crate) launches: AtomicUsize,
+    /// Kernels that were asked for, which loads them.
+    pub(crate) kernels: Mutex<Vec<&'static str>>,
     /// What the device says when it is asked whether it captures; it goes on all the same.
     pub(crate) capturing: AtomicBool,
 }
@@ -124,6 +126,7 @@ impl<D: Device> Device for Watched<D> {
     }
 
     fn resident_blocks(&self, kernel: &'static str) -> Result<usize> {
+        self.calls.kernels.lock().unwrap().push(kernel);
         self.inner.resident_blocks(kernel)
     }
 
