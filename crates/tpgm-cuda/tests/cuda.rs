@@ -15,6 +15,7 @@ use tpgm_core::{
 use tpgm_cuda::{Cuda, Reports};
 
 fn backend() -> Option<Cuda> {
+    take_turn();
     match Cuda::new(0) {
         Ok(cuda) => Some(cuda.reports(Reports::AtOnce)),
         Err(error) => {
@@ -23,6 +24,17 @@ fn backend() -> Option<Cuda> {
             None
         }
     }
+}
+
+/// One test at a time, to the end of its thread: a new context waits for the device, which ends what others capture.
+fn take_turn() {
+    static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    thread_local! {
+        static MINE: std::cell::RefCell<Option<std::sync::MutexGuard<'static, ()>>> = const { std::cell::RefCell::new(None) };
+    }
+    MINE.with_borrow_mut(|mine| {
+        mine.get_or_insert_with(|| TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    });
 }
 
 mod suite {
