@@ -20,7 +20,7 @@ use tpgm_benches::data::Parts;
 use tpgm_benches::machine::Machine;
 use tpgm_benches::options::RESULTS;
 use tpgm_benches::report::{Row, Run};
-use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Peers, Target, report};
+use tpgm_benches::{CpuTarget, GpuTarget, Memory, Method, Model, Peers, Target, report};
 use tpgm_core::ParamSet;
 use tpgm_cuda::{CudaDevice, Emulator};
 
@@ -37,7 +37,12 @@ fn main() -> Result<()> {
         Place::Cpu => run(&args, CpuTarget::new(args.threads()?, CpuTarget::FLOOR_ELEMENTS)?),
         Place::Cuda => {
             let device = CudaDevice::new(args.device).context("--backend cuda needs an NVIDIA GPU")?;
-            run(&args, GpuTarget::new(device, GpuTarget::<CudaDevice>::FLOOR_ELEMENTS)?)
+            // Where times mean nothing, nothing is waited for.
+            let elements = match args.model() {
+                Model::Tiny => 1 << 20,
+                _ => GpuTarget::<CudaDevice>::FLOOR_ELEMENTS,
+            };
+            run(&args, GpuTarget::new(device, elements)?)
         }
         Place::Emulated => run(&args, GpuTarget::new(Emulator::from_env()?, 0)?),
     }

@@ -70,6 +70,8 @@ pub struct GpuTarget<D: Timed> {
 /// For how long the device is kept busy before what is timed: longer than the host needs to queue a step. The same number is in
 /// `torch_peer.py`.
 const LEAD: f64 = 10e-3;
+/// No more copies than that: the driver holds about a thousand calls, and a call beyond those would wait.
+const MOST: usize = 100;
 /// Copies that wake the device up before one is timed.
 const WAKE_UP: usize = 10;
 /// Bytes that are read at once.
@@ -127,7 +129,7 @@ impl<D: Timed> GpuTarget<D> {
 
 /// How many copies keep the device busy, of which one takes so long.
 fn copies(seconds: f64) -> usize {
-    if seconds > CREDIBLE { (LEAD / seconds).ceil() as usize } else { 1 }
+    if seconds > CREDIBLE { ((LEAD / seconds).ceil() as usize).min(MOST) } else { 1 }
 }
 
 impl<D: Timed> Target for GpuTarget<D> {
@@ -229,7 +231,7 @@ mod tests {
     fn copies_last_longer_than_the_host_needs() {
         // 1 GiB at 3 TB/s, and slower than the lead.
         assert_eq!([copies(0.36e-3), copies(0.5)], [28, 1]);
-        assert_eq!(copies(0.0), 1);
+        assert_eq!([copies(0.0), copies(11e-6)], [1, MOST]);
     }
 
     // Whole arrays are read, in pieces that do not overlap.

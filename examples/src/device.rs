@@ -59,8 +59,7 @@ impl Place {
                 let device = Device::new_cuda(number).with_context(|| {
                     format!("--device {self}: there is no such GPU, or it cannot be used; `nvidia-smi -L` lists them")
                 })?;
-                // candle would get the same memory anew in every step.
-                tpgm_candle::keep_freed_memory(&device)?;
+                keep_memory(&device);
                 Ok(device)
             }
         }
@@ -91,6 +90,15 @@ pub struct DeviceArgs {
     /// Where the model lives: cpu; cuda, or cuda:1 for the second GPU, with the feature `cuda`
     #[arg(long = "device", value_name = "DEVICE", default_value_t = Place::Cpu)]
     pub place: Place,
+}
+
+/// Lets candle keep freed memory of a GPU for the next tensor, instead of handing it back whenever the host waits for the GPU.
+/// Where that cannot be set, training is merely slower.
+#[allow(clippy::print_stderr, reason = "the user should know why training is slow")]
+fn keep_memory(device: &Device) {
+    if let Err(problem) = tpgm_candle::keep_freed_memory(device) {
+        eprintln!("note: memory that is freed goes back to the driver, which costs time in every step: {problem}");
+    }
 }
 
 #[cfg(test)]

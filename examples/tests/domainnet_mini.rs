@@ -167,6 +167,7 @@ fn a_loss_that_is_not_finite_is_reported_with_step_and_learning_rate() {
         checkpoint: checkpoint(),
         tuned: None,
         runs: folder.path().to_owned(),
+        device: &Device::Cpu,
         progress: &Progress::hidden(),
         stop: &Stop::never(),
     };

@@ -264,14 +264,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let results = folder.path().join("results");
         fs::create_dir(&results).unwrap();
-        let on_gpu = |row: String| {
-            row.replace("\"model\"", "\"device\":\"Some GPU\",\"driver\":\"580.1\",\"model\"")
-                .replace("\"others\"", "\"host_s\":0.00012345,\"launches\":2,\"others\"")
-        };
+        let on_gpu =
+            |row: String| row.replace("\"model\"", "\"device\":\"Some GPU\",\"driver\":\"580.1\",\"model\"");
+        let queued = |row: String| row.replace("\"others\"", "\"host_s\":0.000123,\"launches\":2,\"others\"");
         let rows = row("2026-01-01", "adamw", "ours", "0.0005")
-            + &on_gpu(row("2026-01-01", "adamw", "ours", "0.0005"))
-            + &row("2026-01-01", "floor", "copy", "0.0004")
-                .replace("\"model\"", "\"device\":\"Some GPU\",\"model\"");
+            + &on_gpu(queued(row("2026-01-01", "adamw", "ours", "0.0005")))
+            + &on_gpu(row("2026-01-01", "floor", "copy", "0.0004"));
         fs::write(results.join("all.jsonl"), rows).unwrap();
         write(&results).unwrap();
         let page = fs::read_to_string(folder.path().join("RESULTS.md")).unwrap();
@@ -280,7 +278,7 @@ mod tests {
         for part in [
             "## resnet-50, f32, Some GPU, 2 threads\n\nTimes are the device's",
             "| spread | host ms | launches | B/param |",
-            "| adamw | ours | 0.5000 |  | 0.1235 | 2 |  |",
+            "| adamw | ours | 0.5000 |  | 0.1230 | 2 |  |",
             "driver 580.1",
         ] {
             assert!(gpu.contains(part), "{part}: {gpu}");
