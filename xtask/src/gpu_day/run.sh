@@ -76,7 +76,9 @@ folder=${FOLDER:-$here/unpacked}
 mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ] || folder=$(mktemp -d) || exit 1
 work=$(mktemp -d) && mkdir "$work/results" && results=$work/results || exit 1
 mkdir -p "${OUT:-out}" && out=$(cd "${OUT:-out}" && pwd) || exit 1
-rm -f "$out/results.tar.gz" "$out/summary.txt"
+# Those of the call before stay.
+[ ! -e "$out/results.tar.gz" ] || mv "$out/results.tar.gz" "$out/earlier.tar.gz"
+rm -f "$out/summary.txt"
 failed=0
 printed=0
 running=
@@ -222,11 +224,12 @@ candle=$folder/candle
 TPGM_COMMIT=$(cat "$core/COMMIT")
 TPGM_GOLDEN=$core/golden
 # Tests that find no GPU fail.
+TPGM_REQUIRE_GPU=1
 TPGM_TEST_DEVICE=${TPGM_TEST_DEVICE:-cuda}
 # What the driver compiles is kept for a second call.
 CUDA_CACHE_PATH=$folder/jit
 CUDA_CACHE_MAXSIZE=4294967296
-export TPGM_COMMIT TPGM_GOLDEN TPGM_TEST_DEVICE CUDA_CACHE_PATH CUDA_CACHE_MAXSIZE
+export TPGM_COMMIT TPGM_GOLDEN TPGM_REQUIRE_GPU TPGM_TEST_DEVICE CUDA_CACHE_PATH CUDA_CACHE_MAXSIZE
 printf '%s\n' "$TPGM_COMMIT" >"$results/COMMIT"
 # Rows of a trial without a GPU are worth nothing.
 [ -z "${TPGM_DRY_RUN:-}" ] || : >"$results/DRY_RUN"
@@ -421,7 +424,7 @@ ncu_stage() {
         # benchmarks.
         run "ncu-$kernel" 20 ncu --clock-control none --target-processes application-only --csv --page raw \
             --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats \
-            --section WarpStateStats --section SchedulerStats --kernel-name "$kernel" --launch-skip 2 --launch-count 1 --kill yes \
+            --section WarpStateStats --section SchedulerStats --kernel-name "$kernel" --launch-skip 2 --launch-count 1 \
             "$core/bin/side_by_side" --backend cuda --model "${model:-vit-b-16}" --dtype "${kernel##*_}" --method "$method" \
             --rounds 1 --no-rows
     done
