@@ -386,7 +386,7 @@ benchmarks() {
             set -- "$@" --time-limit $((limit - 10))
         fi
         run "bench-$net-$dtype" "$seconds" "$core/bin/side_by_side" "$@"
-        show "bench-$net-$dtype" '^(adamw|adamw-trusted|adamw\+ftp|project-mars|project-l2) +(ours|torch_adamw_fused_graph) ' 6
+        show "bench-$net-$dtype" '^(method +who|(adamw|adamw-trusted|adamw\+ftp|project-mars|project-l2) +(ours|torch_adamw_fused_graph)) ' 7
     done
 }
 
