@@ -139,7 +139,7 @@ limit() {
 
 # The first lines of a log that say how it ended.
 reason() {
-    grep -hE '^(test result|skipped|error|Error|ERROR|==ERROR|========= (ERROR|RACECHECK) SUMMARY|[A-Za-z.]*Error:)|panicked at|error while loading|not found$' "$1" |
+    grep -hE '^(test result|skipped|error|Error|ERROR|==ERROR|========= (ERROR|RACECHECK) SUMMARY|[A-Za-z.]*Error:)|panicked at|error while loading|libcuda stand-in|not found$' "$1" |
         sort -u | head -n 3 | cut -c 1-90 | tr '\n\t' '; '
 }
 
