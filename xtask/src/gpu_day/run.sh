@@ -21,8 +21,8 @@
 # it); DEVICE, where whole training steps run (cuda:0); FOLDER, where archives are unpacked (./unpacked, beside this script).
 #
 # In OUT are results.tar.gz, packed again after each stage, and summary.txt, which is also what this script prints: fewer than
-# 12,000 characters. Exit code: 0 if nothing failed, 1 if something did or was cut off, 2 for a wrong argument, 77 without a
-# GPU.
+# 12,000 characters. The results of a call before this one become earlier.tar.gz. Exit code: 0 if nothing failed, 1 if something
+# did or was cut off, 2 for a wrong argument, 77 without a GPU.
 set -u
 
 all="facts warm-up correctness parity candle anchors benchmarks end-to-end ncu sanitizers"
