@@ -42,9 +42,10 @@ fi
 "#;
 
 /// Each is linted by itself: code that leans on the other one's imports fails.
-const FEATURES: [(&str, &[&str]); 2] = [
+const FEATURES: [(&str, &[&str]); 3] = [
     ("tpgm-candle/cuda", &["tpgm-candle", "tpgm-cuda"]),
     ("tpgm-candle/nccl,tpgm-examples/nccl", &["tpgm-candle", "tpgm-examples"]),
+    ("tpgm-benches/cuda", &["tpgm-benches", "tpgm-examples"]),
 ];
 
 /// Runs clippy with the stand-in; warnings are errors.

@@ -143,6 +143,7 @@ fn check(printed: &str, out: &Path) -> Result<Vec<String>> {
 }
 
 #[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used)] // helpers of tests
 mod tests {
     use super::*;
 

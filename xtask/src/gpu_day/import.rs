@@ -131,6 +131,7 @@ fn keys(file: &Path) -> Result<Vec<Key>> {
 }
 
 #[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used)] // helpers of tests
 mod tests {
     use std::process::Command;
 

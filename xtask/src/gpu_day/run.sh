@@ -21,8 +21,8 @@
 # it); DEVICE, where whole training steps run (cuda:0); FOLDER, where archives are unpacked (./unpacked, beside this script).
 #
 # In OUT are results.tar.gz, packed again after each stage, and summary.txt, which is also what this script prints: fewer than
-# 12,000 characters. Exit code: 0 if nothing failed, 1 if something did or was cut off, 2 for a wrong argument, 77 without a
-# GPU.
+# 12,000 characters. The results of a call before this one become earlier.tar.gz. Exit code: 0 if nothing failed, 1 if something
+# did or was cut off, 2 for a wrong argument, 77 without a GPU.
 set -u
 
 all="facts warm-up correctness parity candle anchors benchmarks end-to-end ncu sanitizers"
@@ -76,7 +76,9 @@ folder=${FOLDER:-$here/unpacked}
 mkdir -p "$folder" 2>/dev/null && [ -w "$folder" ] || folder=$(mktemp -d) || exit 1
 work=$(mktemp -d) && mkdir "$work/results" && results=$work/results || exit 1
 mkdir -p "${OUT:-out}" && out=$(cd "${OUT:-out}" && pwd) || exit 1
-rm -f "$out/results.tar.gz" "$out/summary.txt"
+# Those of the call before stay.
+[ ! -e "$out/results.tar.gz" ] || mv "$out/results.tar.gz" "$out/earlier.tar.gz"
+rm -f "$out/summary.txt"
 failed=0
 printed=0
 running=
@@ -137,7 +139,7 @@ limit() {
 
 # The first lines of a log that say how it ended.
 reason() {
-    grep -hE '^(test result|skipped|error|Error|ERROR|==ERROR|========= (ERROR|RACECHECK) SUMMARY|[A-Za-z.]*Error:)|panicked at|error while loading|not found$' "$1" |
+    grep -hE '^(test result|skipped|error|Error|ERROR|==ERROR|========= (ERROR|RACECHECK) SUMMARY|[A-Za-z.]*Error:)|panicked at|error while loading|libcuda stand-in|not found$' "$1" |
         sort -u | head -n 3 | cut -c 1-90 | tr '\n\t' '; '
 }
 
@@ -222,11 +224,12 @@ candle=$folder/candle
 TPGM_COMMIT=$(cat "$core/COMMIT")
 TPGM_GOLDEN=$core/golden
 # Tests that find no GPU fail.
+TPGM_REQUIRE_GPU=1
 TPGM_TEST_DEVICE=${TPGM_TEST_DEVICE:-cuda}
 # What the driver compiles is kept for a second call.
 CUDA_CACHE_PATH=$folder/jit
 CUDA_CACHE_MAXSIZE=4294967296
-export TPGM_COMMIT TPGM_GOLDEN TPGM_TEST_DEVICE CUDA_CACHE_PATH CUDA_CACHE_MAXSIZE
+export TPGM_COMMIT TPGM_GOLDEN TPGM_REQUIRE_GPU TPGM_TEST_DEVICE CUDA_CACHE_PATH CUDA_CACHE_MAXSIZE
 printf '%s\n' "$TPGM_COMMIT" >"$results/COMMIT"
 # Rows of a trial without a GPU are worth nothing.
 [ -z "${TPGM_DRY_RUN:-}" ] || : >"$results/DRY_RUN"
@@ -383,7 +386,7 @@ benchmarks() {
             set -- "$@" --time-limit $((limit - 10))
         fi
         run "bench-$net-$dtype" "$seconds" "$core/bin/side_by_side" "$@"
-        show "bench-$net-$dtype" '^(adamw|adamw-trusted|adamw\+ftp|project-mars|project-l2) +(ours|torch_adamw_fused_graph) ' 6
+        show "bench-$net-$dtype" '^(method +who|(adamw|adamw-trusted|adamw\+ftp|project-mars|project-l2) +(ours|torch_adamw_fused_graph)) ' 7
     done
 }
 
@@ -421,7 +424,7 @@ ncu_stage() {
         # benchmarks.
         run "ncu-$kernel" 20 ncu --clock-control none --target-processes application-only --csv --page raw \
             --section SpeedOfLight --section MemoryWorkloadAnalysis --section Occupancy --section LaunchStats \
-            --section WarpStateStats --section SchedulerStats --kernel-name "$kernel" --launch-skip 2 --launch-count 1 --kill yes \
+            --section WarpStateStats --section SchedulerStats --kernel-name "$kernel" --launch-skip 2 --launch-count 1 \
             "$core/bin/side_by_side" --backend cuda --model "${model:-vit-b-16}" --dtype "${kernel##*_}" --method "$method" \
             --rounds 1 --no-rows
     done

@@ -133,6 +133,11 @@ fn what_is_missing_is_skipped_with_its_reason() {
     files.sort();
     assert_eq!(files, ["results.tar.gz", "summary.txt"]);
     assert!(!day.results().dry_run);
+    // A second call with the same folder does not cost the results of the first one.
+    assert_eq!(day.run(&["parity"]).status.code(), Some(0));
+    assert_eq!(day.verdicts(), pairs(&[("parity", "ok")]));
+    let earlier = Results::read(&day.0.join("out/earlier.tar.gz")).unwrap();
+    assert_eq!(earlier.stages.len(), 4);
 }
 
 #[test]
