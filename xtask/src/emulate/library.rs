@@ -261,7 +261,8 @@ pub(crate) fn program(compiler: &Path, what: Build, source: &Path, library: &Pat
     library.hash(&mut hasher);
     read(source)?.hash(&mut hasher);
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    let program = folder_of(library)?.join(format!("{stem}.{:016x}", hasher.finish()));
+    let folder = folder_of(library)?;
+    let program = folder.join(format!("{stem}.{:016x}.program", hasher.finish()));
     if !program.exists() {
         let kernels = crate::root()?.join("kernels");
         let command = |to: &Path| {
@@ -271,6 +272,9 @@ pub(crate) fn program(compiler: &Path, what: Build, source: &Path, library: &Pat
             command
         };
         make(&program, command)?;
+        for file in files(&folder, "program")?.into_iter().filter(|file| *file != program) {
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
     }
     Ok(program)
 }
