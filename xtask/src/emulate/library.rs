@@ -190,12 +190,16 @@ pub(crate) fn driver() -> Result<Option<PathBuf>> {
     build_if_possible(build)?.map(|library| folder_of(&library)).transpose()
 }
 
-/// As [`build`]; `None`, with a printed reason, where there is no C++ compiler.
+/// As [`build`]; `None`, with a printed reason, where there is no C++ compiler, or no Linux for the stand-in.
 ///
 /// # Errors
 ///
 /// As [`library`].
 pub(crate) fn build_if_possible(what: Build) -> Result<Option<PathBuf>> {
+    if what.sources.is_driver() && !cfg!(target_os = "linux") {
+        println!("skipped: the stand-in for NVIDIA's driver takes Linux");
+        return Ok(None);
+    }
     match compiler() {
         Some(compiler) => build(&compiler, what).map(Some),
         None => {
