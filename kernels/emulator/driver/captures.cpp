@@ -103,7 +103,8 @@ API int cuStreamEndCapture(CUstream handle, CUgraph* graph) {
             fail(CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "an earlier call made the capture invalid");
         }
         if (!capture->unjoined.empty()) {
-            fail(CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "another stream has captured work that this one does not wait for");
+            fail(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+                 "another stream has captured work that this one does not wait for");
         }
         *graph = state.graphs.add(capture, state.next_handle);
     });

@@ -43,8 +43,10 @@ std::map<int, int> attributes() {
     const char* text = std::getenv("TPGM_DRIVER_ATTRIBUTES");
     for (const std::string words = text ? text : ""; text && *text != '\0';) {
         int number = 0, value = 0, length = 0;
-        if (std::sscanf(text, "%d=%d%n", &number, &value, &length) != 2 || (text[length] != ',' && text[length] != '\0')) {
-            std::fprintf(stderr, "libcuda stand-in: TPGM_DRIVER_ATTRIBUTES is no list like 75=8,76=6: %s\n", words.c_str());
+        if (std::sscanf(text, "%d=%d%n", &number, &value, &length) != 2 ||
+            (text[length] != ',' && text[length] != '\0')) {
+            std::fprintf(stderr, "libcuda stand-in: TPGM_DRIVER_ATTRIBUTES is no list like 75=8,76=6: %s\n",
+                         words.c_str());
             std::abort();
         }
         values[number] = value;

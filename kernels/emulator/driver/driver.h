@@ -128,7 +128,8 @@ template <class T> class Table {
     T& get(void* handle, const char* kind) {
         const auto found = entries.find(handle);
         if (found == entries.end()) {
-            fail(CUDA_ERROR_INVALID_HANDLE, std::string("there is no such ") + kind + ": it was destroyed, or never made");
+            fail(CUDA_ERROR_INVALID_HANDLE,
+                 std::string("there is no such ") + kind + ": it was destroyed, or never made");
         }
         return found->second;
     }

@@ -1,5 +1,7 @@
-// What can be seen of a module's image: PTX text, a cubin (ELF), or a fat binary of both, the parts of which may be compressed.
+// What can be seen of a module's image: PTX text, a cubin (ELF), or a fat binary of both, the parts of which may be
+// compressed.
 
+#include <cstdlib>
 #include <cstring>
 
 #include "driver.h"
@@ -81,7 +83,11 @@ Module read_fat_binary(const char* image, unsigned capability) {
         has += (has.empty() ? "" : ", ") + std::string(kind == PTX ? "PTX for " : "code for ") + std::to_string(target);
         if ((kind == PTX && runs_ptx(target, capability)) || (kind == CUBIN && runs_cubin(target, capability))) {
             runs = true;
-            if (compressed) {
+            const auto name = read<uint32_t>(at + 32);
+            const auto name_length = read<uint32_t>(at + 36);
+            if (compressed && name_length > 0) {
+                module.names.insert(std::string(at + name, name_length)); // that of its one kernel: see `xtask/src/ptx`
+            } else if (compressed) {
                 module.names_visible = false;
             } else if (kind == CUBIN) {
                 read_cubin(at + header, module);

@@ -1,7 +1,7 @@
 // Device memory and page-locked memory.
 //
-// Device memory lies in one range of addresses that is given out once, from its start: every allocation ends at a page that may
-// not be touched, and what is freed may not be touched again. So a kernel that leaves its memory is stopped.
+// Device memory lies in one range of addresses that is given out once, from its start: every allocation ends at a page that
+// may not be touched, and what is freed may not be touched again. So a kernel that leaves its memory is stopped.
 
 #include <signal.h>
 #include <sys/mman.h>
@@ -120,7 +120,8 @@ void release(uint64_t start) {
 }
 
 // The allocation that an address is in, or the last one before it.
-template <class T> typename std::map<uint64_t, T>::iterator at_or_before(std::map<uint64_t, T>& map, uint64_t address) {
+template <class T>
+typename std::map<uint64_t, T>::iterator at_or_before(std::map<uint64_t, T>& map, uint64_t address) {
     const auto after = map.upper_bound(address);
     return after == map.begin() ? map.end() : std::prev(after);
 }
@@ -166,7 +167,8 @@ void set(const char* what, CUdeviceptr to, unsigned char value, size_t bytes, co
 }
 
 [[noreturn]] void refuse_pageable(Stream& stream) {
-    spoil(*stream.capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a copy of host memory that is not page-locked is captured");
+    spoil(*stream.capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+          "a copy of host memory that is not page-locked is captured");
 }
 
 void copy_in(const char* what, CUdeviceptr to, const void* from, size_t bytes, const std::shared_ptr<Stream>& stream) {
@@ -192,7 +194,8 @@ void copy_in(const char* what, CUdeviceptr to, const void* from, size_t bytes, c
     push(stream, std::move(work));
 }
 
-void copy_out(Lock& lock, const char* what, void* to, CUdeviceptr from, size_t bytes, const std::shared_ptr<Stream>& stream) {
+void copy_out(Lock& lock, const char* what, void* to, CUdeviceptr from, size_t bytes,
+              const std::shared_ptr<Stream>& stream) {
     if (bytes == 0) {
         return;
     }
@@ -214,7 +217,8 @@ void copy_out(Lock& lock, const char* what, void* to, CUdeviceptr from, size_t b
     }
 }
 
-void copy_within(const char* what, CUdeviceptr to, CUdeviceptr from, size_t bytes, const std::shared_ptr<Stream>& stream) {
+void copy_within(const char* what, CUdeviceptr to, CUdeviceptr from, size_t bytes,
+                 const std::shared_ptr<Stream>& stream) {
     if (bytes == 0) {
         return;
     }
@@ -234,7 +238,8 @@ void copy_within(const char* what, CUdeviceptr to, CUdeviceptr from, size_t byte
 
 void check_device(const Range& range) {
     if (!is_alive(range)) {
-        fail(CUDA_ERROR_INVALID_VALUE, std::to_string(range.bytes) + " bytes are not all in one allocation: " + describe(range.start));
+        fail(CUDA_ERROR_INVALID_VALUE,
+             std::to_string(range.bytes) + " bytes are not all in one allocation: " + describe(range.start));
     }
 }
 
@@ -262,9 +267,10 @@ std::string describe(uint64_t address) {
     State& state = State::get();
     const auto inside = [&](const char* kind, uint64_t start, size_t bytes) {
         const std::string which = std::to_string(bytes) + kind;
-        return hexadecimal(address) + (address < start + bytes
-                                           ? " is byte " + std::to_string(address - start) + " of " + which
-                                           : " is " + std::to_string(address - start - bytes) + " bytes behind the end of " + which);
+        return hexadecimal(address) + " is " +
+               (address < start + bytes ? "byte " + std::to_string(address - start) + " of "
+                                        : std::to_string(address - start - bytes) + " bytes behind the end of ") +
+               which;
     };
     const auto live = at_or_before(state.device, address);
     const auto freed = at_or_before(state.freed, address);
@@ -382,8 +388,8 @@ API int cuMemFreeHost(void* memory) {
             };
             const auto work = std::find_if(stream->queue.begin(), stream->queue.end(), uses);
             if (work != stream->queue.end()) {
-                found("cuMemFreeHost", "page-locked memory of " + std::to_string(range.bytes) + " bytes is freed before " + work->what +
-                                           " has run, which copies " +
+                found("cuMemFreeHost", "page-locked memory of " + std::to_string(range.bytes) + " bytes is freed before " +
+                                           work->what + " has run, which copies " +
                                            (work->source.overlaps(range) ? "from" : "to") + " it");
                 drain(lock, *stream);
             }

@@ -111,7 +111,8 @@ API int cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsi
         if (block_x != emulator::THREADS || block_y != 1 || block_z != 1) {
             fail(CUDA_ERROR_INVALID_VALUE, kernel + " is launched with " + std::to_string(block_x) + " x " +
                                                std::to_string(block_y) + " x " + std::to_string(block_z) +
-                                               " threads a block; it was compiled for " + std::to_string(emulator::THREADS));
+                                               " threads a block; it was compiled for " +
+                                               std::to_string(emulator::THREADS));
         }
         if (!arguments || !arguments[0] || extra) {
             fail(CUDA_ERROR_INVALID_VALUE, kernel + " takes one argument, the address of its table");

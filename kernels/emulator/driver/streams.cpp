@@ -1,4 +1,4 @@
-// Streams and events. Work waits in its stream's queue until somebody waits for it: a host that looks too early, or takes
+// Streams and events. Work stays in its stream's queue until somebody waits for it: a host that looks too early, or takes
 // memory away too early, is wrong here every time, not now and then.
 
 #include <algorithm>
@@ -237,7 +237,8 @@ API int cuStreamSynchronize(CUstream handle) {
     return call(__func__, Needs::Context, [&](Lock& lock) {
         const auto stream = stream_of(handle);
         if (stream->capture) {
-            spoil(*stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "nobody can wait for a stream that is being captured");
+            spoil(*stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                  "nobody can wait for a stream that is being captured");
         }
         drain(lock, *stream);
         trim_pool(State::get().pool.threshold);
@@ -249,7 +250,8 @@ API int cuStreamQuery(CUstream handle) {
         const auto stream = stream_of(handle);
         refuse_in_captures("cuStreamQuery");
         if (stream->capture) {
-            spoil(*stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "nobody can ask for a stream that is being captured");
+            spoil(*stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                  "nobody can ask for a stream that is being captured");
         }
         if (!ask(lock, *stream, stream->queued)) {
             fail(CUDA_ERROR_NOT_READY, "");

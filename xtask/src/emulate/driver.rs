@@ -193,3 +193,28 @@ pub(crate) fn self_test() -> Result<()> {
     ensure!(complaints.is_empty(), "the self-test of the stand-in failed\n{}", complaints.join("\n"));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_several_programs_are_added_up() {
+        let file = env::temp_dir().join(format!("tpgm-counts-{}", std::process::id()));
+        fs::write(&file, "cuInit 1\ncuLaunchKernel 20\ncuInit 2\n").unwrap();
+        let counts = read_counts(&file).unwrap();
+        assert_eq!((counts["cuInit"], counts["cuLaunchKernel"], counts.len()), (3, 20, 2));
+        let error = read_counts(&file).unwrap_err().to_string();
+        assert!(error.contains("was not loaded"), "{error}");
+    }
+
+    #[test]
+    fn every_case_is_in_the_program() {
+        let root = crate::root().unwrap();
+        let source = fs::read_to_string(root.join("kernels/emulator/driver/self_test/cases.cpp")).unwrap();
+        let (_, list) = source.split_once("constexpr Case CASES[]").unwrap();
+        let names: Vec<&str> =
+            list.split("CASE(").skip(1).map(|rest| rest.split(')').next().unwrap_or_default()).collect();
+        assert_eq!(names, CASES.iter().map(|case| case.name).collect::<Vec<_>>());
+    }
+}

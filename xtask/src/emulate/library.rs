@@ -190,12 +190,16 @@ pub(crate) fn driver() -> Result<Option<PathBuf>> {
     build_if_possible(build)?.map(|library| folder_of(&library)).transpose()
 }
 
-/// As [`build`]; `None`, with a printed reason, where there is no C++ compiler.
+/// As [`build`]; `None`, with a printed reason, where there is no C++ compiler, or no Linux for the stand-in.
 ///
 /// # Errors
 ///
 /// As [`library`].
 pub(crate) fn build_if_possible(what: Build) -> Result<Option<PathBuf>> {
+    if what.sources.is_driver() && !cfg!(target_os = "linux") {
+        println!("skipped: the stand-in for NVIDIA's driver takes Linux");
+        return Ok(None);
+    }
     match compiler() {
         Some(compiler) => build(&compiler, what).map(Some),
         None => {
@@ -261,7 +265,8 @@ pub(crate) fn program(compiler: &Path, what: Build, source: &Path, library: &Pat
     library.hash(&mut hasher);
     read(source)?.hash(&mut hasher);
     let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    let program = folder_of(library)?.join(format!("{stem}.{:016x}", hasher.finish()));
+    let folder = folder_of(library)?;
+    let program = folder.join(format!("{stem}.{:016x}.program", hasher.finish()));
     if !program.exists() {
         let kernels = crate::root()?.join("kernels");
         let command = |to: &Path| {
@@ -271,6 +276,9 @@ pub(crate) fn program(compiler: &Path, what: Build, source: &Path, library: &Pat
             command
         };
         make(&program, command)?;
+        for file in files(&folder, "program")?.into_iter().filter(|file| *file != program) {
+            fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
     }
     Ok(program)
 }

@@ -137,3 +137,16 @@ fn run_tests(
     ensure!(success, "the emulated kernels ({}) failed", variant.name());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_a_power_of_two_of_whole_warps() {
+        assert_eq!((threads("32"), threads("256")), (Ok(32), Ok(256)));
+        for text in ["0", "16", "48", "2048", "-64", "many"] {
+            assert!(threads(text).unwrap_err().contains("power of two"), "{text}");
+        }
+    }
+}

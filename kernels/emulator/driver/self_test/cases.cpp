@@ -389,17 +389,21 @@ Image cubin(unsigned target, const char* name) {
     return elf;
 }
 
-Image fat_binary(uint16_t kind, unsigned target, const Image& part, bool compressed) {
+Image fat_binary(uint16_t kind, unsigned target, const Image& part, bool compressed, const std::string& name = "") {
     Image fat;
+    const size_t header = 64 + name.size();
     fat.put<uint32_t>(0, 0xba55ed50);
     fat.put<uint16_t>(4, 1);
     fat.put<uint16_t>(6, 16);
-    fat.put<uint64_t>(8, 64 + part.bytes.size());
+    fat.put<uint64_t>(8, header + part.bytes.size());
     fat.put<uint16_t>(16, kind);
-    fat.put<uint32_t>(20, 64);
+    fat.put<uint32_t>(20, uint32_t(header));
     fat.put<uint64_t>(24, part.bytes.size());
     fat.put<uint32_t>(44, target);
+    fat.put<uint32_t>(48, 64);
+    fat.put<uint32_t>(52, uint32_t(name.size()));
     fat.put<uint64_t>(72, compressed ? 1000 : 0);
+    fat.append(name.data(), name.size());
     fat.append(part.bytes.data(), part.bytes.size());
     return fat;
 }
@@ -422,6 +426,8 @@ void images_are_read() {
     has(CUDA_SUCCESS, fat_binary(2, 90, cubin(90, "places"), false), "places");
     has(CUDA_ERROR_NOT_FOUND, fat_binary(2, 90, cubin(90, "barriers"), false), "places");
     has(CUDA_SUCCESS, fat_binary(2, 90, cubin(90, "unseen"), true), "places");
+    has(CUDA_SUCCESS, fat_binary(2, 90, cubin(90, "unseen"), true, "places"), "places");
+    has(CUDA_ERROR_NOT_FOUND, fat_binary(2, 90, cubin(90, "unseen"), true, "barriers"), "places");
     Image text;
     text.append(PTX, std::strlen(PTX));
     has(CUDA_SUCCESS, fat_binary(1, 75, text, false), "places");
