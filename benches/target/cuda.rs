@@ -54,7 +54,11 @@ impl Timed for CudaDevice {
         let (from, to, stream) = (self.address(from) + offset as u64, self.address(to), self.stream());
         // SAFETY: both memories have these bytes, and this is the stream that they are used and freed on.
         let copy = || unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) };
-        stream.context().bind_to_thread().and_then(|()| copy()).map_err(error(self, "copying within the device"))
+        stream
+            .context()
+            .bind_to_thread()
+            .and_then(|()| copy())
+            .map_err(error(self, "copying within the device"))
     }
 
     fn model(&self) -> String {

@@ -97,7 +97,9 @@ pub struct DeviceArgs {
 #[allow(clippy::print_stderr, reason = "the user should know why training is slow")]
 fn keep_memory(device: &Device) {
     if let Err(problem) = tpgm_candle::keep_freed_memory(device) {
-        eprintln!("note: memory that is freed goes back to the driver, which costs time in every step: {problem}");
+        eprintln!(
+            "note: memory that is freed goes back to the driver, which costs time in every step: {problem}"
+        );
     }
 }
 

@@ -183,9 +183,6 @@ impl<B: Bind> Average<B> {
     /// nothing of the weights.
     #[cfg(any(feature = "cuda", test))]
     pub(super) fn blend_into(&mut self, operands: &Operands) -> Result<()> {
-        // None of what they hold: a weight that is not finite would make its average NaN.
-        let mut vars = operands.vars().filter(|(_, var)| var.elem_count() > 0);
-        vars.try_for_each(|(_, var)| var.zero_set())?;
         B::bind(operands, &[], move |io| {
             let pairs = io.iter_mut().zip(self.ema.averages());
             let pairs = pairs
