@@ -4,8 +4,8 @@ use std::ffi::c_int;
 use std::fs::read_to_string;
 use std::process::Command;
 
-use cudarc::driver::{CudaEvent, result};
 use cudarc::driver::sys::{CUevent, CUevent_flags};
+use cudarc::driver::{CudaEvent, result};
 use tpgm_core::{Error, Result};
 use tpgm_cuda::{CudaDevice, Device};
 
@@ -53,7 +53,11 @@ impl Timed for CudaDevice {
         let (from, to, stream) = (self.address(from), self.address(to), self.stream());
         // SAFETY: both memories have these bytes, and this is the stream that they are used and freed on.
         let copy = || unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) };
-        stream.context().bind_to_thread().and_then(|()| copy()).map_err(error(self, "copying within the device"))
+        stream
+            .context()
+            .bind_to_thread()
+            .and_then(|()| copy())
+            .map_err(error(self, "copying within the device"))
     }
 
     fn model(&self) -> String {
