@@ -1,19 +1,20 @@
 //! NVIDIA GPUs, through cudarc.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DevicePtrMut,
-    DeviceRepr, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result,
+    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr,
+    DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, result,
 };
+use cudarc::nvrtc::Ptx;
 use tpgm_core::{Element, Error, Result};
 
 use crate::device::Device;
 use crate::gpu::Gpu;
 use crate::memory::{View, ViewMut};
-use crate::ptx;
+use crate::modules;
 
 /// Threads of a block: `TPGM_THREADS` of the kernels.
 const THREADS: usize = 256;
@@ -49,17 +50,14 @@ struct Inner {
     stream: Arc<CudaStream>,
     name: String,
     processors: usize,
-    /// Compute capability, `10 * major + minor`.
-    capability: u32,
-    /// Loaded when first used: compiling a module for the device takes the driver a moment, and a set needs one of them.
-    loaded: Mutex<Loaded>,
 }
 
-#[derive(Default)]
-struct Loaded {
-    modules: HashMap<&'static str, Arc<CudaModule>>,
-    functions: HashMap<&'static str, (CudaFunction, usize)>,
-}
+/// A kernel, and how many of its blocks run at the same time.
+type Function = (CudaFunction, usize);
+
+/// Kernels that have been loaded, by context and name. Of the process: all optimizers, averages and projectors of a context
+/// share them. They stay, and keep their contexts.
+static LOADED: LazyLock<Mutex<HashMap<(usize, &'static str), Function>>> = LazyLock::new(Mutex::default);
 
 /// True if the driver's library is there. cudarc panics where it is not, so this is asked first.
 fn driver_is_there() -> bool {
@@ -104,14 +102,13 @@ impl CudaDevice {
         let name = format!("CUDA device {ordinal} ({})", context.name().map_err(described)?);
         let (major, minor) = context.compute_capability().map_err(described)?;
         let capability = u32::try_from(10 * major + minor).unwrap_or(0);
-        if ptx::newest(capability).is_none() {
+        if capability < modules::LOWEST_CAPABILITY {
             let reason = format!("compute capability {major}.{minor}; the kernels need 7.5");
             return Err(failed(name, "choosing kernels", reason));
         }
         let processors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).map_err(described)?;
         let processors = usize::try_from(processors).unwrap_or(1);
-        let loaded = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { stream, name, processors, capability, loaded }) })
+        Ok(Self { inner: Arc::new(Inner { stream, name, processors }) })
     }
 
     /// The stream.
@@ -124,31 +121,25 @@ impl CudaDevice {
         move |reason| failed(device, call, reason)
     }
 
-    /// A kernel, and how many of its blocks run at the same time.
-    fn function(&self, kernel: &'static str) -> Result<(CudaFunction, usize)> {
-        let mut loaded = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.functions.get(kernel) {
+    /// A kernel. Loaded when first used: a call takes few of them.
+    fn function(&self, kernel: &'static str) -> Result<Function> {
+        let context = self.inner.stream.context();
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (context.cu_ctx() as usize, kernel);
+        if let Some(function) = loaded.get(&key) {
             return Ok(function.clone());
         }
-        let storage = kernel.rsplit('_').next().unwrap_or(kernel);
-        let module = match loaded.modules.get(storage) {
-            Some(module) => module.clone(),
-            None => {
-                let source =
-                    ptx::newest(self.inner.capability).and_then(|target| ptx::source(target, storage));
-                let source = source.ok_or_else(|| failed(self.name(), kernel, "no such kernel"))?;
-                let load = self.inner.stream.context().load_module(source.into());
-                let module = load.map_err(self.error(format!("loading the kernels for {storage}")))?;
-                loaded.modules.insert(storage, module.clone());
-                module
-            }
-        };
+        let image = modules::image(kernel).ok_or_else(|| failed(self.name(), kernel, "no such kernel"))?;
+        // cudarc's calls for functions leave the context to their caller, which may be a thread that has not used CUDA yet.
+        context.bind_to_thread().map_err(self.error(kernel))?;
+        let module = context.load_module(Ptx::from_binary(image.to_vec()));
+        let module = module.map_err(self.error(format!("loading the kernel `{kernel}`")))?;
         let function = module.load_function(kernel).map_err(self.error(kernel))?;
         let blocks = function
             .occupancy_max_active_blocks_per_multiprocessor(THREADS as u32, 0, None)
             .map_err(self.error(kernel))?;
         let function = (function, self.inner.processors * (blocks as usize).max(1));
-        loaded.functions.insert(kernel, function.clone());
+        loaded.insert(key, function.clone());
         Ok(function)
     }
 

@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 pub(crate) enum Variant {
     /// Nothing but the emulator's own checks
     Plain,
+    /// The same, with the sums that the kernels take on GPUs with few units for f64
+    Compensated,
     /// Undefined behavior: bounds of arrays, alignment, overflow
     Ubsan,
     /// Memory outside allocations, and undefined behavior
@@ -55,12 +57,13 @@ struct Unit {
 }
 
 impl Variant {
-    /// All, the quickest first.
+    /// All that check something of their own, the quickest first.
     pub(crate) const ALL: [Variant; 4] = [Variant::Plain, Variant::Ubsan, Variant::Asan, Variant::Tsan];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Variant::Plain => "plain",
+            Variant::Compensated => "compensated",
             Variant::Ubsan => "ubsan",
             Variant::Asan => "asan",
             Variant::Tsan => "tsan",
@@ -70,7 +73,7 @@ impl Variant {
     /// What the linker is told too.
     fn sanitizer(self) -> &'static [&'static str] {
         match self {
-            Variant::Plain => &[],
+            Variant::Plain | Variant::Compensated => &[],
             Variant::Ubsan => &["-fsanitize=undefined", "-fno-sanitize-recover=all"],
             Variant::Asan => &["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
             Variant::Tsan => &["-fsanitize=thread"],
@@ -84,6 +87,7 @@ impl Variant {
         }
         match self {
             Variant::Plain => {}
+            Variant::Compensated => flags.push("-DTPGM_COMPENSATED=1"),
             Variant::Ubsan => flags.extend(self.sanitizer()),
             Variant::Asan => {
                 flags.extend(self.sanitizer());

@@ -29,6 +29,9 @@ pub(crate) struct Args {
     /// Compile with the thread sanitizer: finds missing barriers and fences
     #[arg(long)]
     tsan: bool,
+    /// Take the sums of GPUs with few units for f64: compensated f32
+    #[arg(long, conflicts_with_all = ["asan", "ubsan", "tsan", "self_test"])]
+    compensated: bool,
     /// Test the emulator itself, in all variants: right kernels must pass, planted mistakes must be found
     #[arg(long, conflicts_with_all = ["asan", "ubsan", "tsan", "test_args"])]
     self_test: bool,
@@ -73,6 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (true, ..) => Variant::Asan,
         (_, true, _) => Variant::Ubsan,
         (.., true) => Variant::Tsan,
+        _ if args.compensated => Variant::Compensated,
         _ => Variant::Plain,
     };
     let (Some(compiler), Some(library)) = (library::compiler(), library(variant)?) else {

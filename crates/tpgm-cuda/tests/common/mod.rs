@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod blocks;
+mod sums;
 
 use tpgm_core::testing::golden::{BackendSubject, run_folder};
 use tpgm_core::{
@@ -12,6 +13,7 @@ use tpgm_core::{
 use tpgm_cuda::{Device, Gpu, Reports};
 
 use self::blocks::Blocks;
+pub(crate) use self::sums::{halves_with_f32_anchors_match_the_cpu, sums_are_nearly_exact};
 
 /// Evenly distributed numbers in `(-scale, scale)` from a hash.
 fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {
@@ -321,6 +323,8 @@ macro_rules! device_suite {
             late_reports_come_with_a_later_call,
             deferred_projections_match_the_cpu,
             golden_cases_pass,
+            sums_are_nearly_exact,
+            halves_with_f32_anchors_match_the_cpu,
         );
     };
     (@tests $backend:expr, $($name:ident),* $(,)?) => {
