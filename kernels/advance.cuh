@@ -16,7 +16,7 @@ __device__ inline uint32_t limit_scale(const Operands& io, int j, const Place& p
     C now[QUAD] = {}, before[QUAD] = {};
     if (io.variance) {
         Storage::load_quad(now, io.variance, io.variance_type, j, place);
-        Storage::load_quad(before, io.anchor_variance, io.anchor_variance_type, j, place);
+        Storage::Anchors::load_quad(before, io.anchor_variance, io.anchor_variance_type, j, place);
     }
     uint32_t limited = 0;
     for (int i = 0; i < QUAD; i++) {
@@ -62,7 +62,7 @@ __device__ inline void advance_piece(const Job& job, uint32_t t, const Move& mov
         Place place = rounds.place(round);
         Tile<C> w, a;
         load_source<Storage>(w, fills ? 0 : io.slots[MASTER], io.weight, tensor.type, place);
-        load<Storage, false>(a, anchored ? io.anchor : 0, io.anchor_type, place);
+        load_anchor<Storage>(a, anchored ? io.anchor : 0, io.anchor_type, place);
         if (ruled) {
             #pragma unroll
             for (int j = 0; j < QUADS; j++) {
@@ -96,7 +96,7 @@ __device__ inline void advance_piece(const Job& job, uint32_t t, const Move& mov
         }
         C ratio = C(1);
         if (move.norm != NO_NORM) {
-            double sum = sum_of_group(sum_of_norm(w, a, move.norm), place.width);
+            double sum = sum_of_group(sum_of_norm<Rule::MOVES || !Storage::HALF>(w, a, move.norm), place.width);
             if (place.len > 0 && tensor.parts > 1) {
                 if (place.lane == 0) job.parts[piece.part] = sum;
             } else if (place.len > 0) {
@@ -135,7 +135,7 @@ __device__ inline void pull_piece(const Job& job, uint32_t t, const Move& move, 
         if (ratio == C(1) || !(norm < move.waited_below)) continue;
         Tile<C> w, a;
         load_source<Storage>(w, io.slots[MASTER], io.weight, tensor.type, place);
-        load<Storage, false>(a, io.anchor, io.anchor_type, place);
+        load_anchor<Storage>(a, io.anchor, io.anchor_type, place);
         pull_back(w, a, ratio);
         store_weights<Storage>(tensor, io, place, w);
     }

@@ -1,6 +1,5 @@
-// All kernels, for sets whose weights, gradients and anchors are all bf16.
-#include "radii.cuh"
-#include "step.cuh"
+// For sets whose weights, gradients and anchors are all bf16.
+#define TPGM_BLOCKS 2
+#include "kernels.cuh"
 
-TPGM_STEP_KERNELS(bf16, Same<Bfloat>)
-TPGM_RADIUS_KERNELS(bf16, Same<Bfloat>)
+TPGM_KERNELS(bf16, Stored<Bfloat>)

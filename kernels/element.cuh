@@ -27,7 +27,8 @@ __device__ inline uint16_t float_to_half(float x) {
 #endif
 }
 
-// To nearest, ties to even; as hardware does from 8.0 on.
+// To nearest, ties to even. Not by the instruction that hardware has from 8.0 on: that one makes every NaN the same, while on
+// the CPU a NaN keeps its upper bits.
 __device__ inline uint16_t float_to_bfloat(float x) {
     uint32_t bits = __float_as_uint(x);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x0040u);

@@ -1,6 +1,4 @@
-// All kernels, for sets whose weights, gradients and anchors are all f16.
-#include "radii.cuh"
-#include "step.cuh"
+// For sets whose weights, gradients and anchors are all f16.
+#include "kernels.cuh"
 
-TPGM_STEP_KERNELS(f16, Same<Half>)
-TPGM_RADIUS_KERNELS(f16, Same<Half>)
+TPGM_KERNELS(f16, Stored<Half>)

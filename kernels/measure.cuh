@@ -4,7 +4,7 @@
 #pragma once
 
 #include "pull.cuh"
-#include "tile.cuh"
+#include "sums.cuh"
 
 // Which sums are taken beside the check for finite gradients. `tpgm_core::cpu::measure` has the same list.
 enum Wanted : uint32_t {
@@ -80,7 +80,7 @@ __device__ inline void measure_piece(const Job& job, const Tensor& tensor, const
             bool radii = wanted == RADIUS_GRADIENT;
             uint64_t master = radii || scalars.master_filled != 0.0 ? io.slots[MASTER] : 0;
             load_source<Storage>(w, master, radii ? io.slots[REMEMBERED] : io.weight, tensor.type, place);
-            load<Storage, false>(a, io.anchor, io.anchor_type, place);
+            load_anchor<Storage>(a, io.anchor, io.anchor_type, place);
             Tile<C> d = displacement(w, a);
             dot = sum_of_products(g, d);
             if (wanted == DISPLACEMENT_SUMS || wanted == AND_PREVIOUS) norm = sum_of_products(d, d);
@@ -112,12 +112,12 @@ __device__ inline void measure(const Job& job) {
         sums = sum_of_block(sums);
         if (threadIdx.x == 0) {
             job.span_sums[s] = sums;
-            __threadfence();
+            fence();
             last_of_tensor = atomicAdd(&job.progress[span.tensor].measured, 1u) == tensor.spans - 1;
+            if (last_of_tensor) fence();
         }
         __syncthreads();
         if (last_of_tensor) {
-            __threadfence();
             Sums total = {};
             for (uint32_t i = threadIdx.x; i < tensor.spans; i += THREADS) add(total, job.span_sums[tensor.first_span + i]);
             total = sum_of_block(total);
@@ -127,12 +127,12 @@ __device__ inline void measure(const Job& job) {
             }
         }
         if (threadIdx.x == 0) {
-            __threadfence();
+            fence();
             last_of_all = atomicAdd(&job.counters->measured, 1u) == job.span_count - 1;
+            if (last_of_all) fence();
         }
         __syncthreads();
         if (last_of_all) {
-            __threadfence();
             Phase::decide(job);
             if (threadIdx.x == 0) job.counters->measured = 0;
         }

@@ -27,37 +27,40 @@ template <class Work> __device__ inline void run_queue(const Job& job) {
             Work::advance(job, item);
             __syncthreads();
             if (threadIdx.x == 0) {
-                __threadfence();
+                fence();
                 last = atomicAdd(&progress.arrived, 1u) == job.tensors[item.tensor].pieces - 1;
+                if (last) fence();
             }
             __syncthreads();
             settles = last != 0;
-            if (settles) __threadfence();
         }
         if (settles) {
             Work::settle(job, item.tensor);
             __syncthreads();
             if (threadIdx.x == 0) {
-                __threadfence();
+                fence();
                 atomicExch(&progress.settled, 1u);
             }
         }
         if (item.kind == PULL) {
             if (threadIdx.x == 0) {
                 while (atomicAdd(&progress.settled, 0u) == 0u) pause_polling();
+                fence();
             }
             __syncthreads();
-            __threadfence();
             Work::pull(job, item);
         }
         __syncthreads();
         if (threadIdx.x == 0) ticket = next;
     }
     // Whoever leaves last puts the counters back for the next launch.
-    if (threadIdx.x == 0) last = atomicAdd(&job.counters->exited, 1u) == gridDim.x - 1;
+    if (threadIdx.x == 0) {
+        fence();
+        last = atomicAdd(&job.counters->exited, 1u) == gridDim.x - 1;
+        if (last) fence();
+    }
     __syncthreads();
     if (!last) return;
-    __threadfence();
     for (uint32_t t = threadIdx.x; t < job.tensor_count; t += THREADS) {
         job.progress[t].arrived = 0;
         job.progress[t].settled = 0;

@@ -1,5 +1,5 @@
-// TPGM's projection update: `remember_*`, `write_*` and `radii_*`, one launch each; and `blend_*`, moving averages and
-// interpolation.
+// TPGM's projection update, three launches: remembering the weights, writing them, and the gradient of the radii. And
+// blending, for moving averages and interpolation.
 #pragma once
 
 #include "decide.cuh"
@@ -18,10 +18,10 @@ __device__ inline void remember_piece(const Job& job, uint32_t t, const Piece& p
         Place place = rounds.place(round);
         Tile<C> w, a;
         load_source<Storage>(w, fresh ? 0 : io.slots[MASTER], io.weight, tensor.type, place);
-        load<Storage, false>(a, io.anchor, io.anchor_type, place);
+        load_anchor<Storage>(a, io.anchor, io.anchor_type, place);
         if (io.slots[REMEMBERED]) store<Storage, false>(w, io.slots[REMEMBERED], tensor.type, place);
         else if (Storage::HALF && fresh) store_as<false>(at<float>(io.slots[MASTER]) + place.start, w, place);
-        double sum = sum_of_group(sum_of_norm(w, a, tensor.settings.norm), place.width);
+        double sum = sum_of_group(sum_of_norm<!Storage::HALF>(w, a, tensor.settings.norm), place.width);
         if (place.len == 0 || place.lane != 0) continue;
         if (tensor.parts > 1) {
             job.parts[piece.part] = sum;
@@ -74,12 +74,12 @@ template <class Storage> __device__ inline void remember(const Job& job) {
         }
         __syncthreads();
         if (threadIdx.x == 0) {
-            __threadfence();
+            fence();
             last_of_tensor = atomicAdd(&job.progress[piece.tensor].arrived, 1u) == tensor.pieces - 1;
+            if (last_of_tensor) fence();
         }
         __syncthreads();
         if (last_of_tensor && learned && tensor.parts > 1) {
-            __threadfence();
             finish_norms(job, tensor, tensor.settings.norm);
             for (uint64_t u = threadIdx.x; u < tensor.units; u += THREADS) {
                 if (!isfinite(job.norms[tensor.first_unit + u])) atomicAdd(&job.progress[piece.tensor].bad, 1u);
@@ -87,12 +87,12 @@ template <class Storage> __device__ inline void remember(const Job& job) {
             __syncthreads();
         }
         if (threadIdx.x == 0) {
-            __threadfence();
+            fence();
             last_of_all = atomicAdd(&job.counters->arrived, 1u) == job.piece_count - 1;
+            if (last_of_all) fence();
         }
         __syncthreads();
         if (last_of_all) {
-            __threadfence();
             conclude_remember(job);
         }
         __syncthreads();
@@ -117,7 +117,7 @@ __device__ inline void write_piece(const Job& job, uint32_t t, const Piece& piec
         load_source<Storage>(w, master, io.slots[REMEMBERED], tensor.type, place);
         if (ratio != C(1)) {
             Tile<C> a;
-            load<Storage, false>(a, io.anchor, io.anchor_type, place);
+            load_anchor<Storage>(a, io.anchor, io.anchor_type, place);
             pull_back(w, a, ratio);
             if (Storage::HALF && master && job.write == PROJECTION) store_as<false>(at<float>(master) + place.start, w, place);
         }
@@ -141,10 +141,11 @@ template <class Storage> struct WriteWork {
     }
 };
 
-// `target = keep * target + take * source`; the targets are in the column of weights, the sources in that of gradients. Reads
-// 8 and writes 4 bytes per f32 parameter. With nothing to keep, targets may hold anything, also NaN.
+// `target = keep * target + take * source`; the targets are in the column of weights and stored as anchors are, the sources in
+// that of gradients. Reads 8 and writes 4 bytes per f32 parameter. With nothing to keep, targets may hold anything, also NaN.
 template <class Storage, class C>
 __device__ inline void blend_piece(const Job& job, const Piece& piece) {
+    using Targets = typename Storage::Anchors;
     const Tensor& tensor = job.tensors[piece.tensor];
     const Operands& io = job.operands[piece.tensor];
     C keep = static_cast<C>(job.keep), take = static_cast<C>(job.take);
@@ -152,7 +153,7 @@ __device__ inline void blend_piece(const Job& job, const Piece& piece) {
     for (uint32_t round = 0; round < rounds.count(); round++) {
         Place place = rounds.place(round);
         Tile<C> target, source;
-        load<Storage, true>(target, io.weight, tensor.type, place);
+        load<Targets, true>(target, io.weight, tensor.type, place);
         load<Storage, true>(source, io.grad, io.grad_type, place);
         #pragma unroll
         for (int j = 0; j < QUADS; j++) {
@@ -162,7 +163,7 @@ __device__ inline void blend_piece(const Job& job, const Piece& piece) {
                 target.x[j][i] = kept + take * source.x[j][i];
             }
         }
-        store<Storage, true>(target, io.weight, tensor.type, place);
+        store<Targets, true>(target, io.weight, tensor.type, place);
     }
 }
 
@@ -172,13 +173,3 @@ template <class Storage> __device__ inline void blend(const Job& job) {
         TPGM_IN_COMPUTE_TYPE(Storage, job.tensors[piece.tensor], C, (blend_piece<Storage, C>(job, piece)));
     }
 }
-
-#define TPGM_RADIUS_KERNELS(suffix, Storage)                                                \
-    TPGM_KERNEL remember_##suffix(const Job* job) { remember<Storage>(*job); }              \
-    TPGM_REGISTER(remember_##suffix)                                                        \
-    TPGM_KERNEL write_##suffix(const Job* job) { run_queue<WriteWork<Storage>>(*job); }     \
-    TPGM_REGISTER(write_##suffix)                                                           \
-    TPGM_KERNEL radii_##suffix(const Job* job) { measure<Storage, RadiusPhase>(*job); }     \
-    TPGM_REGISTER(radii_##suffix)                                                           \
-    TPGM_KERNEL blend_##suffix(const Job* job) { blend<Storage>(*job); }                    \
-    TPGM_REGISTER(blend_##suffix)

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "pull.cuh"
-#include "tile.cuh"
+#include "sums.cuh"
 
 // What a set of norms comes to. Minimum, maximum and counts do not depend on the order, so atomics give the same bits.
 struct NormStats {
@@ -16,6 +16,9 @@ __device__ inline unsigned long long bits_of(double x) {
 }
 
 __device__ inline double from_bits(unsigned long long bits) { return __longlong_as_double(static_cast<long long>(bits)); }
+
+__device__ inline unsigned long long smaller(unsigned long long a, unsigned long long b) { return a < b ? a : b; }
+__device__ inline unsigned long long larger(unsigned long long a, unsigned long long b) { return a > b ? a : b; }
 
 __device__ inline void reset(NormStats& stats) { stats = {BITS_OF_INFINITY, 0, BITS_OF_ONE, 0}; }
 
@@ -61,9 +64,30 @@ __device__ inline void survey(const Job& job, const Tensor& tensor, const Pull& 
     __syncthreads();
     if (threadIdx.x == 0) reset(stats);
     __syncthreads();
+    // In registers first: on 64 bits of shared memory, minima and maxima are loops.
+    NormStats mine;
+    reset(mine);
     for (uint64_t u = threadIdx.x; u < tensor.units; u += THREADS) {
         double norm = job.norms[tensor.first_unit + u];
-        add(stats, norm, ratio_in(tensor, pull, norm));
+        double ratio = ratio_in(tensor, pull, norm);
+        mine.smallest = smaller(mine.smallest, bits_of(norm));
+        mine.largest = larger(mine.largest, bits_of(norm));
+        if (ratio < 1.0) {
+            mine.ratio = smaller(mine.ratio, bits_of(ratio));
+            mine.pulled++;
+        }
+    }
+    for (int offset = WARP / 2; offset > 0; offset /= 2) {
+        mine.smallest = smaller(mine.smallest, __shfl_xor_sync(0xffffffffu, mine.smallest, offset));
+        mine.largest = larger(mine.largest, __shfl_xor_sync(0xffffffffu, mine.largest, offset));
+        mine.ratio = smaller(mine.ratio, __shfl_xor_sync(0xffffffffu, mine.ratio, offset));
+        mine.pulled += __shfl_xor_sync(0xffffffffu, mine.pulled, offset);
+    }
+    if (threadIdx.x % WARP == 0) {
+        atomicMin(&stats.smallest, mine.smallest);
+        atomicMax(&stats.largest, mine.largest);
+        atomicMin(&stats.ratio, mine.ratio);
+        atomicAdd(&stats.pulled, mine.pulled);
     }
     __syncthreads();
 }

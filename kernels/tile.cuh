@@ -118,9 +118,11 @@ __device__ inline void store_as(S* row, const Tile<C>& tile, const Place& place)
     for (int j = 0; j < QUADS; j++) store_quad<ONCE>(row, tile.x[j], j, place);
 }
 
-// How operands are stored: all as `S`, known when the kernel is compiled; or each as its type in the tables says. The second
-// costs a call per quad, and serves sets that mix types.
-template <class S> struct Same {
+// How operands are stored: all as `S` but anchors as `A`, known when the kernel is compiled; or each as its type in the
+// tables says. The second costs a call per quad, and serves sets that mix types in other ways. `Anchors` is the storage of
+// anchors, their variances, and averages.
+template <class S, class A = S> struct Stored {
+    using Anchors = Stored<A>;
     static constexpr bool HALF = sizeof(S) == 2;
     template <bool ONCE, class C>
     __device__ static void load(Tile<C>& tile, uint64_t address, uint32_t, const Place& place) {
@@ -168,6 +170,7 @@ __device__ TPGM_NOINLINE inline void store_any(Quad<C> x, uint64_t address, uint
 }
 
 struct Any {
+    using Anchors = Any;
     static constexpr bool HALF = true;
     template <bool ONCE, class C>
     __device__ static void load(Tile<C>& tile, uint64_t address, uint32_t type, const Place& place) {
@@ -217,6 +220,11 @@ __device__ inline void load(Tile<C>& tile, uint64_t address, uint32_t type, cons
     else Storage::template load<ONCE>(tile, address, type, place);
 }
 
+template <class Storage, class C>
+__device__ inline void load_anchor(Tile<C>& tile, uint64_t address, uint32_t type, const Place& place) {
+    load<typename Storage::Anchors, false>(tile, address, type, place);
+}
+
 // Rounds a thread's elements into an operand.
 template <class Storage, bool ONCE, class C>
 __device__ inline void store(const Tile<C>& tile, uint64_t address, uint32_t type, const Place& place) {
@@ -257,48 +265,3 @@ template <class C> __device__ inline void pull_back(Tile<C>& w, const Tile<C>& a
         for (int i = 0; i < QUAD; i++) w.x[j][i] = a.x[j][i] + ratio * (w.x[j][i] - a.x[j][i]);
     }
 }
-
-// Sums are in f64. Products of two f32 are exact in it, so that fusing the multiplication into the addition changes no bit.
-template <class C> __device__ inline double sum_of_norm(const Tile<C>& w, const Tile<C>& a, uint32_t norm) {
-    double sum = 0;
-    #pragma unroll
-    for (int j = 0; j < QUADS; j++) {
-        #pragma unroll
-        for (int i = 0; i < QUAD; i++) {
-            double d = static_cast<double>(w.x[j][i] - a.x[j][i]);
-            sum = norm == L2 ? fma(d, d, sum) : sum + fabs(d);
-        }
-    }
-    return sum;
-}
-
-template <class C> __device__ inline double sum_of_products(const Tile<C>& x, const Tile<C>& y) {
-    double sum = 0;
-    #pragma unroll
-    for (int j = 0; j < QUADS; j++) {
-        #pragma unroll
-        for (int i = 0; i < QUAD; i++) {
-            sum = fma(static_cast<double>(x.x[j][i]), static_cast<double>(y.x[j][i]), sum);
-        }
-    }
-    return sum;
-}
-
-// Adds up in a fixed order over the threads of a group; every thread gets the sum. The whole block has to call it.
-__device__ inline double sum_of_group(double x, uint32_t width) {
-    __shared__ double warps[WARPS];
-    for (uint32_t offset = (width < WARP ? width : WARP) / 2; offset > 0; offset /= 2) {
-        x += __shfl_xor_sync(0xffffffffu, x, offset);
-    }
-    if (width > WARP) {
-        __syncthreads();  // the sums of the previous call have been read
-        if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = x;
-        __syncthreads();
-        uint32_t first = threadIdx.x / width * (width / WARP);
-        x = warps[first];
-        for (uint32_t w = 1; w < width / WARP; w++) x += warps[first + w];
-    }
-    return x;
-}
-
-__device__ inline double sum_of_block(double x) { return sum_of_group(x, THREADS); }

@@ -33,15 +33,27 @@ pub(crate) const NVRTC: Tool = Tool {
     file: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
 };
 
-/// The assembler of PTX to machine code, newer than NVRTC so that it knows the newest GPUs.
+/// The assembler of PTX to machine code, newer than NVRTC so that it knows the newest GPUs. Of CUDA 12, since drivers load
+/// machine code of their own major version and older ones.
 pub(crate) const PTXAS: Tool = Tool {
+    package: "nvidia-cuda-nvcc-cu12",
+    version: "12.9.86",
+    hashes: [
+        "5d6a0d32fdc7ea39917c20065614ae93add6f577d840233237ff08e9a38f58f0",
+        "44e1eca4d08926193a558d2434b1bf83d57b4d5743e0c431c0c83d51da1df62b",
+    ],
+    file: "nvidia/cuda_nvcc/bin/ptxas",
+};
+
+/// What packs machine code and PTX into one file, from which the driver takes what fits. The wheels of CUDA 12 have none.
+pub(crate) const FATBINARY: Tool = Tool {
     package: "nvidia-cuda-nvcc",
     version: "13.0.88",
     hashes: [
         "56fe502eb77625a12f25172caa3cdddb4e4c8ba2c8c17dba44b164761b380f03",
         "c7ff28f86a24effdc6c034fa15230c549a273e4771b10a7fec14996f8cf3307f",
     ],
-    file: "nvidia/cu13/bin/ptxas",
+    file: "nvidia/cu13/bin/fatbinary",
 };
 
 impl Tool {

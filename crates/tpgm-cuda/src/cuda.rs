@@ -5,7 +5,7 @@ mod lent;
 mod memory;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
 use cudarc::driver::sys::CUdevice_attribute_enum::{
@@ -13,9 +13,9 @@ use cudarc::driver::sys::CUdevice_attribute_enum::{
 };
 use cudarc::driver::sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, PushKernelArg,
-    result,
+    CudaContext, CudaEvent, CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg, result,
 };
+use cudarc::nvrtc::Ptx;
 use tpgm_core::{Error, Result};
 
 pub use self::captured::Captured;
@@ -23,7 +23,7 @@ pub use self::lent::{Lent, LentMut};
 pub use self::memory::{CudaMemory, CudaStaging};
 use crate::device::Device;
 use crate::gpu::Gpu;
-use crate::ptx;
+use crate::modules;
 
 /// Threads of a block: `TPGM_THREADS` of the kernels.
 const THREADS: usize = 256;
@@ -61,21 +61,18 @@ struct Inner {
     stream: Arc<CudaStream>,
     name: String,
     processors: usize,
-    /// Compute capability, `10 * major + minor`.
-    capability: u32,
     lag: usize,
     /// The thread whose stream it is, for the stream that every thread has its own of.
     thread: Option<ThreadId>,
     kept: Mutex<memory::Kept>,
-    /// Loaded when first used: compiling a module for the device takes the driver a moment, and a set needs one of them.
-    loaded: Mutex<Loaded>,
 }
 
-#[derive(Default)]
-struct Loaded {
-    modules: HashMap<&'static str, Arc<CudaModule>>,
-    functions: HashMap<&'static str, (CudaFunction, usize)>,
-}
+/// A kernel, and how many of its blocks run at the same time.
+type Function = (CudaFunction, usize);
+
+/// Kernels that have been loaded, by context and name. Of the process: all optimizers, averages and projectors of a context
+/// share them. They stay, and keep their contexts.
+static LOADED: LazyLock<Mutex<HashMap<(usize, &'static str), Function>>> = LazyLock::new(Mutex::default);
 
 /// True if the driver's library is there. cudarc panics where it is not, so this is asked first.
 fn driver_is_there() -> bool {
@@ -120,7 +117,7 @@ impl CudaDevice {
         let name = format!("CUDA device {ordinal} ({})", context.name().map_err(described)?);
         let (major, minor) = context.compute_capability().map_err(described)?;
         let capability = u32::try_from(10 * major + minor).unwrap_or(0);
-        if ptx::newest(capability).is_none() {
+        if capability < modules::LOWEST_CAPABILITY {
             let reason = format!("compute capability {major}.{minor}; the kernels need 7.5");
             return Err(failed(name, "choosing kernels", reason));
         }
@@ -129,10 +126,8 @@ impl CudaDevice {
         let l2 = context.attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE).map_err(described)?;
         let lag = lag(processors, usize::try_from(l2).unwrap_or(0));
         let thread = (stream.cu_stream() as usize == PER_THREAD).then(|| thread::current().id());
-        let (kept, loaded) = Default::default();
-        Ok(Self {
-            inner: Arc::new(Inner { stream, name, processors, capability, lag, thread, kept, loaded }),
-        })
+        let kept = Mutex::default();
+        Ok(Self { inner: Arc::new(Inner { stream, name, processors, lag, thread, kept }) })
     }
 
     /// The stream.
@@ -145,31 +140,25 @@ impl CudaDevice {
         move |reason| failed(device, call, reason)
     }
 
-    /// A kernel, and how many of its blocks run at the same time.
-    fn function(&self, kernel: &'static str) -> Result<(CudaFunction, usize)> {
-        let mut loaded = self.inner.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.functions.get(kernel) {
+    /// A kernel. Loaded when first used: a call takes few of them.
+    fn function(&self, kernel: &'static str) -> Result<Function> {
+        let context = self.inner.stream.context();
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (context.cu_ctx() as usize, kernel);
+        if let Some(function) = loaded.get(&key) {
             return Ok(function.clone());
         }
-        let storage = kernel.rsplit('_').next().unwrap_or(kernel);
-        let module = match loaded.modules.get(storage) {
-            Some(module) => module.clone(),
-            None => {
-                let source =
-                    ptx::newest(self.inner.capability).and_then(|target| ptx::source(target, storage));
-                let source = source.ok_or_else(|| failed(self.name(), kernel, "no such kernel"))?;
-                let load = self.inner.stream.context().load_module(source.into());
-                let module = load.map_err(self.error(format!("loading the kernels for {storage}")))?;
-                loaded.modules.insert(storage, module.clone());
-                module
-            }
-        };
+        let image = modules::image(kernel).ok_or_else(|| failed(self.name(), kernel, "no such kernel"))?;
+        // cudarc's calls for functions leave the context to their caller, which may be a thread that has not used CUDA yet.
+        context.bind_to_thread().map_err(self.error(kernel))?;
+        let module = context.load_module(Ptx::from_binary(image.to_vec()));
+        let module = module.map_err(self.error(format!("loading the kernel `{kernel}`")))?;
         let function = module.load_function(kernel).map_err(self.error(kernel))?;
         let blocks = function
             .occupancy_max_active_blocks_per_multiprocessor(THREADS as u32, 0, None)
             .map_err(self.error(kernel))?;
         let function = (function, self.inner.processors * (blocks as usize).max(1));
-        loaded.functions.insert(kernel, function.clone());
+        loaded.insert(key, function.clone());
         Ok(function)
     }
 

@@ -22,6 +22,7 @@ use tpgm_core::{
 
 use crate::device::Device;
 use crate::memory::{Buffer, View, ViewMut};
+use crate::modules::{self, Kernel};
 use crate::operands::Bound;
 use crate::tables::{self, bytes};
 use crate::workspace::{Queue, Workspace};
@@ -104,10 +105,10 @@ impl<D: Device> Gpu<D> {
         Ok(call)
     }
 
-    /// Queues a call's tables and one of its kernels: the one of `kernels` that fits the operands' storage.
-    fn launch(&self, call: &mut Call<'_, D>, kernels: [&'static str; 4], work: u32) -> Result<()> {
+    /// Queues a call's tables and one of its kernels, for the operands' storage.
+    fn launch(&self, call: &mut Call<'_, D>, kernel: &Kernel, work: u32) -> Result<()> {
         call.workspace.send(&self.device, &call.table, &call.bound.operands)?;
-        call.workspace.launch(&self.device, call.bound.storage.pick(kernels), work as usize)
+        call.workspace.launch(&self.device, kernel.name(call.bound.storage), work as usize)
     }
 
     /// Ends a call that may be refused: waits for its outcome, or leaves it to a later call.
@@ -130,13 +131,11 @@ struct Call<'j, D: Device> {
     table: tables::Job,
 }
 
-const MEASURE: [&str; 4] = ["measure_f32", "measure_bf16", "measure_f16", "measure_any"];
-
 /// The kernels that move weights by a rule.
-fn advance(rule: &Rule) -> [&'static str; 4] {
+fn advance(rule: &Rule) -> &'static Kernel {
     match rule {
-        Rule::AdamW(_) => ["adamw_f32", "adamw_bf16", "adamw_f16", "adamw_any"],
-        Rule::Sgd(_) => ["sgd_f32", "sgd_bf16", "sgd_f16", "sgd_any"],
+        Rule::AdamW(_) => &modules::ADAMW,
+        Rule::Sgd(_) => &modules::SGD,
     }
 }
 
@@ -258,7 +257,7 @@ impl<D: Device> Backend for Gpu<D> {
     fn step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<StepReport> {
         let mut call = self.start_step(job, rule, options)?;
         let (spans, items) = (call.table.span_count, call.table.item_count);
-        self.launch(&mut call, MEASURE, spans)?;
+        self.launch(&mut call, &modules::MEASURE, spans)?;
         self.launch(&mut call, advance(rule), items)?;
         let grad_norm = self.conclude(call)?;
         Ok(StepReport { grad_norm: grad_norm.filter(|_| options.max_grad_norm.is_some()) })
@@ -267,8 +266,8 @@ impl<D: Device> Backend for Gpu<D> {
     fn prepare_step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<()> {
         let call = self.start_step(job, rule, options)?;
         // So that the step can be captured next: kernels cannot be loaded then.
-        for kernels in [MEASURE, advance(rule)] {
-            self.device.resident_blocks(call.bound.storage.pick(kernels))?;
+        for kernel in [&modules::MEASURE, advance(rule)] {
+            self.device.resident_blocks(kernel.name(call.bound.storage))?;
         }
         call.workspace.send(&self.device, &call.table, &call.bound.operands)
     }
@@ -280,13 +279,13 @@ impl<D: Device> Backend for Gpu<D> {
     fn project(&self, job: Job<'_, '_, Self>) -> Result<()> {
         let mut call = self.start(job, Queue::Moves)?;
         let items = call.table.item_count;
-        self.launch(&mut call, ["project_f32", "project_bf16", "project_f16", "project_any"], items)
+        self.launch(&mut call, &modules::PROJECT, items)
     }
 
     fn remember(&self, job: Job<'_, '_, Self>) -> Result<()> {
         let mut call = self.start(job, Queue::Moves)?;
         let pieces = call.table.piece_count;
-        self.launch(&mut call, ["remember_f32", "remember_bf16", "remember_f16", "remember_any"], pieces)?;
+        self.launch(&mut call, &modules::REMEMBER, pieces)?;
         self.conclude(call).map(drop)
     }
 
@@ -298,14 +297,14 @@ impl<D: Device> Backend for Gpu<D> {
             Write::Remembered => tables::write::REMEMBERED,
         };
         let items = call.table.item_count;
-        self.launch(&mut call, ["write_f32", "write_bf16", "write_f16", "write_any"], items)
+        self.launch(&mut call, &modules::WRITE, items)
     }
 
     fn update_radii(&self, job: Job<'_, '_, Self>) -> Result<()> {
         let mut call = self.start(job, Queue::Moves)?;
         call.table.grad_scale = 1.0;
         let spans = call.table.span_count;
-        self.launch(&mut call, ["radii_f32", "radii_bf16", "radii_f16", "radii_any"], spans)?;
+        self.launch(&mut call, &modules::RADII, spans)?;
         self.conclude(call).map(drop)
     }
 
@@ -328,7 +327,7 @@ impl<D: Device> Backend for Gpu<D> {
         let mut table = workspace.job(&self.device, 0, Queue::Moves);
         (table.keep, table.take) = (shares.keep, shares.take);
         workspace.send(&self.device, &table, &bound.operands)?;
-        let kernel = bound.storage.pick(["blend_f32", "blend_bf16", "blend_f16", "blend_any"]);
+        let kernel = modules::BLEND.name(bound.storage);
         workspace.launch(&self.device, kernel, table.piece_count as usize)
     }
 }

@@ -4,13 +4,13 @@
 //! for any number of tensors, no temporaries, no waiting for the device. With candle, take `tpgm-candle` with its feature
 //! `cuda` instead, which uses this.
 //!
-//! Building it takes no CUDA toolkit: the kernels come as PTX, and the driver is looked up at run time. Without a driver or a
+//! Building it takes no CUDA toolkit: the kernels come compiled, and the driver is looked up at run time. Without a driver or a
 //! device (compute capability 7.5 or newer), [`Cuda::new`] is an error that says so.
 //!
 //! [`Cuda`] implements [`Backend`](tpgm_core::Backend), so [`Optimizer`](tpgm_core::Optimizer),
 //! [`Projector`](tpgm_core::Projector), [`Ema`](tpgm_core::Ema) and
 //! [`Interpolator`](tpgm_core::weight_space::Interpolator) run on it as on the CPU. Memory stays the caller's: see the example
-//! at [`Cuda`]. Results are those of the CPU backend but for the order of sums, and have the same bits in every run.
+//! at [`Cuda`]. Results are those of the CPU backend but for how sums are taken, and have the same bits in every run on one GPU.
 //!
 //! # Refused steps
 //!
@@ -77,8 +77,8 @@ pub mod emulator;
 mod gpu;
 mod layout;
 mod memory;
+mod modules;
 mod operands;
-mod ptx;
 mod tables;
 mod workspace;
 

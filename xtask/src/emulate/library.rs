@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 pub(crate) enum Variant {
     /// Nothing but the emulator's own checks
     Plain,
+    /// The same, with the sums that the kernels take on GPUs with few units for f64
+    Compensated,
     /// Undefined behavior: bounds of arrays, alignment, overflow
     Ubsan,
     /// Memory outside allocations, and undefined behavior
@@ -77,12 +79,13 @@ struct Unit {
 }
 
 impl Variant {
-    /// All, the quickest first.
+    /// All that check something of their own, the quickest first.
     pub(crate) const ALL: [Variant; 4] = [Variant::Plain, Variant::Ubsan, Variant::Asan, Variant::Tsan];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Variant::Plain => "plain",
+            Variant::Compensated => "compensated",
             Variant::Ubsan => "ubsan",
             Variant::Asan => "asan",
             Variant::Tsan => "tsan",
@@ -92,7 +95,7 @@ impl Variant {
     /// What the linker is told too.
     fn sanitizer(self) -> &'static [&'static str] {
         match self {
-            Variant::Plain => &[],
+            Variant::Plain | Variant::Compensated => &[],
             Variant::Ubsan => &["-fsanitize=undefined", "-fno-sanitize-recover=all"],
             Variant::Asan => &["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
             Variant::Tsan => &["-fsanitize=thread"],
@@ -102,6 +105,7 @@ impl Variant {
     fn flags(self, kernel: bool) -> Vec<&'static str> {
         match self {
             Variant::Plain => Vec::new(),
+            Variant::Compensated => vec!["-DTPGM_COMPENSATED=1"],
             Variant::Ubsan => self.sanitizer().to_vec(),
             Variant::Asan => {
                 [self.sanitizer(), &["-fno-omit-frame-pointer", "-DTPGM_EMULATOR_ASAN"]].concat()

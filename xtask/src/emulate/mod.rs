@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Compile with the thread sanitizer: finds missing barriers and fences
     #[arg(long)]
     tsan: bool,
+    /// Take the sums of GPUs with few units for f64: compensated f32
+    #[arg(long, conflicts_with_all = ["asan", "ubsan", "tsan", "self_test", "driver"])]
+    compensated: bool,
     /// Run the host's code for GPUs too, over a stand-in for NVIDIA's driver
     #[arg(long, conflicts_with_all = ["asan", "ubsan", "tsan", "threads"])]
     driver: bool,
@@ -103,6 +106,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         (true, ..) => Variant::Asan,
         (_, true, _) => Variant::Ubsan,
         (.., true) => Variant::Tsan,
+        _ if args.compensated => Variant::Compensated,
         _ => Variant::Plain,
     };
     let threads = args.threads.unwrap_or(FEW_THREADS);

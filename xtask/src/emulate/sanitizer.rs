@@ -14,7 +14,7 @@ use super::library::Variant;
 /// If the compiler does not have the sanitizer's library.
 pub(crate) fn runner(compiler: &Path, variant: Variant) -> Result<Vec<String>> {
     let preload = match variant {
-        Variant::Plain => return Ok(Vec::new()),
+        Variant::Plain | Variant::Compensated => return Ok(Vec::new()),
         Variant::Ubsan => Vec::new(), // the library finds it by itself
         // The program is linked with neither, and exceptions are the business of both.
         Variant::Asan => vec![runtime(compiler, "libasan.so")?, runtime(compiler, "libstdc++.so.6")?],
@@ -38,7 +38,7 @@ pub(crate) fn runner(compiler: &Path, variant: Variant) -> Result<Vec<String>> {
 
 fn options(variant: Variant) -> &'static [&'static str] {
     match variant {
-        Variant::Plain => &[],
+        Variant::Plain | Variant::Compensated => &[],
         Variant::Ubsan => &["UBSAN_OPTIONS=print_stacktrace=1", "TPGM_EMULATOR_TIMEOUT=300"],
         // The test harness ends with memory of its threads in use.
         Variant::Asan => {

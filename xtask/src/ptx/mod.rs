@@ -1,5 +1,10 @@
-//! `cargo xtask ptx`: `kernels/*.cu` to PTX, which is committed so that building needs no compiler of CUDA.
+//! `cargo xtask ptx`: `kernels/*.cu` to modules of machine code and PTX, which are committed so that building needs no
+//! compiler of CUDA.
+//!
+//! A module is one kernel for one storage of the operands, as a fat binary: machine code for the usual GPUs and PTX for all
+//! others, from which the driver takes what fits.
 
+mod fatbinary;
 mod nvrtc;
 mod ptxas;
 mod table;
@@ -7,6 +12,7 @@ mod table;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,7 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::cuda_tools;
 use nvrtc::Nvrtc;
-use ptxas::{GPUS, Usage};
+use ptxas::{GPUS, Gpu, Usage};
 
 /// Options of `ptx`.
 #[derive(Debug, clap::Args)]
@@ -22,6 +28,9 @@ pub(crate) struct Args {
     /// Compare with the committed files instead of writing them
     #[arg(long)]
     check: bool,
+    /// Take only modules with this in their names, print what they take, and write nothing
+    #[arg(long, value_name = "TEXT", conflicts_with = "check")]
+    only: Option<String>,
     /// Compile with this NVRTC library instead of the pinned wheel
     #[arg(long, value_name = "PATH")]
     nvrtc: Option<PathBuf>,
@@ -30,17 +39,23 @@ pub(crate) struct Args {
     any_version: bool,
 }
 
-/// Compute capabilities, times ten, that PTX is made for. A GPU takes the newest that it can use. `tpgm-cuda` embeds these.
-const TARGETS: [u32; 2] = [75, 90];
+/// The kernels of `kernels/kernels.cuh`, without the suffix for their storage.
+const KERNELS: [&str; 8] = ["measure", "adamw", "sgd", "project", "remember", "write", "radii", "blend"];
 
-/// NVRTC options besides the target and the include path. Products and sums are never contracted, so that a kernel gives
-/// the same bits on every GPU and under the emulator.
+/// Compute capability, times ten, that PTX is made for: the lowest, since no kernel has code for a higher one.
+const TARGET: u32 = 75;
+
+/// NVRTC options besides the target, the include path and the kernel. Products and sums are never contracted, so that a
+/// kernel gives the same bits on every GPU and under the emulator.
 const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
 
 /// The release of the pinned NVRTC, which it writes at the top of its output.
 const RELEASE: &str = "release 12.4, V12.4.127";
 
-/// Compiles all kernels, writes or compares the PTX, assembles it, and prints a line per kernel.
+/// Extension of the committed files.
+const EXTENSION: &str = "fatbin";
+
+/// Compiles all kernels, writes or compares the modules, and prints a line per kernel.
 ///
 /// # Errors
 ///
@@ -53,26 +68,37 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         None => cuda_tools::NVRTC.fetch(&target)?,
     };
     let ptxas = cuda_tools::PTXAS.fetch(&target)?;
-    let files = compile_all(&Nvrtc::open(&library)?, &root.join("kernels"), args.any_version)?;
+    let fatbinary = cuda_tools::FATBINARY.fetch(&target)?;
+    let only = args.only.as_deref().unwrap_or("");
+    let ptx = compile_all(&Nvrtc::open(&library)?, &root.join("kernels"), only, args.any_version)?;
 
-    let committed = root.join("crates/tpgm-cuda/ptx");
-    // What was compiled is kept aside: ptxas reads it there, and what `--check` complains about can be looked at.
+    // PTX and machine code are kept: what has not changed is not assembled again, and what `--check` complains about can be
+    // looked at.
     let fresh = target.join("ptx");
-    write_all(&fresh, &files)?;
-    let problems = if args.check { compare(&committed, &files)? } else { Vec::new() };
-    for problem in &problems {
-        println!("FAILED  {problem}");
-    }
-    let usages = assemble_all(&ptxas, &fresh, &files)?;
-    println!("{}", table::of(&usages));
-    let spills = table::spills(&usages);
+    fs::create_dir_all(&fresh).with_context(|| format!("cannot create `{}`", fresh.display()))?;
+    let parts = assemble_all(&ptxas, &fresh, &ptx)?;
+    println!("{}", table::of(&parts.usages));
+    let spills = table::spills(&parts.usages);
     ensure!(spills.is_empty(), "registers are spilled to local memory:\n{}", spills.join("\n"));
-    ensure!(problems.is_empty(), "`{}` is not up to date: run `cargo xtask ptx`", committed.display());
+    if args.only.is_some() {
+        return Ok(());
+    }
+    parts.remove_others(&fresh)?;
+
+    let modules = pack_all(&fatbinary, &fresh, &parts)?;
+    let bytes: usize = modules.values().map(Vec::len).sum();
+    println!("{} modules, {} KiB packed of {} KiB", modules.len(), bytes >> 10, parts.bytes()? >> 10);
+    let committed = root.join("crates/tpgm-cuda/modules");
     if args.check {
-        println!("{} files are what the kernels compile to", files.len());
+        let problems = compare(&committed, &modules)?;
+        for problem in &problems {
+            println!("FAILED  {problem}");
+        }
+        ensure!(problems.is_empty(), "`{}` is not up to date: run `cargo xtask ptx`", committed.display());
+        println!("all modules are what the kernels compile to");
     } else {
-        write_all(&committed, &files)?;
-        println!("wrote {} files to {}", files.len(), committed.display());
+        write_all(&committed, &modules)?;
+        println!("written to {}", committed.display());
     }
     Ok(())
 }
@@ -80,7 +106,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Why the tools are not there and cannot or must not be fetched, if so.
 pub(crate) fn missing() -> Result<Option<&'static str>> {
     let target = crate::root()?.join("target");
-    let fetched = [cuda_tools::NVRTC, cuda_tools::PTXAS].iter().all(|tool| tool.fetched(&target).is_some());
+    let tools = [cuda_tools::NVRTC, cuda_tools::PTXAS, cuda_tools::FATBINARY];
+    let fetched = tools.iter().all(|tool| tool.fetched(&target).is_some());
     Ok(match (fetched, cuda_tools::offline()) {
         (true, _) => None,
         (false, true) => Some("TPGM_OFFLINE=1, and NVIDIA's compilers were not fetched before"),
@@ -92,46 +119,63 @@ pub(crate) fn missing() -> Result<Option<&'static str>> {
 }
 
 /// One output of the compiler.
-struct File {
-    /// Name of the kernel file, without extension.
-    stem: String,
-    target: u32,
-    ptx: String,
+struct Ptx {
+    /// The kernel's name, which is that of its module.
+    name: String,
+    /// For GPUs with few units for f64.
+    slow_f64: bool,
+    text: String,
 }
 
-impl File {
-    fn name(&self) -> String {
-        format!("{}.compute_{}.ptx", self.stem, self.target)
+impl Ptx {
+    /// The text as a file in `folder`, written if need be.
+    fn file(&self, folder: &Path) -> Result<PathBuf> {
+        let sums = if self.slow_f64 { "f32" } else { "f64" };
+        let path = folder.join(format!("{}.sums_in_{sums}.ptx", self.name));
+        write(&path, self.text.as_bytes())?;
+        Ok(path)
     }
 }
 
-/// Compiles every kernel file for every target, on all processors.
-fn compile_all(nvrtc: &Nvrtc, kernels: &Path, any_version: bool) -> Result<Vec<File>> {
+/// Compiles every kernel with `only` in its name for both kinds of GPUs, on all processors.
+fn compile_all(nvrtc: &Nvrtc, kernels: &Path, only: &str, any_version: bool) -> Result<Vec<Ptx>> {
     let sources = sources(kernels)?;
     ensure!(!sources.is_empty(), "`{}` has no .cu file", kernels.display());
-    let jobs: Vec<_> = sources.iter().flat_map(|source| TARGETS.map(|target| (source, target))).collect();
-    let results = in_parallel(&jobs, |&(source, target)| compile(nvrtc, kernels, source, target));
-    // A set, because the same source mostly has the same warnings and errors for every target.
+    let mut jobs = Vec::new();
+    for source in &sources {
+        let stem = source.file_stem().context("the kernel file's name")?.to_string_lossy();
+        for kernel in KERNELS {
+            let name = format!("{kernel}_{stem}");
+            if name.contains(only) {
+                jobs.extend([false, true].map(|slow_f64| (source, kernel, name.clone(), slow_f64)));
+            }
+        }
+    }
+    ensure!(!jobs.is_empty(), "no kernel has `{only}` in its name");
+    let results: Vec<Result<_>> = in_parallel(&jobs, |(source, kernel, name, slow_f64)| {
+        let (text, log) = compile(nvrtc, kernels, source, kernel, *slow_f64)?;
+        Ok((text.map(|text| Ptx { name: name.clone(), slow_f64: *slow_f64, text }), log))
+    });
+    // A set, because the same source mostly has the same warnings and errors for every kernel.
     let mut logs = BTreeSet::new();
-    let mut files = Vec::new();
+    let mut compiled = Vec::new();
     for result in results {
-        let (file, log) = result?;
-        files.extend(file);
+        let (ptx, log) = result?;
+        compiled.extend(ptx);
         logs.insert(log);
     }
     for log in logs.iter().filter(|log| !log.is_empty()) {
         println!("{log}");
     }
-    let failed = jobs.len() - files.len();
+    let failed = jobs.len() - compiled.len();
     ensure!(failed == 0, "{failed} of {} compilations failed", jobs.len());
-    files.sort_by_key(File::name);
-    if let Some(file) = files.iter().find(|file| !any_version && !file.ptx.contains(RELEASE)) {
-        let line = file.ptx.lines().find(|line| line.contains("compilation tools")).unwrap_or("no version");
+    if let Some(ptx) = compiled.iter().find(|ptx| !any_version && !ptx.text.contains(RELEASE)) {
+        let line = ptx.text.lines().find(|line| line.contains("compilation tools")).unwrap_or("no version");
         bail!(
             "NVRTC is not the pinned one, {RELEASE}, but says `{line}`; `--any-version` takes it all the same"
         );
     }
-    Ok(files)
+    Ok(compiled)
 }
 
 /// Does all jobs on all processors and returns the results in the order of the jobs.
@@ -169,41 +213,133 @@ fn sources(kernels: &Path) -> Result<Vec<PathBuf>> {
     Ok(sources)
 }
 
-/// Compiles one kernel file for one target: nothing if it has errors, and the messages.
-fn compile(nvrtc: &Nvrtc, kernels: &Path, source: &Path, target: u32) -> Result<(Option<File>, String)> {
+/// Compiles one kernel of one file: nothing if it has errors, and the messages.
+fn compile(
+    nvrtc: &Nvrtc,
+    kernels: &Path,
+    source: &Path,
+    kernel: &str,
+    slow_f64: bool,
+) -> Result<(Option<String>, String)> {
     let text = fs::read_to_string(source).with_context(|| format!("cannot read `{}`", source.display()))?;
-    let stem = source.file_stem().context("the kernel file's name")?.to_string_lossy().into_owned();
-    let name = format!("{stem}.cu");
+    let name = source.file_name().context("the kernel file's name")?.to_string_lossy().into_owned();
     let mut options: Vec<_> = OPTIONS.map(str::to_owned).into();
-    options.push(format!("--gpu-architecture=compute_{target}"));
+    options.push(format!("--gpu-architecture=compute_{TARGET}"));
     options.push(format!("--include-path={}", kernels.display()));
+    options.push(format!("--define-macro=TPGM_ONLY={kernel}"));
+    if slow_f64 {
+        options.push("--define-macro=TPGM_COMPENSATED=1".to_owned());
+    }
     let compiled = nvrtc.compile(&name, &text, &options).context(name)?;
-    Ok((compiled.ptx.map(|ptx| File { stem, target, ptx }), compiled.log))
+    Ok((compiled.ptx, compiled.log))
 }
 
-/// Makes the folder hold these files and no other PTX.
-fn write_all(folder: &Path, files: &[File]) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-    for file in files {
-        let path = folder.join(file.name());
-        // Left alone when it is right already, or all that embeds it would be compiled again.
-        if !fs::read(&path).is_ok_and(|bytes| bytes == file.ptx.as_bytes()) {
-            fs::write(&path, &file.ptx).with_context(|| format!("cannot write `{}`", path.display()))?;
-        }
+/// What the modules are made of, as files.
+#[derive(Default)]
+struct Parts {
+    /// For each module the PTX for GPUs that there is no machine code for.
+    fallback: BTreeMap<String, PathBuf>,
+    /// For each module the machine code.
+    cubins: BTreeMap<String, Vec<(Gpu, PathBuf)>>,
+    /// What the kernels take, per compute capability (times ten).
+    usages: BTreeMap<u32, Vec<Usage>>,
+    /// All PTX.
+    texts: BTreeSet<PathBuf>,
+}
+
+impl Parts {
+    /// Bytes of all that is packed.
+    fn bytes(&self) -> Result<u64> {
+        let cubins = self.cubins.values().flatten().map(|(_, path)| path);
+        let sizes = cubins.chain(self.fallback.values()).map(|path| Ok(fs::metadata(path)?.len()));
+        sizes.sum::<Result<u64>>().context("the size of compiled kernels")
     }
-    for path in strays(folder, files)? {
+
+    /// Removes what former versions of the kernels have left.
+    fn remove_others(&self, folder: &Path) -> Result<()> {
+        let mut keep = self.texts.clone();
+        for (_, cubin) in self.cubins.values().flatten() {
+            keep.extend([cubin.clone(), cubin.with_extension("report")]);
+        }
+        for entry in fs::read_dir(folder).with_context(|| format!("cannot read `{}`", folder.display()))? {
+            let path = entry?.path();
+            if path.is_file() && !keep.contains(&path) {
+                fs::remove_file(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Assembles everything for the GPUs that it is for. Machine code has a hash of its PTX in its name.
+fn assemble_all(ptxas: &Path, folder: &Path, ptx: &[Ptx]) -> Result<Parts> {
+    let mut parts = Parts::default();
+    let mut jobs = Vec::new();
+    for ptx in ptx {
+        let text = ptx.file(folder)?;
+        let mut hasher = DefaultHasher::new();
+        (&ptx.text, ptxas).hash(&mut hasher);
+        for gpu in GPUS.into_iter().filter(|gpu| gpu.slow_f64 == ptx.slow_f64) {
+            let name = format!("{}.sm_{}.{:016x}.cubin", ptx.name, gpu.capability, hasher.finish());
+            jobs.push((gpu, ptx, text.clone(), folder.join(name)));
+        }
+        if ptx.slow_f64 {
+            parts.fallback.insert(ptx.name.clone(), text.clone());
+        }
+        parts.texts.insert(text);
+    }
+    // The biggest first, so that no processor is left alone with one at the end.
+    jobs.sort_by_key(|(_, ptx, ..)| Reverse(ptx.text.len()));
+    let results = in_parallel(&jobs, |(gpu, _, text, cubin)| ptxas::assemble(ptxas, *gpu, text, cubin));
+    for ((gpu, ptx, _, cubin), usage) in jobs.into_iter().zip(results) {
+        parts.usages.entry(gpu.capability).or_default().append(&mut usage?);
+        parts.cubins.entry(ptx.name.clone()).or_default().push((gpu, cubin));
+    }
+    parts.cubins.values_mut().for_each(|cubins| cubins.sort_by_key(|(gpu, _)| gpu.capability));
+    Ok(parts)
+}
+
+/// Packs all modules; they are the contents of the committed files, by module.
+fn pack_all(fatbinary: &Path, folder: &Path, parts: &Parts) -> Result<BTreeMap<String, Vec<u8>>> {
+    let names: Vec<_> = parts.fallback.keys().collect();
+    let packed = in_parallel(&names, |name| {
+        let output = folder.join(format!("{name}.{EXTENSION}"));
+        fatbinary::pack(fatbinary, name, (TARGET, &parts.fallback[*name]), &parts.cubins[*name], &output)
+    });
+    names.into_iter().cloned().zip(packed).map(|(name, bytes)| Ok((name, bytes?))).collect()
+}
+
+/// Writes a file, unless it is right already: all that embeds it would be compiled again.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if !fs::read(path).is_ok_and(|found| found == bytes) {
+        fs::write(path, bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
+    Ok(())
+}
+
+fn file_of(folder: &Path, module: &str) -> PathBuf {
+    folder.join(format!("{module}.{EXTENSION}"))
+}
+
+/// Makes the folder hold these modules and no others.
+fn write_all(folder: &Path, modules: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+    for (name, bytes) in modules {
+        write(&file_of(folder, name), bytes)?;
+    }
+    for path in strays(folder, modules)? {
         fs::remove_file(&path).with_context(|| format!("cannot remove `{}`", path.display()))?;
     }
     Ok(())
 }
 
-/// PTX in the folder that no kernel file compiles to.
-fn strays(folder: &Path, files: &[File]) -> Result<Vec<PathBuf>> {
+/// Modules in the folder that no kernel compiles to.
+fn strays(folder: &Path, modules: &BTreeMap<String, Vec<u8>>) -> Result<Vec<PathBuf>> {
     let mut strays = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read `{}`", folder.display()))? {
         let path = entry?.path();
-        let expected = files.iter().any(|file| path.ends_with(file.name()));
-        if !expected && path.extension().is_some_and(|extension| extension == "ptx") {
+        let expected = modules.keys().any(|name| path == file_of(folder, name));
+        if !expected && path.extension().is_some_and(|extension| extension == EXTENSION) {
             strays.push(path);
         }
     }
@@ -212,77 +348,65 @@ fn strays(folder: &Path, files: &[File]) -> Result<Vec<PathBuf>> {
 }
 
 /// What is wrong with the committed files.
-fn compare(folder: &Path, files: &[File]) -> Result<Vec<String>> {
+fn compare(folder: &Path, modules: &BTreeMap<String, Vec<u8>>) -> Result<Vec<String>> {
     if !folder.exists() {
         return Ok(vec![format!("`{}` is missing", folder.display())]);
     }
     let mut problems = Vec::new();
-    for file in files {
-        let name = file.name();
-        match fs::read_to_string(folder.join(&name)) {
+    for (name, bytes) in modules {
+        match fs::read(file_of(folder, name)) {
             Err(error) => problems.push(format!("{name}: {error}")),
-            Ok(text) if text != file.ptx => {
-                let same = text.lines().zip(file.ptx.lines()).take_while(|(old, new)| old == new).count();
-                problems.push(format!("{name} differs from line {} on", same + 1));
+            Ok(found) if found != *bytes => {
+                let same = found.iter().zip(bytes).take_while(|(old, new)| old == new).count();
+                problems.push(format!("{name} differs from byte {same} on"));
             }
             Ok(_) => {}
         }
     }
-    for path in strays(folder, files)? {
-        problems.push(format!("{}: no kernel file compiles to it", path.display()));
+    for path in strays(folder, modules)? {
+        problems.push(format!("{}: no kernel compiles to it", path.display()));
     }
     Ok(problems)
-}
-
-/// Assembles for every GPU and returns what the kernels take, per compute capability (times ten).
-fn assemble_all(ptxas: &Path, folder: &Path, files: &[File]) -> Result<BTreeMap<u32, Vec<Usage>>> {
-    let mut jobs = Vec::new();
-    for gpu in GPUS {
-        let target = TARGETS.into_iter().filter(|&target| target <= gpu.capability).max();
-        jobs.extend(files.iter().filter(|file| Some(file.target) == target).map(|file| (gpu, file)));
-    }
-    // The biggest first, so that no processor is left alone with one at the end.
-    jobs.sort_by_key(|(_, file)| Reverse(file.ptx.len()));
-    let results = in_parallel(&jobs, |(gpu, file)| {
-        let output = folder.join(format!("{}.sm_{}.cubin", file.stem, gpu.capability));
-        ptxas::assemble(ptxas, *gpu, &folder.join(file.name()), &output)
-    });
-    let mut usages: BTreeMap<u32, Vec<Usage>> = BTreeMap::new();
-    for ((gpu, _), usage) in jobs.iter().zip(results) {
-        usages.entry(gpu.capability).or_default().append(&mut usage?);
-    }
-    Ok(usages)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn file(target: u32, ptx: &str) -> File {
-        File { stem: "step".to_owned(), target, ptx: ptx.to_owned() }
-    }
-
     #[test]
     fn differing_missing_and_stray_files_are_found() {
         let folder = std::env::temp_dir().join(format!("xtask-ptx-{}", std::process::id()));
-        let files = [file(75, "a\nb\n"), file(80, "c\n")];
-        write_all(&folder, &files).unwrap();
-        assert_eq!(compare(&folder, &files).unwrap(), Vec::<String>::new());
+        let modules = BTreeMap::from(
+            [("step_f32", vec![1, 2, 3]), ("step_any", vec![4])].map(|(n, b)| (n.to_owned(), b)),
+        );
+        write_all(&folder, &modules).unwrap();
+        assert_eq!(compare(&folder, &modules).unwrap(), Vec::<String>::new());
 
-        fs::write(folder.join("step.compute_75.ptx"), "a\nB\n").unwrap();
-        fs::remove_file(folder.join("step.compute_80.ptx")).unwrap();
-        fs::write(folder.join("gone.compute_80.ptx"), "").unwrap();
+        fs::write(folder.join("step_f32.fatbin"), [1, 2, 4]).unwrap();
+        fs::remove_file(folder.join("step_any.fatbin")).unwrap();
+        fs::write(folder.join("gone_f32.fatbin"), "").unwrap();
         fs::write(folder.join("README.md"), "").unwrap();
-        let problems = compare(&folder, &files).unwrap();
+        let problems = compare(&folder, &modules).unwrap();
         assert_eq!(problems.len(), 3, "{problems:?}");
-        assert_eq!(problems[0], "step.compute_75.ptx differs from line 2 on");
-        assert!(problems[1].starts_with("step.compute_80.ptx: "), "{problems:?}");
-        assert!(problems[2].ends_with("gone.compute_80.ptx: no kernel file compiles to it"), "{problems:?}");
+        assert!(problems[0].starts_with("step_any: "), "{problems:?}");
+        assert_eq!(problems[1], "step_f32 differs from byte 2 on");
+        assert!(problems[2].ends_with("gone_f32.fatbin: no kernel compiles to it"), "{problems:?}");
 
-        write_all(&folder, &files).unwrap();
-        assert_eq!(compare(&folder, &files).unwrap(), Vec::<String>::new());
-        assert!(folder.join("README.md").exists() && !folder.join("gone.compute_80.ptx").exists());
+        write_all(&folder, &modules).unwrap();
+        assert_eq!(compare(&folder, &modules).unwrap(), Vec::<String>::new());
+        assert!(folder.join("README.md").exists() && !folder.join("gone_f32.fatbin").exists());
         fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(compare(&folder, &files).unwrap().len(), 1);
+        assert_eq!(compare(&folder, &modules).unwrap().len(), 1);
+    }
+
+    /// A kernel that is in the sources but not in the list would be in no module.
+    #[test]
+    fn the_list_of_kernels_is_that_of_the_sources() {
+        let header = fs::read_to_string(crate::root().unwrap().join("kernels/kernels.cuh")).unwrap();
+        let defined: Vec<_> = header
+            .lines()
+            .filter_map(|line| line.strip_prefix("#define TPGM_KERNEL_")?.split('(').next())
+            .collect();
+        assert_eq!(defined, KERNELS);
     }
 }

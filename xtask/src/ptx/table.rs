@@ -63,7 +63,7 @@ mod tests {
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(
             lines[0],
-            ["kernel", "shared", "stack", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100"]
+            ["kernel", "shared", "stack", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
         );
         assert_eq!(lines[1], ["step", "64", "8", "40", "x4", "48", "x5"]);
     }

@@ -1,7 +1,8 @@
 //! What a device does beside the promises of every backend. Run on the emulator and on GPUs.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
 mod blocks;
+mod sums;
 mod watched;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,6 +16,7 @@ use tpgm_core::{
 use tpgm_cuda::{Device, Gpu, Reports};
 
 use self::blocks::Blocks;
+pub(crate) use self::sums::{halves_with_f32_anchors_match_the_cpu, sums_are_nearly_exact};
 use self::watched::Watched;
 
 /// Evenly distributed numbers in `(-scale, scale)` from a hash.
@@ -463,6 +465,8 @@ macro_rules! device_suite {
             outcomes_are_told_on_demand,
             deferred_projections_match_the_cpu,
             golden_cases_pass,
+            sums_are_nearly_exact,
+            halves_with_f32_anchors_match_the_cpu,
         );
     };
     (@tests $backend:expr, $($name:ident),* $(,)?) => {
