@@ -436,6 +436,8 @@ fn lack<T: Target>(target: &T, needed: u64) -> Option<String> {
 
 #[cfg(all(test, unix))]
 mod tests {
+    #![allow(clippy::unwrap_used)] // helpers of tests
+
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;

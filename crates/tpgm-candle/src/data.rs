@@ -201,7 +201,7 @@ impl DataOrder {
         let mut samples: Vec<_> = (0..self.len as usize).collect();
         if self.shuffle == Shuffle::EachEpoch {
             // The epoch is scrambled on its own first: seed 1, epoch 0 is not seed 0, epoch 1.
-            let mut random = SplitMix64::new(self.seed ^ SplitMix64::new(self.epoch).next());
+            let mut random = SplitMix64::new(self.seed ^ SplitMix64::new(self.epoch).next_u64());
             // Fisher and Yates.
             for i in (1..samples.len()).rev() {
                 samples.swap(i, random.below(i as u64 + 1) as usize);

@@ -30,20 +30,22 @@ impl SplitMix64 {
     /// Numbers for what is called `name`.
     pub fn named(seed: u64, name: &str) -> Self {
         // Seeds that differ by little start far apart.
-        Self(Self(seed ^ fnv1a(name)).next())
+        Self(Self(seed ^ fnv1a(name)).next_u64())
     }
 
     /// Uniform over all numbers of 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(GAMMA);
         mix(self.0)
     }
 
-    /// A number below `bound`, all equally likely (Lemire: Fast random integer generation in an interval, 2019).
+    /// A number below `bound`, all equally likely (Lemire: Fast random integer generation in an interval, 2019). Nothing is below
+    /// 0: that gives 0.
     pub fn below(&mut self, bound: u64) -> u64 {
+        let bound = bound.max(1);
         let threshold = bound.wrapping_neg() % bound;
         loop {
-            let wide = u128::from(self.next()) * u128::from(bound);
+            let wide = u128::from(self.next_u64()) * u128::from(bound);
             if wide as u64 >= threshold {
                 return (wide >> 64) as u64;
             }
@@ -52,7 +54,7 @@ impl SplitMix64 {
 
     /// Uniform in `[0, 1)`.
     pub fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 * (-53f64).exp2()
+        (self.next_u64() >> 11) as f64 * (-53f64).exp2()
     }
 
     /// Standard normal (Box and Muller).
@@ -70,7 +72,7 @@ mod tests {
     fn the_generator_is_the_published_one() {
         // The first outputs for seed 1234567 that implementations in other languages agree on.
         let mut random = SplitMix64::new(1_234_567);
-        let first: Vec<_> = (0..5).map(|_| random.next()).collect();
+        let first: Vec<_> = (0..5).map(|_| random.next_u64()).collect();
         assert_eq!(
             first,
             [

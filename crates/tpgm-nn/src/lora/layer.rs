@@ -109,7 +109,7 @@ impl<L: Adaptable> Lora<L> {
         }
         let b = vars.pop().expect("two factors");
         let a = vars.pop().expect("two factors");
-        let masks = DropoutRng::new(SplitMix64::named(config.seed, &format!("{name}.dropout")).next());
+        let masks = DropoutRng::new(SplitMix64::named(config.seed, &format!("{name}.dropout")).next_u64());
         let dropout = Dropout::new(config.dropout, &masks)?;
         let factors = Pair { a, b, scaling: config.scaling(), dropout, name: name.to_owned() };
         Ok(Self { base, factors: Some(factors), merged: None })
