@@ -78,6 +78,8 @@ const STAGES: &[Stage] = &[
     stage("lints of the CUDA features", &["xtask", "cuda-check"]),
     Stage { skip: crate::ptx::missing, ..stage("committed kernels", &["xtask", "ptx", "--check"]) },
     stage("kernels on the CPU", &["xtask", "emulate"]),
+    stage("kernels with a GPU's blocks", &["xtask", "emulate", "--threads", "256"]),
+    stage("kernels with the sums of other GPUs", &["xtask", "emulate", "--compensated"]),
     // Addresses and undefined behavior; the tests that reach all kernels.
     stage(
         "kernels under the address sanitizer",
@@ -85,6 +87,8 @@ const STAGES: &[Stage] = &[
     ),
     stage("kernels under the thread sanitizer", &["xtask", "emulate", "--tsan"]),
     stage("mistakes planted in kernels", &["xtask", "emulate", "--self-test"]),
+    stage("the host's code over a stand-in for the driver", &["xtask", "emulate", "--driver"]),
+    stage("mistakes planted in calls of the driver", &["xtask", "emulate", "--driver", "--self-test"]),
     Stage {
         skip: crate::emulate::missing,
         ..stage("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
@@ -93,6 +97,26 @@ const STAGES: &[Stage] = &[
     stage("speed against that of memory", &["xtask", "bench", "--quick"]),
     stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
     stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
+    // What the registry would get builds by itself. Built without optimization, which the other stages have, so in a folder of
+    // its own.
+    Stage {
+        env: Some(("CARGO_TARGET_DIR", "target/packages")),
+        ..stage(
+            "packages",
+            &[
+                "package",
+                "--allow-dirty",
+                "--package",
+                "tpgm-core",
+                "--package",
+                "tpgm-cuda",
+                "--package",
+                "tpgm-nn",
+                "--package",
+                "tpgm-candle",
+            ],
+        )
+    },
 ];
 
 impl Stage {
