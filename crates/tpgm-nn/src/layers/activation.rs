@@ -1,13 +1,14 @@
 //! Activation functions.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, same_kind};
 use super::composed;
 use super::float::{Float, sigmoid, vectorized};
+use super::fused::{Arg, Fused, apply1};
 use super::storage::{
-    BLOCK, Operand, PIECE, by_dtype, elements, fill, into_storage, into_tensor, load, scratch, store,
+    BLOCK, Operand, PIECE, by_dtype, fill, into_storage, into_tensor, load, scratch, store,
 };
 
 /// `x Phi(x)` with the normal distribution function Phi: PyTorch's `gelu`, candle's `gelu_erf`; BERT and ViT.
@@ -65,7 +66,7 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
 fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
     same_kind(op.name(), &[x])?;
     match (Path::of(x), op) {
-        (Path::Fused, op) => x.contiguous()?.apply_op1(op),
+        (Path::Fused, op) => apply1(op, x),
         (Path::Composed, Activation::Gelu) => composed::gelu(x),
         (Path::Composed, Activation::GeluTanh) => composed::gelu_tanh(x),
         (Path::Composed, Activation::QuickGelu) => composed::quick_gelu(x),
@@ -88,7 +89,7 @@ enum Activation {
 }
 
 impl Activation {
-    fn forward<T: Element, C: Float>(self, x: Slice<'_>) -> Buffer {
+    fn values<T: Element, C: Float>(self, x: Slice<'_>) -> Buffer {
         let (y, _) = fill::<T, ()>(x.len(), PIECE, |range, piece| {
             let (mut x_scratch, mut y_scratch) = (scratch::<T, C>(BLOCK), scratch::<T, C>(BLOCK));
             for (i, y) in piece.chunks_mut(BLOCK).enumerate() {
@@ -126,7 +127,7 @@ impl Activation {
     }
 }
 
-impl CustomOp1 for Activation {
+impl Fused<1> for Activation {
     fn name(&self) -> &'static str {
         match self {
             Activation::Gelu => "gelu",
@@ -137,18 +138,17 @@ impl CustomOp1 for Activation {
         }
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let data = elements(self.name(), x, layout)?;
-        let y = by_dtype!(data.dtype(), T, C => self.forward::<T, C>(data));
-        Ok((into_storage(y), layout.shape().clone()))
+    fn forward(&self, [x]: [Arg<'_>; 1]) -> Result<(CpuStorage, Shape)> {
+        let data = x.slice()?;
+        let y = by_dtype!(data.dtype(), T, C => self.values::<T, C>(data));
+        Ok((into_storage(y), x.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        let (x_data, grad_data) = (Operand::new(self.name(), x), Operand::new(self.name(), &grad));
+    fn backward(&self, [x]: [&Tensor; 1], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        let (x_data, grad_data) = (Operand::new(self.name(), x), Operand::new(self.name(), grad));
         let (x_slice, grad_slice) = (x_data.slice()?, grad_data.slice()?);
         let dx = by_dtype!(x_slice.dtype(), T, C => self.gradient::<T, C>(x_slice, grad_slice));
-        Ok(Some(into_tensor(dx, x.shape())?))
+        Ok([Some(into_tensor(dx, x.shape())?)])
     }
 }
 

@@ -2,14 +2,15 @@
 
 mod kernels;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, ModuleT, Result, Shape, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, ModuleT, Result, Shape, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use self::kernels::{Moments, Normalize, moments};
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
-use super::storage::{Operand, elements, into_storage, into_tensor};
+use super::fused::{Arg, Fused, apply3};
+use super::storage::{Operand, into_storage, into_tensor};
 use crate::error::Error;
 
 const NAME: &str = "batch-norm";
@@ -173,7 +174,7 @@ impl ModuleT for BatchNorm {
                 let moments =
                     if batch { moments(Operand::new(NAME, &x).slice()?, x.dims()) } else { self.running()? };
                 let op = Normalize::new(&moments, self.eps, batch);
-                let y = x.apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)?;
+                let y = apply3(op, &x, &self.weight, &self.bias)?;
                 if batch {
                     self.update(&moments, count)?;
                 }
@@ -206,39 +207,23 @@ pub fn batch_norm(channels: usize, eps: f64, vb: VarBuilder) -> Result<BatchNorm
     BatchNorm::new(get("weight", 1.0)?, get("bias", 0.0)?, &mean, &variance, eps)
 }
 
-impl CustomOp3 for Normalize {
+impl Fused<3> for Normalize {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = self.forward(
-            elements(NAME, x, x_layout)?,
-            x_layout.dims(),
-            elements(NAME, weight, weight_layout)?,
-            elements(NAME, bias, bias_layout)?,
-        );
-        Ok((into_storage(y), x_layout.shape().clone()))
+    fn forward(&self, [x, weight, bias]: [Arg<'_>; 3]) -> Result<(CpuStorage, Shape)> {
+        let y = self.values(x.slice()?, x.dims(), weight.slice()?, bias.slice()?);
+        Ok((into_storage(y), x.shape().clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        [x, weight, bias]: [&Tensor; 3],
         _y: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let [x_data, weight_data, grad_data] = [x, weight, &grad].map(|tensor| Operand::new(NAME, tensor));
+    ) -> Result<[Option<Tensor>; 3]> {
+        let [x_data, weight_data, grad_data] = [x, weight, grad].map(|tensor| Operand::new(NAME, tensor));
         let (x_slice, weight_slice, grad_slice) = (x_data.slice()?, weight_data.slice()?, grad_data.slice()?);
         let sums = self.sums(x_slice, grad_slice, x.dims());
         let dx =
@@ -247,10 +232,10 @@ impl CustomOp3 for Normalize {
             let tensor = || Tensor::new(sums, &Device::Cpu)?.to_dtype(x.dtype());
             tracked.then(tensor).transpose()
         };
-        Ok((
+        Ok([
             dx.map(|dx| into_tensor(dx, x.shape())).transpose()?,
             parameter(weight.track_op(), &sums.of_products)?,
             parameter(bias.track_op(), &sums.of_gradients)?,
-        ))
+        ])
     }
 }

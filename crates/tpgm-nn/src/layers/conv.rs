@@ -3,13 +3,14 @@
 mod matrix;
 mod windows;
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Module, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Module, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, init};
 
 use self::matrix::Source;
 use self::windows::Windows;
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
+use super::fused::{Arg, Fused, apply2};
 use super::storage::{Operand, by_dtype, into_storage, into_tensor};
 use crate::error::Error;
 
@@ -80,7 +81,7 @@ impl Module for Conv2d {
         }
         let op = Convolve { stride: self.stride, padding: self.padding };
         match Path::of(x) {
-            Path::Fused => x.contiguous()?.apply_op2(&self.weight.contiguous()?, op),
+            Path::Fused => apply2(op, x, &self.weight),
             Path::Composed => composed::conv2d(x, &self.weight, self.stride, self.padding),
         }
     }
@@ -102,42 +103,28 @@ struct Convolve {
     padding: usize,
 }
 
-impl CustomOp2 for Convolve {
+impl Fused<2> for Convolve {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let windows = Windows::new(*self, x_layout.shape(), weight_layout.shape())?;
-        let x = Source { storage: x, layout: x_layout };
-        let weight = Source { storage: weight, layout: weight_layout };
+    fn forward(&self, args: [Arg<'_>; 2]) -> Result<(CpuStorage, Shape)> {
+        let windows = Windows::new(*self, args[0].shape(), args[1].shape())?;
+        let [x, weight] = args.map(|arg| Source { storage: arg.storage, layout: arg.layout });
         let y = by_dtype!(x.slice()?.dtype(), T, C => windows.forward::<T, C>(x, weight)?);
         Ok((into_storage(y), (windows.batch, windows.outputs, windows.out_height, windows.out_width).into()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn backward(&self, [x, weight]: [&Tensor; 2], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let windows = Windows::new(*self, x.shape(), weight.shape())?;
         let wanted = (x.track_op(), weight.track_op());
-        let grad = grad.contiguous()?;
-        let [x_data, weight_data, grad_data] = [x, weight, &grad].map(|tensor| Operand::new(NAME, tensor));
+        let [x_data, weight_data, grad_data] = [x, weight, grad].map(|tensor| Operand::new(NAME, tensor));
         let [x_source, weight_source, grad] =
             [Source::of(&x_data)?, Source::of(&weight_data)?, Source::of(&grad_data)?];
         let grads = by_dtype!(grad.slice()?.dtype(), T, C => {
             windows.gradients::<T, C>(x_source, weight_source, grad, wanted)?
         });
         let tensor = |buffer: Option<_>, shape| buffer.map(|buffer| into_tensor(buffer, shape)).transpose();
-        Ok((tensor(grads.x, x.shape())?, tensor(grads.weight, weight.shape())?))
+        Ok([tensor(grads.x, x.shape())?, tensor(grads.weight, weight.shape())?])
     }
 }

@@ -2,14 +2,15 @@
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Result, Shape, Tensor};
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, largest, sum, vectorized};
+use super::fused::{Arg, Fused, apply1};
 use super::storage::{
-    Operand, by_dtype, elements, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
+    Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
 };
 use crate::error::Error;
 
@@ -57,9 +58,7 @@ pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) 
     let labels = checked_labels(labels, classes)?;
     let logits = logits.reshape((rows, classes))?;
     match Path::of(&logits) {
-        Path::Fused => {
-            logits.contiguous()?.apply_op1(CrossEntropy { labels, smoothing, normalizers: OnceLock::new() })
-        }
+        Path::Fused => apply1(CrossEntropy { labels, smoothing, normalizers: OnceLock::new() }, &logits),
         Path::Composed => {
             let labels = Tensor::from_vec(labels, rows, logits.device())?;
             composed::cross_entropy(&logits, &labels, smoothing)
@@ -97,7 +96,7 @@ struct CrossEntropy {
 }
 
 impl CrossEntropy {
-    fn forward<T: Element, C: Float>(&self, logits: Slice<'_>, classes: usize) -> C {
+    fn loss<T: Element, C: Float>(&self, logits: Slice<'_>, classes: usize) -> C {
         // Per row, its loss: written as the output of the pieces. A row is classes elements of work.
         let piece = rows_per_piece(classes);
         let (losses, normalizers) = fill::<f64, Vec<_>>(self.labels.len(), piece, |rows, losses| {
@@ -139,25 +138,25 @@ impl CrossEntropy {
     }
 }
 
-impl CustomOp1 for CrossEntropy {
+impl Fused<1> for CrossEntropy {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, classes) = layout.shape().dims2()?;
-        let data = elements(NAME, logits, layout)?;
-        let loss = by_dtype!(data.dtype(), T, C => C::buffer(vec![self.forward::<T, C>(data, classes)]));
+    fn forward(&self, [logits]: [Arg<'_>; 1]) -> Result<(CpuStorage, Shape)> {
+        let (_, classes) = logits.shape().dims2()?;
+        let data = logits.slice()?;
+        let loss = by_dtype!(data.dtype(), T, C => C::buffer(vec![self.loss::<T, C>(data, classes)]));
         Ok((into_storage(loss), Shape::from(())))
     }
 
-    fn bwd(&self, logits: &Tensor, _loss: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [logits]: [&Tensor; 1], _loss: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let (rows, classes) = logits.dims2()?;
         let factor = grad.to_dtype(DType::F64)?.to_scalar::<f64>()? / rows as f64;
         let data = Operand::new(NAME, logits);
         let data = data.slice()?;
         let dx = by_dtype!(data.dtype(), T, C => self.gradient::<T, C>(data, classes, factor));
-        Ok(Some(into_tensor(dx, logits.shape())?))
+        Ok([Some(into_tensor(dx, logits.shape())?)])
     }
 }
 

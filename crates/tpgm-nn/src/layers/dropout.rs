@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, ModuleT, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, ModuleT, Result, Shape, Tensor};
 use serde::{Deserialize, Serialize};
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, same_kind};
 use super::float::{Float, vectorized};
-use super::storage::{BLOCK, PIECE, by_dtype, elements, fill, into_storage, load, scratch, store};
+use super::fused::{Arg, Custom, Fused, apply1};
+use super::storage::{BLOCK, PIECE, by_dtype, fill, into_storage, load, scratch, store};
 use crate::error::{Error, Result as OurResult};
 use crate::random::{GAMMA, mix};
 
@@ -117,11 +118,11 @@ impl ModuleT for Dropout {
         same_kind(NAME, &[x])?;
         let op = Mask::new(self.rng.draw(), self.probability);
         match Path::of(x) {
-            Path::Fused => x.contiguous()?.apply_op1(op),
+            Path::Fused => apply1(op, x),
             // The mask is made on the host: a device's own generator could not be resumed.
             Path::Composed => {
                 let ones = Tensor::ones(x.shape(), DType::F32, &candle_core::Device::Cpu)?;
-                x.mul(&ones.apply_op1_no_bwd(&op)?.to_dtype(x.dtype())?.to_device(x.device())?)
+                x.mul(&ones.apply_op1_no_bwd(&Custom(op))?.to_dtype(x.dtype())?.to_device(x.device())?)
             }
         }
     }
@@ -159,19 +160,19 @@ impl Mask {
     }
 }
 
-impl CustomOp1 for Mask {
+impl Fused<1> for Mask {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let data = elements(NAME, x, layout)?;
+    fn forward(&self, [x]: [Arg<'_>; 1]) -> Result<(CpuStorage, Shape)> {
+        let data = x.slice()?;
         let y = by_dtype!(data.dtype(), T, C => self.apply::<T, C>(data));
-        Ok((into_storage(y), layout.shape().clone()))
+        Ok((into_storage(y), x.shape().clone()))
     }
 
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(grad.contiguous()?.apply_op1(*self)?))
+    fn backward(&self, _x: [&Tensor; 1], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
+        Ok([Some(apply1(*self, grad)?)])
     }
 }
 

@@ -1,6 +1,6 @@
 //! Linear layers.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Module, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use rayon::prelude::*;
 use tpgm_core::{Buffer, Element, Slice};
@@ -8,10 +8,11 @@ use tpgm_core::{Buffer, Element, Slice};
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, vectorized};
+use super::fused::{Arg, Fused, apply2, apply3};
 use super::product::{Factor, gradient, product};
 use super::storage::{
-    Columns, Operand, by_dtype, elements, fill, for_pieces, into_storage, into_tensor, load, round,
-    rows_per_piece, scratch, store, sum_in_order, typed_mut, widen,
+    Columns, Operand, by_dtype, fill, for_pieces, into_storage, into_tensor, load, round, rows_per_piece,
+    scratch, store, sum_in_order, typed_mut, widen,
 };
 
 const NAME: &str = "add-bias";
@@ -27,7 +28,7 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
         return Err(shape_error(NAME, "the bias must have the input's last dimension", &[x, bias]));
     }
     match Path::of(x) {
-        Path::Fused => x.contiguous()?.apply_op2(&bias.contiguous()?, AddBias),
+        Path::Fused => apply2(AddBias, x, bias),
         Path::Composed => composed::add_bias(x, bias),
     }
 }
@@ -36,7 +37,7 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
 struct AddBias;
 
 impl AddBias {
-    fn forward<T: Element, C: Float>(x: Slice<'_>, bias: Slice<'_>) -> Buffer {
+    fn sum<T: Element, C: Float>(x: Slice<'_>, bias: Slice<'_>) -> Buffer {
         let width = bias.len();
         let bias = widen::<C>(bias);
         let (y, _) = fill::<T, ()>(x.len(), rows_per_piece(width) * width, |range, piece| {
@@ -75,33 +76,20 @@ fn sum_columns<T: Element, C: Float>(grad: Slice<'_>, width: usize) -> Buffer {
     T::buffer(round(&sum_in_order(width, &parts)))
 }
 
-impl CustomOp2 for AddBias {
+impl Fused<2> for AddBias {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, bias) = (elements(NAME, x, x_layout)?, elements(NAME, bias, bias_layout)?);
-        let y = by_dtype!(x.dtype(), T, C => Self::forward::<T, C>(x, bias));
-        Ok((into_storage(y), x_layout.shape().clone()))
+    fn forward(&self, [x, bias]: [Arg<'_>; 2]) -> Result<(CpuStorage, Shape)> {
+        let shape = x.shape().clone();
+        let (x, bias) = (x.slice()?, bias.slice()?);
+        let y = by_dtype!(x.dtype(), T, C => Self::sum::<T, C>(x, bias));
+        Ok((into_storage(y), shape))
     }
 
-    fn bwd(
-        &self,
-        _x: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let d_bias = bias_gradient(bias, &grad)?;
-        Ok((Some(grad), d_bias))
+    fn backward(&self, [_, bias]: [&Tensor; 2], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        Ok([Some(grad.clone()), bias_gradient(bias, grad)?])
     }
 }
 
@@ -172,10 +160,8 @@ impl Module for Linear {
         let bias = self.bias.as_ref();
         match (Path::of(x), bias) {
             (Path::Composed, _) => composed::linear(x, &self.weight, bias),
-            (Path::Fused, None) => x.contiguous()?.apply_op2(&self.weight.contiguous()?, Affine),
-            (Path::Fused, Some(bias)) => {
-                x.contiguous()?.apply_op3(&self.weight.contiguous()?, &bias.contiguous()?, Affine)
-            }
+            (Path::Fused, None) => apply2(Affine, x, &self.weight),
+            (Path::Fused, Some(bias)) => apply3(Affine, x, &self.weight, bias),
         }
     }
 }
@@ -186,16 +172,12 @@ struct Affine;
 impl Affine {
     const NAME: &'static str = "linear";
 
-    fn product(
-        x: (&CpuStorage, &Layout),
-        weight: (&CpuStorage, &Layout),
-        outputs: usize,
-    ) -> Result<(CpuStorage, Shape)> {
-        let y = product(Self::NAME, Factor::matrix(x.0, x.1), Factor::matrix(weight.0, weight.1).t())?;
-        let mut shape = x.1.dims().to_vec();
+    fn product(x: Arg<'_>, weight: Arg<'_>) -> Result<(CpuStorage, Shape)> {
+        let [x_matrix, weight_matrix] = [x, weight].map(|arg| Factor::matrix(arg.storage, arg.layout));
+        let mut shape = x.dims().to_vec();
         shape.pop();
-        shape.push(outputs);
-        Ok((y, shape.into()))
+        shape.push(weight.dims()[0]);
+        Ok((product(Self::NAME, x_matrix, weight_matrix.t())?, shape.into()))
     }
 
     fn add_bias<T: Element, C: Float>(y: &mut [T], bias: Slice<'_>) {
@@ -217,58 +199,38 @@ impl Affine {
     }
 
     /// The gradients of `x` and `weight`, each only if it is wanted.
-    fn gradients(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn gradients(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let [x_data, weight_data, grad] = [x, weight, grad].map(|tensor| Operand::new(Self::NAME, tensor));
         let matrix = |(storage, layout)| Factor::matrix(storage, layout);
         let (x_data, weight_data, grad) =
             (matrix(x_data.storage()?), matrix(weight_data.storage()?), matrix(grad.storage()?));
         let gradient = |of, a, b| gradient(Self::NAME, of, a, b);
-        Ok((gradient(x, grad, weight_data)?, gradient(weight, grad.t(), x_data)?))
+        Ok([gradient(x, grad, weight_data)?, gradient(weight, grad.t(), x_data)?])
     }
 }
 
-impl CustomOp2 for Affine {
+impl Fused<2> for Affine {
     fn name(&self) -> &'static str {
         Self::NAME
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Self::product((x, x_layout), (weight, weight_layout), weight_layout.dims()[0])
+    fn forward(&self, [x, weight]: [Arg<'_>; 2]) -> Result<(CpuStorage, Shape)> {
+        Self::product(x, weight)
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Self::gradients(x, weight, &grad.contiguous()?)
+    fn backward(&self, [x, weight]: [&Tensor; 2], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        Self::gradients(x, weight, grad)
     }
 }
 
-impl CustomOp3 for Affine {
+impl Fused<3> for Affine {
     fn name(&self) -> &'static str {
         Self::NAME
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let bias = elements(Self::NAME, bias, bias_layout)?;
-        let (mut y, shape) = Self::product((x, x_layout), (weight, weight_layout), bias.len())?;
+    fn forward(&self, [x, weight, bias]: [Arg<'_>; 3]) -> Result<(CpuStorage, Shape)> {
+        let bias = bias.slice()?;
+        let (mut y, shape) = Self::product(x, weight)?;
         by_dtype!(bias.dtype(), T, C => {
             let y = typed_mut::<T>(&mut y).expect("products have the type of their factors");
             Self::add_bias::<T, C>(y, bias);
@@ -276,17 +238,14 @@ impl CustomOp3 for Affine {
         Ok((y, shape))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        [x, weight, bias]: [&Tensor; 3],
         _y: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let (d_x, d_weight) = Self::gradients(x, weight, &grad)?;
-        Ok((d_x, d_weight, bias_gradient(bias, &grad)?))
+    ) -> Result<[Option<Tensor>; 3]> {
+        let [d_x, d_weight] = Self::gradients(x, weight, grad)?;
+        Ok([d_x, d_weight, bias_gradient(bias, grad)?])
     }
 }
 

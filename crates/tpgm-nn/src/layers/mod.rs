@@ -9,6 +9,7 @@ mod conv;
 mod cross_entropy;
 mod dropout;
 mod float;
+mod fused;
 mod linear;
 mod norm;
 mod pool;

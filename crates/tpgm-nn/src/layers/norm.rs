@@ -2,13 +2,14 @@
 
 mod kernels;
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Module, Result, Shape, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
 use self::kernels::{Grads, Normalize};
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
-use super::storage::{Operand, elements, into_storage, into_tensor};
+use super::fused::{Arg, Fused, apply2, apply3};
+use super::storage::{Operand, into_storage, into_tensor};
 
 /// Layer normalization over the last dimension: `(x - mean) / sqrt(variance + eps) * weight + bias`.
 ///
@@ -153,10 +154,8 @@ fn apply(op: Normalize, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> R
     }
     match (Path::of(x), bias) {
         (Path::Composed, _) => composed::norm(x, weight, bias, op.eps, op.remove_mean),
-        (Path::Fused, None) => x.contiguous()?.apply_op2(&weight.contiguous()?, op),
-        (Path::Fused, Some(bias)) => {
-            x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
-        }
+        (Path::Fused, None) => apply2(op, x, weight),
+        (Path::Fused, Some(bias)) => apply3(op, x, weight, bias),
     }
 }
 
@@ -166,90 +165,58 @@ impl Normalize {
     }
 
     /// Gradients of x, weight and bias, of those that need one.
-    fn backward(
+    fn gradients_of(
         &self,
         x: &Tensor,
         weight: &Tensor,
         grad: &Tensor,
         bias_tracked: bool,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
+    ) -> Result<[Option<Tensor>; 3]> {
         let name = self.op_name();
         let grads = {
-            let (x_data, weight_data, grad_data) =
-                (Operand::new(name, x), Operand::new(name, weight), Operand::new(name, &grad));
+            let [x_data, weight_data, grad_data] = [x, weight, grad].map(|tensor| Operand::new(name, tensor));
             let wanted = Grads { x: x.track_op(), weight: weight.track_op(), bias: bias_tracked };
             self.gradients(x_data.slice()?, weight_data.slice()?, grad_data.slice()?, wanted)
         };
         let tensor = |buffer: Option<_>, shape| buffer.map(|buffer| into_tensor(buffer, shape)).transpose();
-        Ok((
+        Ok([
             tensor(grads.x, x.shape())?,
             tensor(grads.weight, weight.shape())?,
             tensor(grads.bias, weight.shape())?,
-        ))
+        ])
     }
 }
 
-impl CustomOp2 for Normalize {
+impl Fused<2> for Normalize {
     fn name(&self) -> &'static str {
         self.op_name()
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let name = self.op_name();
-        let y = self.forward(elements(name, x, x_layout)?, elements(name, weight, weight_layout)?, None);
-        Ok((into_storage(y), x_layout.shape().clone()))
+    fn forward(&self, [x, weight]: [Arg<'_>; 2]) -> Result<(CpuStorage, Shape)> {
+        Ok((into_storage(self.values(x.slice()?, weight.slice()?, None)), x.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        weight: &Tensor,
-        _y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (x, weight, _) = self.backward(x, weight, grad, false)?;
-        Ok((x, weight))
+    fn backward(&self, [x, weight]: [&Tensor; 2], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        let [x, weight, _] = self.gradients_of(x, weight, grad, false)?;
+        Ok([x, weight])
     }
 }
 
-impl CustomOp3 for Normalize {
+impl Fused<3> for Normalize {
     fn name(&self) -> &'static str {
         self.op_name()
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let name = self.op_name();
-        let y = self.forward(
-            elements(name, x, x_layout)?,
-            elements(name, weight, weight_layout)?,
-            Some(elements(name, bias, bias_layout)?),
-        );
-        Ok((into_storage(y), x_layout.shape().clone()))
+    fn forward(&self, [x, weight, bias]: [Arg<'_>; 3]) -> Result<(CpuStorage, Shape)> {
+        Ok((into_storage(self.values(x.slice()?, weight.slice()?, Some(bias.slice()?))), x.shape().clone()))
     }
 
-    fn bwd(
+    fn backward(
         &self,
-        x: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
+        [x, weight, bias]: [&Tensor; 3],
         _y: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        self.backward(x, weight, grad, bias.track_op())
+    ) -> Result<[Option<Tensor>; 3]> {
+        self.gradients_of(x, weight, grad, bias.track_op())
     }
 }

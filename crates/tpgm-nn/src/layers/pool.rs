@@ -1,13 +1,14 @@
 //! Maximum over windows of an image.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Module, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Module, Result, Shape, Tensor};
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::float::Float;
+use super::fused::{Arg, Fused, apply1};
 use super::storage::{
-    Operand, by_dtype, elements, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
+    Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
 };
 use crate::error::Error;
 
@@ -70,7 +71,7 @@ impl Module for MaxPool2d {
             return Err(shape_error(NAME, "the padded image must be at least as large as the window", &[x]));
         }
         match Path::of(x) {
-            Path::Fused => x.contiguous()?.apply_op1(*self),
+            Path::Fused => apply1(*self, x),
             Path::Composed => composed::max_pool2d(x, self.kernel, self.stride, self.padding),
         }
     }
@@ -82,7 +83,7 @@ impl Module for MaxPool2d {
 ///
 /// As [`MaxPool2d::forward`].
 pub fn max_pool2d(x: &Tensor, kernel: (usize, usize), stride: (usize, usize)) -> Result<Tensor> {
-    MaxPool2d::new(kernel, stride).forward(x)
+    Module::forward(&MaxPool2d::new(kernel, stride), x)
 }
 
 /// The windows of one image plane.
@@ -176,26 +177,25 @@ impl Windows {
     }
 }
 
-impl CustomOp1 for MaxPool2d {
+impl Fused<1> for MaxPool2d {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, channels, height, width) = layout.shape().dims4()?;
+    fn forward(&self, [x]: [Arg<'_>; 1]) -> Result<(CpuStorage, Shape)> {
+        let (batch, channels, height, width) = x.shape().dims4()?;
         let windows = Windows::new(*self, height, width);
-        let data = elements(NAME, x, layout)?;
+        let data = x.slice()?;
         let y = by_dtype!(data.dtype(), T, C => windows.forward::<T, C>(data, batch * channels));
         Ok((into_storage(y), (batch, channels, windows.out_height, windows.out_width).into()))
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, [x]: [&Tensor; 1], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let (_, _, height, width) = x.dims4()?;
         let windows = Windows::new(*self, height, width);
-        let grad = grad.contiguous()?;
-        let (x_data, grad_data) = (Operand::new(NAME, x), Operand::new(NAME, &grad));
+        let (x_data, grad_data) = (Operand::new(NAME, x), Operand::new(NAME, grad));
         let (x_slice, grad_slice) = (x_data.slice()?, grad_data.slice()?);
         let dx = by_dtype!(x_slice.dtype(), T, C => windows.gradient::<T, C>(x_slice, grad_slice));
-        Ok(Some(into_tensor(dx, x.shape())?))
+        Ok([Some(into_tensor(dx, x.shape())?)])
     }
 }

@@ -3,11 +3,12 @@
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cpu_backend::CpuDevice;
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Layout, Result, Shape, Storage, Tensor};
 use tpgm_core::Element;
 
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
+use super::fused::{Arg, Fused, apply2};
 use super::storage::{Operand, PIECE, by_dtype, data, fill, into_storage, typed_mut};
 
 /// `x y` of the matrices in the last two dimensions: (..., m, k) and (..., k, n) give (..., m, n).
@@ -41,7 +42,7 @@ fn apply(x: &Tensor, y: &Tensor, op: Product) -> Result<Tensor> {
         return Err(shape_error(op.name(), expected, &[x, y]));
     }
     match (Path::of(x), op.transposed) {
-        (Path::Fused, _) => x.contiguous()?.apply_op2(&y.contiguous()?, op),
+        (Path::Fused, _) => apply2(op, x, y),
         (Path::Composed, false) => composed::matmul(x, y),
         (Path::Composed, true) => composed::matmul_transposed(x, y),
     }
@@ -52,43 +53,30 @@ struct Product {
     transposed: bool,
 }
 
-impl CustomOp2 for Product {
+impl Fused<2> for Product {
     fn name(&self) -> &'static str {
         if self.transposed { "matmul-transposed" } else { "matmul" }
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        y: &CpuStorage,
-        y_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, y) = (Factor::batch(x, x_layout), Factor::batch(y, y_layout));
+    fn forward(&self, args: [Arg<'_>; 2]) -> Result<(CpuStorage, Shape)> {
+        let mut shape = args[0].dims().to_vec();
+        let [x, y] = args.map(|arg| Factor::batch(arg.storage, arg.layout));
         let y = if self.transposed { y.t() } else { y };
         let (m, n) = (x.size().0, y.size().1);
-        let mut shape = x_layout.dims().to_vec();
         let rank = shape.len();
         shape[rank - 2..].copy_from_slice(&[m, n]);
         Ok((product(self.name(), x, y)?, shape.into()))
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        _result: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let [x_data, y_data, grad] = [x, y, &grad].map(|tensor| Operand::new(self.name(), tensor));
+    fn backward(&self, [x, y]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
+        let [x_data, y_data, grad] = [x, y, grad].map(|tensor| Operand::new(self.name(), tensor));
         let (x_data, y_data, grad) = (x_data.storage()?, y_data.storage()?, grad.storage()?);
         let batch = |(storage, layout)| Factor::batch(storage, layout);
         let (x_data, y_data, grad) = (batch(x_data), batch(y_data), batch(grad));
         let gradient = |of, a, b| gradient(self.name(), of, a, b);
         Ok(match self.transposed {
-            false => (gradient(x, grad, y_data.t())?, gradient(y, x_data.t(), grad)?),
-            true => (gradient(x, grad, y_data)?, gradient(y, grad.t(), x_data)?),
+            false => [gradient(x, grad, y_data.t())?, gradient(y, x_data.t(), grad)?],
+            true => [gradient(x, grad, y_data)?, gradient(y, grad.t(), x_data)?],
         })
     }
 }

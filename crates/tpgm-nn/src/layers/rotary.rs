@@ -1,14 +1,13 @@
 //! Rotary position embedding.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, vectorized};
-use super::storage::{
-    Operand, by_dtype, elements, fill, into_storage, load, rows_per_piece, scratch, store, widen,
-};
+use super::fused::{Arg, Fused, apply1};
+use super::storage::{Operand, by_dtype, fill, into_storage, load, rows_per_piece, scratch, store, widen};
 
 /// Rotates the pairs (i, i + d/2) of each head by its position's angles, as Llama, Mistral and GPT-NeoX checkpoints want
 /// it: `(a cos - b sin, a sin + b cos)`.
@@ -50,7 +49,7 @@ fn apply(op: &'static str, pairs: Pairs, x: &Tensor, cos: &Tensor, sin: &Tensor)
         };
     }
     let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
-    x.contiguous()?.apply_op1(Rotate { op, pairs, turn: Turn::Forward, cos, sin })
+    apply1(Rotate { op, pairs, turn: Turn::Forward, cos, sin }, x)
 }
 
 fn check_shapes(op: &'static str, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<()> {
@@ -126,27 +125,27 @@ impl Rotate {
     }
 }
 
-impl CustomOp1 for Rotate {
+impl Fused<1> for Rotate {
     fn name(&self) -> &'static str {
         self.op
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let data = elements(self.op, x, layout)?;
+    fn forward(&self, [x]: [Arg<'_>; 1]) -> Result<(CpuStorage, Shape)> {
+        let data = x.slice()?;
         let (cos, sin) = (Operand::new(self.op, &self.cos), Operand::new(self.op, &self.sin));
         let (cos, sin) = (cos.slice()?, sin.slice()?);
-        let dims = layout.shape().dims4()?;
+        let dims = x.shape().dims4()?;
         let y = by_dtype!(data.dtype(), T, C => self.rotate::<T, C>(data, cos, sin, dims));
-        Ok((into_storage(y), layout.shape().clone()))
+        Ok((into_storage(y), x.shape().clone()))
     }
 
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+    fn backward(&self, _x: [&Tensor; 1], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let turn = match self.turn {
             Turn::Forward => Turn::Back,
             Turn::Back => Turn::Forward,
         };
         let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        Ok(Some(grad.contiguous()?.apply_op1(Rotate { op: self.op, pairs: self.pairs, turn, cos, sin })?))
+        Ok([Some(apply1(Rotate { op: self.op, pairs: self.pairs, turn, cos, sin }, grad)?)])
     }
 }
 

@@ -1,13 +1,14 @@
 //! Softmax and its logarithm over the last dimension.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, Result, Shape, Tensor};
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, last_dim, same_kind};
 use super::composed;
 use super::float::{Float, largest, sum, sum2, vectorized};
+use super::fused::{Arg, Fused, apply1};
 use super::storage::{
-    Operand, by_dtype, elements, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
+    Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
 };
 
 /// `e^x / sum(e^x)` over the last dimension of `x`, of any shape (..., n).
@@ -37,7 +38,7 @@ fn apply(op: Softmax, x: &Tensor) -> Result<Tensor> {
     last_dim(op.name(), x)?;
     same_kind(op.name(), &[x])?;
     match (Path::of(x), op) {
-        (Path::Fused, op) => x.contiguous()?.apply_op1(op),
+        (Path::Fused, op) => apply1(op, x),
         (Path::Composed, Softmax::Probability) => composed::softmax_last_dim(x),
         (Path::Composed, Softmax::Logarithm) => composed::log_softmax_last_dim(x),
     }
@@ -51,7 +52,7 @@ enum Softmax {
 }
 
 impl Softmax {
-    fn forward<T: Element, C: Float>(self, x: Slice<'_>, width: usize) -> Buffer {
+    fn values<T: Element, C: Float>(self, x: Slice<'_>, width: usize) -> Buffer {
         let (y, _) = fill::<T, ()>(x.len(), rows_per_piece(width) * width, |range, piece| {
             let (mut x_scratch, mut y_scratch) = (scratch::<T, C>(width), scratch::<T, C>(width));
             for (row, y) in piece.chunks_mut(width).enumerate() {
@@ -83,7 +84,7 @@ impl Softmax {
     }
 }
 
-impl CustomOp1 for Softmax {
+impl Fused<1> for Softmax {
     fn name(&self) -> &'static str {
         match self {
             Softmax::Probability => "softmax-last-dim",
@@ -91,20 +92,19 @@ impl CustomOp1 for Softmax {
         }
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let data = elements(self.name(), x, layout)?;
-        let width = layout.dims().last().copied().unwrap_or(1);
-        let y = by_dtype!(data.dtype(), T, C => self.forward::<T, C>(data, width));
-        Ok((into_storage(y), layout.shape().clone()))
+    fn forward(&self, [x]: [Arg<'_>; 1]) -> Result<(CpuStorage, Shape)> {
+        let data = x.slice()?;
+        let width = x.dims().last().copied().unwrap_or(1);
+        let y = by_dtype!(data.dtype(), T, C => self.values::<T, C>(data, width));
+        Ok((into_storage(y), x.shape().clone()))
     }
 
-    fn bwd(&self, _x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
+    fn backward(&self, _x: [&Tensor; 1], y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
         let width = last_dim(self.name(), y)?;
-        let (y_data, grad_data) = (Operand::new(self.name(), y), Operand::new(self.name(), &grad));
+        let (y_data, grad_data) = (Operand::new(self.name(), y), Operand::new(self.name(), grad));
         let (y_slice, grad_slice) = (y_data.slice()?, grad_data.slice()?);
         let dx = by_dtype!(y_slice.dtype(), T, C => self.gradient::<T, C>(y_slice, grad_slice, width));
-        Ok(Some(into_tensor(dx, y.shape())?))
+        Ok([Some(into_tensor(dx, y.shape())?)])
     }
 }
 

@@ -110,7 +110,7 @@ impl Normalize {
         Self { mean: moments.mean.clone(), scale, of_batch }
     }
 
-    pub(super) fn forward(&self, x: Slice<'_>, dims: &[usize], weight: Slice<'_>, bias: Slice<'_>) -> Buffer {
+    pub(super) fn values(&self, x: Slice<'_>, dims: &[usize], weight: Slice<'_>, bias: Slice<'_>) -> Buffer {
         by_dtype!(x.dtype(), T, C => T::buffer(self.forward_as::<T, C>(x, dims, weight, bias)))
     }
 

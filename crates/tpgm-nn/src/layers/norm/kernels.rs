@@ -29,7 +29,7 @@ pub(super) struct Grads<T> {
 
 impl Normalize {
     /// `x` holds rows of the weight's length.
-    pub(super) fn forward(&self, x: Slice<'_>, weight: Slice<'_>, bias: Option<Slice<'_>>) -> Buffer {
+    pub(super) fn values(&self, x: Slice<'_>, weight: Slice<'_>, bias: Option<Slice<'_>>) -> Buffer {
         by_dtype!(x.dtype(), T, C => T::buffer(self.forward_as::<T, C>(x, weight, bias)))
     }
 
