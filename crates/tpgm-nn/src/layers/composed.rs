@@ -1,6 +1,6 @@
 //! The same functions, composed of candle's differentiable operations.
 //!
-//! You need these when you compare: they are what the layers of [`crate::nn`] compute on devices other than the CPU, and
+//! You need these when you compare: they are what the [layers](crate) compute on devices other than the CPU, and
 //! what tests and benchmarks hold the fused operations against. They keep every intermediate tensor for the backward
 //! pass. Arguments are those of the fused functions, and unlike there are not checked beyond what candle checks itself.
 
