@@ -101,6 +101,10 @@ const STAGES: &[Stage] = &[
     // its own.
     Stage {
         env: Some(("CARGO_TARGET_DIR", "target/packages")),
+        skip: || {
+            Ok(crate::cuda_tools::offline()
+                .then_some("TPGM_OFFLINE=1, and packing asks the registry for its index"))
+        },
         ..stage(
             "packages",
             &[
