@@ -144,8 +144,9 @@ pub(super) fn fill<T: Element, R: Send>(
             x.write(T::default());
         }
         let start = i * piece;
-        // SAFETY: the loop above wrote every element.
-        f(start..start + uninit.len(), unsafe { uninit.assume_init_mut() })
+        let range = start..start + uninit.len();
+        // SAFETY: `MaybeUninit<T>` is laid out as `T`, and the loop above wrote every element.
+        f(range, unsafe { &mut *(std::ptr::from_mut(uninit) as *mut [T]) })
     };
     let spare = &mut out.spare_capacity_mut()[..len];
     // Waking the pool costs more than a piece of work that nobody can share.
