@@ -16,7 +16,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 
 use self::library::{Build, FEW_THREADS, GPU_THREADS, Sources, build_if_possible};
-pub(crate) use self::library::{Variant, library};
+pub(crate) use self::library::{Variant, driver as stand_in, library};
 use crate::cargo;
 
 /// Options of `emulate`.

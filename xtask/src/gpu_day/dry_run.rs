@@ -1,7 +1,7 @@
 //! The folder, run here: under a stand-in for the driver, with stand-ins for the tools of CUDA.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use super::folder::{create, write};
 use super::import;
 use super::results::Results;
 use super::toolkit::Toolkit;
-use crate::cargo;
+use crate::emulate;
 
 /// Starts the program among its arguments, as a profiler or a sanitizer does: are its options right?
 const STARTS_A_PROGRAM: &str = r#"#!/bin/sh
@@ -38,7 +38,8 @@ const NEEDED: [&str; 7] =
 /// If the script takes too long, leaves more files than may come back or prints more than is shown, if its results cannot be
 /// read or would be taken for those of a GPU, or if a stage fails.
 pub(crate) fn run(folder: &Path, place: &Path, budget: u64, toolkit: Option<&Toolkit>) -> Result<()> {
-    let driver = stand_in()?;
+    let driver = emulate::stand_in()?
+        .context("the dry run needs a stand-in for the driver; why there is none is said above")?;
     if place.exists() {
         fs::remove_dir_all(place).with_context(|| format!("cannot empty `{}`", place.display()))?;
     }
@@ -78,23 +79,6 @@ pub(crate) fn run(folder: &Path, place: &Path, budget: u64, toolkit: Option<&Too
     ensure!(problems.is_empty(), "the dry run: {}", problems.join("; "));
     println!("the dry run took {seconds} s and left what it should in `{}`", out.display());
     Ok(())
-}
-
-/// The folder with the stand-in's `libcuda.so.1`, which `cargo xtask emulate --driver` builds before it runs a test.
-fn stand_in() -> Result<PathBuf> {
-    let status = cargo(&["xtask", "emulate", "--driver", "--", "a_device_that_is_not_there"]).status();
-    ensure!(
-        status.context("cannot start cargo")?.success(),
-        "`cargo xtask emulate --driver` failed, and the dry run needs its stand-in for the driver"
-    );
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    let folder = crate::root()?.join(target).join("emulator/plain-256/driver");
-    ensure!(
-        folder.join("libcuda.so.1").is_file(),
-        "`cargo xtask emulate --driver` left no libcuda.so.1 in `{}`",
-        folder.display()
-    );
-    Ok(folder)
 }
 
 /// Lets the tests of tpgm-candle that want a GPU use the processor.
@@ -148,7 +132,7 @@ mod tests {
     use super::*;
 
     /// A folder with results of these stages.
-    fn out(name: &str, stages: &[(&str, &str)], dry_run: bool) -> PathBuf {
+    fn out(name: &str, stages: &[(&str, &str)], dry_run: bool) -> std::path::PathBuf {
         let folder = std::env::temp_dir().join(format!("xtask-dry-run-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&folder);
         let results = folder.join("packed/results");

@@ -1,7 +1,6 @@
 //! What a device does beside the promises of every backend. Run on the emulator and on GPUs.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
-mod blocks;
 mod sums;
 mod watched;
 
@@ -15,7 +14,6 @@ use tpgm_core::{
 };
 use tpgm_cuda::{Device, Gpu, Reports};
 
-use self::blocks::Blocks;
 pub(crate) use self::sums::{halves_with_f32_anchors_match_the_cpu, sums_are_nearly_exact};
 use self::watched::Watched;
 
@@ -201,7 +199,7 @@ pub(crate) fn any_number_of_blocks_gives_the_same_bits<D: Device>(gpu: &Gpu<D>) 
     for (rule, constraint) in methods() {
         let options = StepOptions { max_grad_norm: Some(10.0), ..StepOptions::default() };
         let run = |blocks| {
-            let device = Blocks { inner: gpu.device().clone(), blocks };
+            let device = Watched::new(gpu.device().clone()).blocks(blocks);
             problem.run(&Gpu::on(device).reports(Reports::AtOnce), rule, constraint, &options, 3)
         };
         let one = run(1);

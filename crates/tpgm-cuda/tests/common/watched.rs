@@ -1,4 +1,4 @@
-//! A device whose calls are counted, and that can be told to capture.
+//! A device whose calls are counted, and that can be told to capture and how many blocks it runs.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -10,6 +10,8 @@ use tpgm_cuda::Device;
 #[derive(Debug, Clone)]
 pub(crate) struct Watched<D> {
     inner: D,
+    /// Blocks of a kernel, whatever the size of the inner device.
+    blocks: Option<usize>,
     pub(crate) calls: Arc<Calls>,
 }
 
@@ -30,7 +32,12 @@ pub(crate) struct Calls {
 
 impl<D> Watched<D> {
     pub(crate) fn new(inner: D) -> Self {
-        Self { inner, calls: Arc::default() }
+        Self { inner, blocks: None, calls: Arc::default() }
+    }
+
+    /// The same device, which runs so many blocks.
+    pub(crate) fn blocks(self, blocks: usize) -> Self {
+        Self { blocks: Some(blocks), ..self }
     }
 }
 
@@ -127,7 +134,7 @@ impl<D: Device> Device for Watched<D> {
 
     fn resident_blocks(&self, kernel: &'static str) -> Result<usize> {
         self.calls.kernels.lock().unwrap().push(kernel);
-        self.inner.resident_blocks(kernel)
+        self.blocks.map_or_else(|| self.inner.resident_blocks(kernel), Ok)
     }
 
     fn launch(&self, kernel: &'static str, blocks: usize, argument: u64) -> Result<()> {

@@ -65,3 +65,38 @@ impl Factors for VarFactors<'_> {
         names
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor};
+    use candle_nn::Linear;
+
+    use super::*;
+    use crate::lora::LoraConfig;
+
+    #[test]
+    fn factors_go_to_the_map_once() {
+        let vars = VarMap::new();
+        let factors = VarFactors::new(VarBuilder::zeros(DType::F32, &Device::Cpu), &vars);
+        let config = LoraConfig { rank: 2, targets: vec!["q".into()], ..Default::default() };
+        let wrap = |name: &str| {
+            let weight = Tensor::ones((3, 5), DType::F32, &Device::Cpu).unwrap();
+            config.wrap(name, Linear::new(weight, None), &factors)
+        };
+        assert!(wrap("block.q").unwrap().is_adapted() && !wrap("block.k").unwrap().is_adapted());
+        assert_eq!(factors.names(), ["block.q.lora_A.weight", "block.q.lora_B.weight"]);
+        config.check_targets(&factors).unwrap();
+
+        let error = wrap("block.q").unwrap_err();
+        assert!(
+            matches!(&error, Error::DuplicateFactor { name } if name == "block.q.lora_A.weight"),
+            "{error}"
+        );
+        let other = LoraConfig { targets: vec!["v".into()], ..config.clone() };
+        let error = other.check_targets(&factors).unwrap_err();
+        assert!(matches!(&error, Error::LoraTarget { target, adapted: 1 } if target == "v"), "{error}");
+        let integers = Tensor::ones((3, 5), DType::U32, &Device::Cpu).unwrap();
+        let error = config.wrap("other.q", Linear::new(integers, None), &factors).unwrap_err();
+        assert!(matches!(&error, Error::ElementType { tensor, .. } if tensor == "other.q"), "{error}");
+    }
+}

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
 use super::config::{LoraConfig, is_pattern};
@@ -108,10 +107,9 @@ fn adapted_modules(path: &Path) -> Result<Vec<String>> {
     if header > len - 8 {
         return Err(bad(&format!("its header says {header} bytes, the file has {len}")));
     }
-    let mut bytes = size.to_vec();
+    let mut bytes = Vec::new();
     file.take(header).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|problem| bad(&problem))?;
-    let tensors = metadata.tensors();
+    let tensors: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|problem| bad(&problem))?;
     let modules: BTreeSet<&str> =
         tensors.keys().filter_map(|key| module_of(key.strip_prefix(FILE_PREFIX)?)).collect();
     Ok(modules.into_iter().map(str::to_owned).collect())
@@ -152,5 +150,41 @@ fn is_off(value: &Value) -> bool {
         Value::Array(values) => values.is_empty(),
         Value::Object(values) => values.is_empty(),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::fs;
+
+    use candle_core::{DType, Device, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn modules_of_a_file_are_read_from_its_header_and_damaged_headers_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(CONFIG), r#"{"target_modules": ".*q"}"#).unwrap();
+        let weights = folder.path().join(WEIGHTS);
+        let factor = Tensor::zeros((2, 5), DType::F32, &Device::Cpu).unwrap();
+        let names = ["b.q.lora_A.weight", "b.q.lora_B.weight", "a.q.lora_A.weight"];
+        let tensors: HashMap<_, _> =
+            names.iter().map(|name| (format!("{FILE_PREFIX}{name}"), factor.clone())).collect();
+        candle_core::safetensors::save(&tensors, &weights).unwrap();
+        assert_eq!(LoraConfig::from_adapter(folder.path()).unwrap().targets, ["a.q", "b.q"]);
+
+        let whole = fs::read(&weights).unwrap();
+        let too_long = [&u64::MAX.to_le_bytes(), &whole[8..]].concat();
+        for (bytes, part) in [
+            (&whole[..5], "failed to fill"),
+            (&whole[..40], "its header says"),
+            (&too_long, "its header says"),
+            (&[&[2, 0, 0, 0, 0, 0, 0, 0], b"[]".as_slice()].concat(), "not a safetensors file"),
+        ] {
+            fs::write(&weights, bytes).unwrap();
+            let error = LoraConfig::from_adapter(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains(WEIGHTS), "{part}: {error}");
+        }
     }
 }
