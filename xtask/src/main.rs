@@ -6,6 +6,8 @@ mod cuda_check;
 mod cuda_tools;
 mod emulate;
 mod gpu_day;
+#[cfg(test)]
+mod layers;
 mod parity;
 mod ptx;
 mod simd;

@@ -2,8 +2,32 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::room::into_candle;
 use tpgm_nn::random::SplitMix64;
+
+/// What can go wrong with the order of data.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An option is outside its range.
+    #[error(transparent)]
+    Core(#[from] tpgm_core::Error),
+    /// Training data differ from those of the checkpoint, so the order cannot go on where it stopped.
+    #[error("the saved data order has {what} {saved}, but this run has {now}")]
+    DataOrder {
+        /// What differs.
+        what: &'static str,
+        /// Its saved value.
+        saved: u64,
+        /// Its value in this run.
+        now: u64,
+    },
+}
+
+/// A result with this room's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+into_candle!();
 
 /// What happens to the samples at the end of an epoch that do not fill a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -49,34 +49,33 @@
 //! stream per thread (see [`RobustOptimizer`]). [`keep_freed_memory`] spares candle getting its memory anew in every step.
 //! With feature `nccl`, several GPUs train one model.
 
-mod audit;
+pub mod audit;
 pub mod checkpoint;
 pub mod data;
-mod device;
 pub mod distributed;
-mod dtype;
+pub mod engine;
 mod error;
-#[cfg(feature = "cuda")]
-mod events;
+pub mod files;
 pub mod lora;
-mod optim;
-mod params;
+pub mod memory;
+pub mod optim;
+pub mod params;
+mod room;
 pub mod telemetry;
-mod tpgm;
 pub mod weight_space;
 
 pub use audit::{Audit, AuditReport, Cause, MissingGradient, WrongGradient};
 pub use checkpoint::{Checkpoint, Checkpointer, TrainState};
 pub use data::DataOrder;
-pub use device::keep_freed_memory;
 pub use error::{Error, Result};
+pub use files::AnchorData;
+pub use memory::keep_freed_memory;
 pub use optim::{
-    Anneal, AuditPolicy, Averaged, Ema, OptimizerBuilder, OptimizerConfig, RobustOptimizer, Schedule,
-    StepInfo,
+    Anneal, AuditPolicy, Averaged, Ema, Every, OptimizerBuilder, OptimizerConfig, PostHoc, Radii,
+    RobustOptimizer, Schedule, StepInfo, Tpgm,
 };
-pub use params::{Anchor, AnchorData, Param, Params, Report};
+pub use params::{Anchor, Param, Params, Report};
 pub use telemetry::{JsonlWriter, Telemetry, TensorBoardWriter};
-pub use tpgm::{Every, PostHoc, Radii, Tpgm};
 pub use tpgm_core as core;
 pub use tpgm_core::{
     AdamW, Constraint, Digrap, FixedRadius, FixedScale, Ftp, Gradients, Group, L2Sp, Masters, Norm,

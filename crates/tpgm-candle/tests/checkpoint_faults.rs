@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use tpgm_candle::core::{Buffer, StateDict};
-use tpgm_candle::{Checkpoint, Checkpointer, Error, TrainState};
+use tpgm_candle::{Checkpoint, Checkpointer, TrainState};
 
 /// In a child process: the folder to save into.
 const DIR: &str = "TPGM_TEST_CHECKPOINT_DIR";
@@ -156,7 +156,10 @@ fn folders_that_cannot_be_written_are_named() {
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     let error = Checkpointer::new(file.join("checkpoints")).save(&state(1)).unwrap_err();
-    assert!(matches!(error, Error::Io { .. }), "{error}");
+    assert!(
+        matches!(error, tpgm_candle::checkpoint::Error::Files(tpgm_candle::files::Error::Io { .. })),
+        "{error}"
+    );
     assert!(error.to_string().contains("file/checkpoints: Not a directory"), "{error}");
 
     let checkpoints = Checkpointer::new(dir.path().join("read-only"));

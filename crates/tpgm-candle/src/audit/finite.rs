@@ -5,9 +5,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tpgm_core::Buffer;
 
+use super::error::{Error, Result, SHOWN};
 use super::loss_with;
-use crate::dtype::{to_buffer, to_tensor};
-use crate::error::{Error, Result, SHOWN};
+use crate::memory::{to_buffer, to_tensor};
 use crate::params::Param;
 
 /// A gradient that differs from finite differences of the loss. Both are derivatives along one direction: some
@@ -126,7 +126,7 @@ impl FiniteDifferences {
     ) -> Result<(f64, f64)> {
         let var = param.var();
         let values = to_buffer(param.name(), var)?.to_f64();
-        let dtype = crate::dtype::core_dtype(param.name(), var.dtype())?;
+        let dtype = crate::memory::core_dtype(param.name(), var.dtype())?;
         let moved = |step: f64| {
             let mut values = values.clone();
             direction.iter().for_each(|&(i, sign)| values[i] += sign * step);
@@ -181,7 +181,7 @@ fn tolerance(dtype: DType) -> f64 {
 }
 
 /// The message of [`Error::WrongGradients`].
-pub(crate) fn wrong_gradients_text(wrong: &[WrongGradient]) -> String {
+pub(super) fn wrong_gradients_text(wrong: &[WrongGradient]) -> String {
     let mut text = format!("{} gradients differ from finite differences of the loss:", wrong.len());
     for WrongGradient { name, gradient, difference } in wrong.iter().take(SHOWN) {
         text += &format!("\n  {name}: the gradient says {gradient:.4e}, the loss {difference:.4e}");

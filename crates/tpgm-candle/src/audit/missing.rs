@@ -6,8 +6,8 @@ use std::fmt;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
 
+use super::error::{Error, Result, SHOWN};
 use super::loss_with;
-use crate::error::{Error, Result, SHOWN};
 use crate::params::{Param, Patterns};
 
 /// A trainable tensor without a gradient.
@@ -34,7 +34,7 @@ pub enum Cause {
 ///
 /// # Errors
 ///
-/// [`Error::NoGradient`] with causes unknown, or [`Error::UnmatchedPattern`] for a pattern that matches no name.
+/// [`Error::NoGradient`] with causes unknown, or [`Error::UnmatchedPattern`](crate::params::Error::UnmatchedPattern) for a pattern that matches no name.
 pub(super) fn missing_gradients<S: AsRef<str>>(
     params: &[Param],
     grads: &GradStore,
@@ -121,7 +121,7 @@ fn kinds(missing: &[MissingGradient]) -> BTreeMap<String, Vec<&str>> {
 }
 
 /// The message of [`Error::NoGradient`].
-pub(crate) fn missing_gradients_text(missing: &[MissingGradient], trainable: usize) -> String {
+pub(super) fn missing_gradients_text(missing: &[MissingGradient], trainable: usize) -> String {
     let mut text = format!("{} of {trainable} trainable tensors get no gradient", missing.len());
     for cause in [Cause::Cut, Cause::Unused, Cause::Unknown] {
         let members: Vec<MissingGradient> = missing.iter().filter(|m| m.cause == cause).cloned().collect();

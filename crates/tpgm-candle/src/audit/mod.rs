@@ -4,6 +4,7 @@
 //! trained, without any error. Run an audit once before training. Optimizers of this crate repeat its first part, the
 //! search for missing gradients, at their first step.
 
+mod error;
 mod finite;
 mod missing;
 mod report;
@@ -12,16 +13,14 @@ use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 use tpgm_core::Buffer;
 
+pub use self::error::{Error, Result};
 use self::finite::FiniteDifferences;
 pub use self::finite::WrongGradient;
-pub(crate) use self::finite::wrong_gradients_text;
 use self::missing::missing_gradients;
+pub(crate) use self::missing::require_none_missing;
 pub use self::missing::{Cause, MissingGradient};
-pub(crate) use self::missing::{missing_gradients_text, require_none_missing};
 pub use self::report::AuditReport;
-use crate::dtype::to_buffer;
-use crate::error::Result;
-use crate::optim::loss_value;
+use crate::memory::to_buffer;
 use crate::params::{Param, Params};
 
 impl Params {
@@ -83,10 +82,10 @@ impl Audit {
     ///
     /// # Errors
     ///
-    /// - [`crate::Error::NoGradient`], with what the tensors have in common;
-    /// - [`crate::Error::Core`] with `NonFiniteGradient`, [`crate::Error::NonFiniteLoss`], [`crate::Error::LossShape`];
-    /// - [`crate::Error::WrongGradients`] or [`crate::Error::RandomLoss`] from finite differences;
-    /// - [`crate::Error::UnmatchedPattern`] for an allowed pattern, or the errors of [`Params::set`];
+    /// - [`Error::NoGradient`], with what the tensors have in common;
+    /// - [`crate::Error::Core`] with `NonFiniteGradient`, [`Error::NonFiniteLoss`], [`Error::LossShape`];
+    /// - [`Error::WrongGradients`] or [`Error::RandomLoss`] from finite differences;
+    /// - [`Error::UnmatchedPattern`](crate::params::Error::UnmatchedPattern) for an allowed pattern, or the errors of [`Params::set`];
     /// - what `loss` returns.
     pub fn run(&self, mut loss: impl FnMut() -> candle_core::Result<Tensor>) -> Result<AuditReport> {
         // Batch norm moves its running statistics whenever it is called.
@@ -147,4 +146,13 @@ fn loss_with(
         param.var().set(value)?;
     }
     result
+}
+
+/// The value of a loss, which must be one finite number.
+pub(crate) fn loss_value(loss: &Tensor) -> Result<f64> {
+    if loss.elem_count() != 1 {
+        return Err(Error::LossShape { shape: loss.dims().to_vec() });
+    }
+    let value = loss.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?[0];
+    if value.is_finite() { Ok(value) } else { Err(Error::NonFiniteLoss { value }) }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use tpgm_core::{Buffer, Slice};
 
-use crate::error::Result;
+use super::error::Result;
 use crate::params::Param;
 
 /// What an audit found. Suspicious things that may be right are listed here; `Display` names them.

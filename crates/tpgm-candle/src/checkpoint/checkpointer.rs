@@ -4,10 +4,11 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::error::{Error, Result};
 use super::name::{Name, TEMPORARY};
 use super::write::sync_dir;
 use super::{Checkpoint, Skipped, TrainState};
-use crate::error::{Error, Result};
+use crate::files::io;
 
 /// Saves checkpoints into a folder, one subfolder each, and finds them again.
 ///
@@ -78,7 +79,7 @@ impl Checkpointer {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] with the file: no space, no permission, a read-only disk. The checkpoints there were are intact
+    /// [`Error::Io`](crate::files::Error::Io) with the file: no space, no permission, a read-only disk. The checkpoints there were are intact
     /// then. An error that names an *older* checkpoint says that it could not be deleted; the new one is saved then.
     pub fn save(&self, state: &TrainState) -> Result<PathBuf> {
         self.create_dir()?;
@@ -90,9 +91,9 @@ impl Checkpointer {
         let newest = self.list()?.pop().map(|entry| entry.name);
         let name = Name::after(newest, state.step()).to_string();
         let (temporary, path) = (self.dir.join(format!("{TEMPORARY}{name}")), self.dir.join(name));
-        fs::create_dir(&temporary).map_err(Error::io(&temporary))?;
+        fs::create_dir(&temporary).map_err(io(&temporary))?;
         let written = state.write(&temporary).and_then(|()| {
-            fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+            fs::rename(&temporary, &path).map_err(io(&path))?;
             sync_dir(&self.dir)
         });
         if let Err(error) = written {
@@ -108,7 +109,7 @@ impl Checkpointer {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] with the folder.
+    /// [`Error::Io`](crate::files::Error::Io) with the folder.
     pub fn list(&self) -> Result<Vec<Entry>> {
         let mut entries: Vec<_> = self
             .children()?
@@ -126,7 +127,7 @@ impl Checkpointer {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] with the folder.
+    /// [`Error::Io`](crate::files::Error::Io) with the folder.
     pub fn latest(&self) -> Result<Option<Entry>> {
         Ok(self.list()?.pop())
     }
@@ -135,7 +136,7 @@ impl Checkpointer {
     ///
     /// # Errors
     ///
-    /// [`Error::NoIntactCheckpoint`], with the reason for each, if there are some but all are damaged; [`Error::Io`] if
+    /// [`Error::NoIntactCheckpoint`], with the reason for each, if there are some but all are damaged; [`Error::Io`](crate::files::Error::Io) if
     /// the folder cannot be read.
     pub fn latest_valid(&self) -> Result<Option<Found>> {
         let mut skipped = Vec::new();
@@ -155,7 +156,7 @@ impl Checkpointer {
         if self.dir.is_dir() {
             return Ok(());
         }
-        fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
+        fs::create_dir_all(&self.dir).map_err(io(&self.dir))?;
         match self.dir.parent() {
             Some(parent) if parent != Path::new("") => sync_dir(parent),
             _ => sync_dir(Path::new(".")),
@@ -165,11 +166,10 @@ impl Checkpointer {
     /// Waits until no other process saves here. The lock ends with the file, also when the process is killed.
     fn lock(&self) -> Result<File> {
         let path = self.dir.join(".lock");
-        let file =
-            File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io(&path))?;
         match file.lock() {
             // Some network file systems have no locks. One process at a time is then up to the user.
-            Err(error) if error.kind() != ErrorKind::Unsupported => Err(Error::io(&path)(error)),
+            Err(error) if error.kind() != ErrorKind::Unsupported => Err(io(&path)(error).into()),
             _ => Ok(file),
         }
     }
@@ -194,7 +194,7 @@ impl Checkpointer {
             let doomed = self.dir.join(format!("{TEMPORARY}old-{}", entry.name));
             fs::rename(&entry.path, &doomed)
                 .and_then(|()| fs::remove_dir_all(&doomed))
-                .map_err(Error::io(&entry.path))?;
+                .map_err(io(&entry.path))?;
         }
         Ok(())
     }
@@ -203,11 +203,11 @@ impl Checkpointer {
     fn children(&self) -> Result<Vec<(String, PathBuf)>> {
         let entries = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(Error::io(&self.dir))?,
+            entries => entries.map_err(io(&self.dir))?,
         };
         let mut children = Vec::new();
         for entry in entries {
-            let entry = entry.map_err(Error::io(&self.dir))?;
+            let entry = entry.map_err(io(&self.dir))?;
             if let Ok(name) = entry.file_name().into_string() {
                 children.push((name, entry.path()));
             }

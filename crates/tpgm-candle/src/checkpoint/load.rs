@@ -8,9 +8,9 @@ use serde::de::DeserializeOwned;
 use tpgm_core::StateDict;
 
 use super::CheckpointProblem;
+use super::error::{Error, Result};
 use super::manifest::{MANIFEST, Manifest, STATE, SUMS, WEIGHTS, read_sums};
 use super::read::{TensorFile, check_sum};
-use crate::error::{Error, Result};
 use crate::params::Params;
 
 /// An intact checkpoint, open for reading. Tensors are read from the disk when they are asked for, one at a time.
@@ -27,7 +27,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Checkpoint`] or [`Error::Io`], both with the file: damaged, cut short, missing, from another program, or
+    /// [`Error::Checkpoint`] or [`Error::Io`](crate::files::Error::Io), both with the file: damaged, cut short, missing, from another program, or
     /// from a newer version of this one.
     pub fn load(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();

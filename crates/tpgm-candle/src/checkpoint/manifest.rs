@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::CheckpointProblem;
+use super::error::{Error, Result};
 use super::exact::{Bits, inexact, restore};
 use super::write::Sum;
-use crate::error::{Error, Result};
+use crate::files::io;
 
 pub(super) const WEIGHTS: &str = "weights.safetensors";
 pub(super) const STATE: &str = "state.safetensors";
@@ -75,7 +76,7 @@ impl Manifest {
         let problem = |problem| Error::Checkpoint { path: path.to_owned(), problem };
         let malformed = |reason: String| problem(CheckpointProblem::Malformed { reason });
         let no_json = |error: serde_json::Error| malformed(error.to_string());
-        let json = fs::read(path).map_err(Error::io(path))?;
+        let json = fs::read(path).map_err(io(path))?;
         let any: Value = serde_json::from_slice(&json).map_err(no_json)?;
         match serde_json::from_value::<Preamble>(any) {
             Ok(Preamble { format, version }) if format == FORMAT => {
@@ -107,7 +108,7 @@ pub(super) fn read_sums(path: &Path) -> Result<BTreeMap<String, Sum>> {
         path: path.to_owned(),
         problem: CheckpointProblem::Malformed { reason },
     };
-    let text = fs::read(path).map_err(Error::io(path))?;
+    let text = fs::read(path).map_err(io(path))?;
     let text = String::from_utf8(text).map_err(|error| malformed(error.to_string()))?;
     let parse = |line: &str| {
         let mut parts = line.splitn(3, ' ');

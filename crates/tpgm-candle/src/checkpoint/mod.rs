@@ -74,6 +74,7 @@
 //! state it was taken from (AdamW with FTP: three times the weights), so drop the [`TrainState`] after saving.
 
 mod checkpointer;
+mod error;
 mod exact;
 mod load;
 mod manifest;
@@ -84,6 +85,7 @@ mod state;
 mod write;
 
 pub use checkpointer::{Checkpointer, Entry, Found};
+pub use error::{Error, Result};
 pub use load::Checkpoint;
 pub use problem::{CheckpointProblem, Skipped};
 pub use state::TrainState;

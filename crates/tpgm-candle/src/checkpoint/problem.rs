@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::error::Error;
+use super::error::Error;
 
 /// What is wrong with a file or folder that should be (part of) a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -10,21 +10,22 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use tpgm_core::{Buffer, Element};
 
 use super::CheckpointProblem;
+use super::error::{Error, Result};
 use super::write::Sum;
-use crate::error::{Error, Result};
+use crate::files::io;
 
 /// Checks that a file is, byte for byte, the one that was written.
 pub(super) fn check_sum(path: &Path, expected: Sum) -> Result<()> {
     let problem = |problem| Error::Checkpoint { path: path.to_owned(), problem };
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let got = file.metadata().map_err(Error::io(path))?.len();
+    let mut file = File::open(path).map_err(io(path))?;
+    let got = file.metadata().map_err(io(path))?.len();
     if got != expected.bytes {
         return Err(problem(CheckpointProblem::Size { expected: expected.bytes, got }));
     }
     let mut crc = 0;
     let mut block = vec![0; 1 << 18];
     loop {
-        match file.read(&mut block).map_err(Error::io(path))? {
+        match file.read(&mut block).map_err(io(path))? {
             0 => break,
             n => crc = crc32c::crc32c_append(crc, &block[..n]),
         }
@@ -47,14 +48,14 @@ pub(super) struct TensorFile {
 
 impl TensorFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let mut file = File::open(path).map_err(Error::io(path))?;
-        let bytes = file.metadata().map_err(Error::io(path))?.len();
+        let mut file = File::open(path).map_err(io(path))?;
+        let bytes = file.metadata().map_err(io(path))?.len();
         let malformed = |reason: String| Error::Checkpoint {
             path: path.to_owned(),
             problem: CheckpointProblem::Malformed { reason },
         };
         let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(Error::io(path))?;
+        file.read_exact(&mut length).map_err(io(path))?;
         let length = u64::from_le_bytes(length);
         // The length is checked before memory is taken for it.
         let data_start = length
@@ -62,7 +63,7 @@ impl TensorFile {
             .filter(|&end| end <= bytes)
             .ok_or_else(|| malformed(format!("a header of {length} bytes in a file of {bytes}")))?;
         let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(Error::io(path))?;
+        file.read_exact(&mut header).map_err(io(path))?;
         let header: Metadata =
             serde_json::from_slice(&header).map_err(|error| malformed(format!("its header: {error}")))?;
         if data_start + header.data_len() as u64 != bytes {
@@ -134,7 +135,7 @@ impl TensorFile {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(self.data_start + start as u64))
             .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(Error::io(&self.path))?;
+            .map_err(io(&self.path))?;
         Ok(bytes)
     }
 

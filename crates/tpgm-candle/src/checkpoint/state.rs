@@ -9,9 +9,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tpgm_core::{Buffer, StateDict};
 
+use super::error::{Error, Result};
 use super::manifest::{MANIFEST, Manifest, STATE, SUMS, WEIGHTS, sums_to_text};
 use super::write::{Source, sync_dir, write_file, write_tensors};
-use crate::error::{Error, Result};
+use crate::files::io;
 
 /// Everything a training run needs to go on: weights, named sections of tensors, named values.
 ///
@@ -133,7 +134,7 @@ impl TrainState {
         };
         let bytes = |file: &str, bytes: &[u8]| {
             let path = dir.join(file);
-            write_file(&path, |out| std::io::Write::write_all(out, bytes).map_err(Error::io(&path)))
+            write_file(&path, |out| Ok(std::io::Write::write_all(out, bytes).map_err(io(&path))?))
         };
         let sums = [
             (WEIGHTS, tensors(WEIGHTS, &weights)?),

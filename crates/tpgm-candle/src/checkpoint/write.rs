@@ -8,7 +8,8 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use tpgm_core::Buffer;
 
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
+use crate::files::io;
 
 /// Bytes converted at a time: small enough for the first-level cache.
 const BLOCK: usize = 16 * 1024;
@@ -31,7 +32,7 @@ impl Source<'_> {
     fn dtype(self, name: &str) -> Result<Dtype> {
         let dtype = match self {
             Source::Tensor(tensor) => tensor.dtype(),
-            Source::Buffer(buffer) => crate::dtype::candle_dtype(buffer.dtype()),
+            Source::Buffer(buffer) => crate::memory::candle_dtype(buffer.dtype()),
         };
         match dtype {
             // candle keeps these as raw bytes and computes nothing with them.
@@ -56,11 +57,11 @@ pub(super) fn write_file(
     path: &Path,
     content: impl FnOnce(&mut Tally<BufWriter<File>>) -> Result<()>,
 ) -> Result<Sum> {
-    let file = File::create_new(path).map_err(Error::io(path))?;
+    let file = File::create_new(path).map_err(io(path))?;
     let mut out = Tally { inner: BufWriter::new(file), sum: Sum { bytes: 0, crc: 0 } };
     content(&mut out)?;
-    let file = out.inner.into_inner().map_err(|error| Error::io(path)(error.into_error()))?;
-    file.sync_all().map_err(Error::io(path))?;
+    let file = out.inner.into_inner().map_err(|error| io(path)(error.into_error()))?;
+    file.sync_all().map_err(io(path))?;
     Ok(out.sum)
 }
 
@@ -68,7 +69,7 @@ pub(super) fn write_file(
 pub(super) fn sync_dir(dir: &Path) -> Result<()> {
     // Elsewhere a folder cannot be opened as a file; its entries are then as durable as the system makes them.
     if cfg!(unix) {
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io(dir))?;
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))?;
     }
     Ok(())
 }
@@ -117,12 +118,12 @@ pub(super) fn write_tensors(path: &Path, out: &mut impl Write, tensors: &[(Strin
     let mut header = serde_json::to_vec(&header).map_err(|error| unsaveable(error.to_string()))?;
     header.resize(header.len().next_multiple_of(8), b' ');
 
-    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(Error::io(path))?;
-    out.write_all(&header).map_err(Error::io(path))?;
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io(path))?;
+    out.write_all(&header).map_err(io(path))?;
     for (_, _, source) in items {
         match source {
             Source::Tensor(tensor) => write_tensor(path, out, tensor)?,
-            Source::Buffer(buffer) => write_buffer(out, buffer).map_err(Error::io(path))?,
+            Source::Buffer(buffer) => write_buffer(out, buffer).map_err(io(path))?,
         }
     }
     Ok(())
@@ -143,7 +144,7 @@ fn write_tensor(path: &Path, out: &mut impl Write, tensor: &Tensor) -> Result<()
     let (storage, layout) = tensor.storage_and_layout();
     let (start, end) = layout.contiguous_offsets().expect("the tensor was made contiguous");
     let Storage::Cpu(storage) = &*storage else { unreachable!("the tensor was moved to the CPU") };
-    match storage {
+    let written = match storage {
         CpuStorage::U8(data) => write_elements(out, &data[start..end], |x| x.to_le_bytes()),
         CpuStorage::U32(data) => write_elements(out, &data[start..end], |x| x.to_le_bytes()),
         CpuStorage::I16(data) => write_elements(out, &data[start..end], |x| x.to_le_bytes()),
@@ -157,8 +158,8 @@ fn write_tensor(path: &Path, out: &mut impl Write, tensor: &Tensor) -> Result<()
         CpuStorage::F6E2M3(_) | CpuStorage::F6E3M2(_) | CpuStorage::F4(_) | CpuStorage::F8E8M0(_) => {
             unreachable!("refused by `Source::dtype`")
         }
-    }
-    .map_err(Error::io(path))
+    };
+    Ok(written.map_err(io(path))?)
 }
 
 /// Writes elements block by block: no copy of the tensor, and the right order of bytes on any machine.

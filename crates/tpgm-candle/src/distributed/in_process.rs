@@ -5,12 +5,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{Device, Tensor};
 
+use super::error::Result;
 use super::mean::{copy_to, write_mean};
 use super::problem::{Described, RankProblem, compare};
 use super::{Communicator, Named};
-use crate::dtype::core_dtype;
-use crate::error::{Error, Result};
-use crate::optim::storage_key;
+use crate::engine;
+use crate::memory::core_dtype;
+use crate::memory::storage_key;
 
 /// A [`Communicator`] between threads of one process, over tensors on the CPU.
 ///
@@ -162,7 +163,7 @@ fn check(name: &str, tensor: &Tensor) -> Result<()> {
     core_dtype(name, tensor.dtype())?;
     if !matches!(tensor.device(), Device::Cpu) {
         let (tensor, device) = (name.to_owned(), tensor.device().location());
-        return Err(Error::Device { tensor, device });
+        return Err(engine::Error::Device { tensor, device }.into());
     }
     match tensor.is_contiguous() {
         true => Ok(()),

@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 
-use crate::dtype::{candle_dtype, copy_elements, core_dtype, cpu_elements, overwrite_cpu};
-use crate::error::Result;
-use crate::optim::Add;
+use super::error::Result;
+use crate::memory::Add;
+use crate::memory::{candle_dtype, copy_elements, core_dtype, cpu_elements, overwrite_cpu};
 
 /// Writes the mean of tensors into each of them. They have one shape and type, are contiguous and share no memory.
 pub(super) fn write_mean(ranks: &[&Tensor]) -> Result<()> {

@@ -44,6 +44,7 @@
 //! and all may go on. A NaN in one rank's gradient makes the mean NaN, which every rank refuses by itself. Ranks that give
 //! different tensors all get an error that names the first one. A rank that leaves ends the group.
 
+mod error;
 mod in_process;
 mod mean;
 #[cfg(feature = "nccl")]
@@ -57,12 +58,12 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use tpgm_core::Slice;
 
+pub use self::error::{Error, Result};
 pub use self::in_process::InProcess;
 #[cfg(feature = "nccl")]
 pub use self::nccl::{GroupId, Nccl};
 pub use self::problem::RankProblem;
-use crate::error::{Error, Result};
-use crate::optim::Operands;
+use crate::engine::Operands;
 use crate::params::{Anchor, Param, Params};
 
 /// A tensor with its name, which errors use.
@@ -83,7 +84,7 @@ pub trait Communicator: Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Ranks`] if another rank refused, left, or gave other tensors; [`Error::Device`] or another error about a
+    /// [`Error::Ranks`] if another rank refused, left, or gave other tensors; [`Error::Device`](crate::engine::Error::Device) or another error about a
     /// tensor that this communicator cannot work on, which the other ranks are told. Nothing was changed then.
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()>;
 
@@ -180,13 +181,13 @@ fn digest(anchor: &Anchor) -> f64 {
 }
 
 /// Tells the other ranks of an error, so that they do not wait for this one.
-pub(crate) fn or_refuse<T, E: Into<Error> + std::fmt::Display>(
+pub(crate) fn or_refuse<T, E: std::fmt::Display>(
     communicator: Option<&dyn Communicator>,
     result: Result<T, E>,
-) -> Result<T> {
+) -> Result<T, E> {
     if let (Some(communicator), Err(error)) = (communicator, &result) {
         // What brought us here is the error to report.
         let _ = communicator.refuse(&error.to_string());
     }
-    result.map_err(Into::into)
+    result
 }

@@ -9,11 +9,12 @@ use candle_core::{CpuStorage, CudaDevice, Device, InplaceOp1, Layout};
 use cudarc::nccl::result::{NcclError, group_end, group_start};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp};
 
+use super::error::{Error, Result};
 use super::problem::RankProblem;
 use super::{Communicator, Named};
-use crate::dtype::core_dtype;
-use crate::error::{Error, Result};
-use crate::events;
+use crate::engine;
+use crate::memory::core_dtype;
+use crate::memory::events;
 
 /// What the ranks of a group of GPUs have in common: made by one of them, sent to the others (by any means, also to other
 /// machines), and given to [`Nccl::new`] by all.
@@ -194,7 +195,11 @@ impl Nccl {
         core_dtype(name, tensor.dtype())?;
         match tensor.device() {
             Device::Cuda(device) if device.id() == self.device.id() => {}
-            device => return Err(Error::Device { tensor: name.to_owned(), device: device.location() }),
+            device => {
+                return Err(
+                    engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into()
+                );
+            }
         }
         match tensor.is_contiguous() {
             true => Ok(()),

@@ -6,24 +6,26 @@ use std::path::Path;
 use candle_core::Tensor;
 use tpgm_nn::lora::{CONFIG, FILE_PREFIX, LoraConfig, WEIGHTS, module_of};
 
-use crate::dtype::{cast, to_tensor};
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
+use crate::files::Weights;
+use crate::files::io;
+use crate::files::{Writer, safetensors_dtype, write_beside};
+use crate::memory::Elements;
+use crate::memory::{cast, to_tensor};
 use crate::params::{Param, Params};
-use crate::weight_space::file::Weights;
-use crate::weight_space::host::Elements;
-use crate::weight_space::writer::{Writer, safetensors_dtype, write_beside};
+use crate::weight_space as models;
 
 /// Saves the factors of all adapted layers, and nothing else, to the folder `dir` as PEFT does:
 /// `adapter_model.safetensors` and `adapter_config.json`. Each file is written beside its place and moved there.
 ///
 /// # Errors
 ///
-/// [`tpgm_nn::Error::LoraTarget`] for a target that adapted nothing, [`Error::Io`], or the device fails.
+/// [`tpgm_nn::Error::LoraTarget`] for a target that adapted nothing, [`Error::Io`](crate::files::Error::Io), or the device fails.
 pub fn save_adapter(dir: impl AsRef<Path>, config: &LoraConfig, params: &Params) -> Result<()> {
     config.validate()?;
     config.check_targets(params)?;
     let dir = dir.as_ref();
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
     let factors = factors(params);
     let layout: Vec<_> = factors
         .iter()
@@ -40,7 +42,7 @@ pub fn save_adapter(dir: impl AsRef<Path>, config: &LoraConfig, params: &Params)
     writer.finish()?;
     let text = serde_json::to_vec_pretty(&config.to_adapter(params.all().iter().map(Param::name)))
         .expect("plain values can be written as JSON");
-    write_beside(&dir.join(CONFIG), &text)
+    Ok(write_beside(&dir.join(CONFIG), &text)?)
 }
 
 /// Sets the factors of a model to those of an adapter in the folder `dir`, saved by [`save_adapter`] or by PEFT. Build the
@@ -48,31 +50,41 @@ pub fn save_adapter(dir: impl AsRef<Path>, config: &LoraConfig, params: &Params)
 ///
 /// # Errors
 ///
-/// [`Error::BadFile`], [`Error::Io`], [`Error::MissingTensor`] for a factor that only the file or only the model has,
-/// [`Error::TensorMismatch`] for another shape. No factor has changed then.
+/// [`Error::BadFile`](crate::files::Error::BadFile), [`Error::Io`](crate::files::Error::Io), [`Error::MissingTensor`](crate::weight_space::Error::MissingTensor) for a factor that only the file or only the model has,
+/// [`Error::TensorMismatch`](crate::weight_space::Error::TensorMismatch) for another shape. No factor has changed then.
 pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<()> {
     let file = Weights::open(&dir.as_ref().join(WEIGHTS))?;
     let factors = factors(params);
     let model = || "the model".to_owned();
     if let Some(key) = file.names().find(|key| !factors.contains_key(*key)) {
-        return Err(Error::MissingTensor { tensor: key.to_owned(), model: model(), other: file.place() });
+        return Err(models::Error::MissingTensor {
+            tensor: key.to_owned(),
+            model: model(),
+            other: file.place(),
+        }
+        .into());
     }
     let mut values: Vec<(&Param, Tensor)> = Vec::new();
     for (key, param) in &factors {
         let var = param.var();
-        let entry = file.get(key).ok_or_else(|| Error::MissingTensor {
+        let entry = file.get(key).ok_or_else(|| models::Error::MissingTensor {
             tensor: key.clone(),
             model: file.place(),
             other: model(),
         })?;
-        let numbers =
-            entry.values().filter(|_| entry.shape == var.dims()).ok_or_else(|| Error::TensorMismatch {
+        let numbers = entry.values().filter(|_| entry.shape == var.dims()).ok_or_else(|| {
+            models::Error::TensorMismatch {
                 tensor: key.clone(),
                 model: file.place(),
                 got: entry.describe().into(),
                 other: model(),
                 expected: format!("{:?} {:?}", var.dtype(), var.dims()).into(),
-            })?;
+            }
+        })?;
+        let count = numbers.slice().to_f64().into_iter().filter(|x| !x.is_finite()).count();
+        if count > 0 {
+            return Err(Error::NonFinite { path: dir.as_ref().join(WEIGHTS), tensor: key.clone(), count });
+        }
         let tensor = cast(&to_tensor(numbers.slice(), entry.shape, var.device())?, var.dtype())?;
         values.push((param, tensor));
     }

@@ -26,6 +26,7 @@
 //! each is as small as the other. SPD has no such step.
 
 mod adapter;
+mod error;
 
 use candle_core::Var;
 use candle_nn::VarBuilder;
@@ -34,7 +35,7 @@ pub use tpgm_nn::lora::{
 };
 
 pub use self::adapter::{load_adapter, save_adapter};
-use crate::error::{Error, Result};
+pub use self::error::{Error, Result};
 use crate::params::{Anchor, Param, Params};
 
 /// Factors have the zero anchor: constraints bound them around zero.
@@ -47,9 +48,9 @@ impl Factors for Params {
 
     /// # Errors
     ///
-    /// [`Error::DuplicateParam`] if the module is adapted already.
+    /// [`Error::DuplicateParam`](crate::params::Error::DuplicateParam) if the module is adapted already.
     fn insert(&self, name: String, factor: Var) -> Result<()> {
-        Params::insert(self, Param::new(name, factor, Anchor::Zero))
+        Ok(Params::insert(self, Param::new(name, factor, Anchor::Zero))?)
     }
 
     fn names(&self) -> Vec<String> {

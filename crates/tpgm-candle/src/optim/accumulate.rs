@@ -4,10 +4,9 @@ use candle_core::{Tensor, Var};
 use rayon::prelude::*;
 use tpgm_core::{Buffer, Slice, StateDict};
 
-use super::add::{Add, BLOCK};
-use super::operands::Operands;
-use crate::dtype::{candle_dtype, cast, core_dtype, cpu_elements, to_buffer, to_tensor};
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
+use crate::engine::Operands;
+use crate::memory::{Add, BLOCK, candle_dtype, cast, core_dtype, cpu_elements, to_buffer, to_tensor};
 
 /// Name of a pending sum in saved state, after the tensor's name and a slash.
 const SLOT: &str = "accumulated";

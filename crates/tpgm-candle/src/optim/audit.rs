@@ -2,9 +2,9 @@
 
 use tpgm_core::ParamSet;
 
-use super::operands::Operands;
+use super::error::Result;
 use crate::audit::require_none_missing;
-use crate::error::Result;
+use crate::engine::Operands;
 
 /// Whether the first step makes sure that every trainable tensor has a gradient.
 ///
@@ -45,6 +45,6 @@ impl GradientAudit {
     pub(super) fn check(&self, operands: &Operands, got: impl Iterator<Item = bool>) -> Result<()> {
         let required = self.required.iter().zip(operands.vars()).zip(got);
         let missing = required.filter(|((required, _), got)| **required && !got);
-        require_none_missing(missing.map(|((_, (name, _)), _)| name), operands.len())
+        Ok(require_none_missing(missing.map(|((_, (name, _)), _)| name), operands.len())?)
     }
 }

@@ -9,10 +9,10 @@ use super::RobustOptimizer;
 use super::accumulate::Accumulator;
 use super::audit::{AuditPolicy, GradientAudit};
 use super::config::OptimizerConfig;
-use super::engine::Place;
-use super::operands::Operands;
+use super::error::Result;
 use crate::distributed::{Communicator, equalize, or_refuse};
-use crate::error::Result;
+use crate::engine::Operands;
+use crate::engine::Place;
 use crate::params::Params;
 
 /// Collects options for a [`RobustOptimizer`].
@@ -161,9 +161,9 @@ impl OptimizerBuilder {
     /// # Errors
     ///
     /// An option outside its range; a pattern that matches nothing; two parameters that share memory
-    /// ([`Error::SharedStorage`](crate::Error::SharedStorage)); parameters on a device that steps cannot run on
-    /// ([`Error::Device`](crate::Error::Device)) or on several ([`Error::Devices`](crate::Error::Devices)); a variance for an unknown name or of another shape;
-    /// [`Error::Ranks`](crate::Error::Ranks).
+    /// ([`Error::SharedStorage`](crate::engine::Error::SharedStorage)); parameters on a device that steps cannot run on
+    /// ([`Error::Device`](crate::engine::Error::Device)) or on several ([`Error::Devices`](crate::engine::Error::Devices)); a variance for an unknown name or of another shape;
+    /// [`Error::Ranks`](crate::distributed::Error::Ranks).
     pub fn build(self) -> Result<RobustOptimizer> {
         let (communicator, params) = (self.communicator.clone(), self.params.clone());
         let optimizer = or_refuse(communicator.as_deref(), self.prepare())?;

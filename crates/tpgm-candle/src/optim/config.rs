@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tpgm_core::{AdamW, Constraint, EngineOptions, Gradients, Group, Rule};
 
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
 
 /// Everything that decides what a [`RobustOptimizer`](crate::RobustOptimizer) computes, besides weights, anchors and
 /// state. Saved beside the state, it tells whether the state fits.

@@ -1,15 +1,14 @@
 //! The optimizer: every rule and constraint of `tpgm-core` on candle's variables.
 
 mod accumulate;
-mod add;
 mod audit;
 mod builder;
 mod config;
 mod ema;
-mod engine;
-mod operands;
+mod error;
 mod schedule;
 mod state;
+mod tpgm;
 
 use std::sync::Arc;
 
@@ -19,23 +18,18 @@ use tpgm_core::{Constraint, ParamSet, Projection, Rule, StepOptions, TensorScala
 
 use self::accumulate::Accumulator;
 use self::audit::GradientAudit;
-use self::engine::StepEngine;
+use crate::audit::loss_value;
 use crate::distributed::{Communicator, average, or_refuse};
-use crate::error::{Error, Result};
-use crate::params::{Param, Params};
-use crate::tpgm::Radii;
-
-pub(crate) use self::add::Add;
-#[cfg(any(feature = "cuda", test))]
-pub(crate) use self::engine::InterpolationEngine;
-pub(crate) use self::engine::{Place, RadiusEngine};
-pub(crate) use self::operands::{Operands, storage_key};
+use crate::engine::{Operands, StepEngine, named};
+use crate::params::{self, Param, Params};
 
 pub use self::audit::AuditPolicy;
 pub use self::builder::OptimizerBuilder;
 pub use self::config::OptimizerConfig;
 pub use self::ema::{Averaged, Ema};
+pub use self::error::{Error, Result};
 pub use self::schedule::{Anneal, Schedule};
+pub use self::tpgm::{Every, PostHoc, Radii, Tpgm};
 
 /// What a call of [`RobustOptimizer::step`] or [`RobustOptimizer::backward_step`] did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -124,7 +118,7 @@ impl RobustOptimizer {
     ///
     /// # Errors
     ///
-    /// [`Error::LossShape`], [`Error::NonFiniteLoss`], the backward pass fails, or as [`RobustOptimizer::step`]. Nothing
+    /// [`Error::LossShape`](crate::audit::Error::LossShape), [`Error::NonFiniteLoss`](crate::audit::Error::NonFiniteLoss), the backward pass fails, or as [`RobustOptimizer::step`]. Nothing
     /// was changed then.
     pub fn backward_step(&mut self, loss: &Tensor) -> Result<StepInfo> {
         let (value, grads) = or_refuse(self.communicator(), self.backward(loss))?;
@@ -148,8 +142,8 @@ impl RobustOptimizer {
     ///
     /// # Errors
     ///
-    /// [`Error::NoGradient`]; a gradient of another shape, type or device; a non-finite gradient; a learning rate outside
-    /// its range; [`Error::Ranks`]. Nothing was changed then. If only the sum of accumulated gradients is not finite, the batches since the
+    /// [`Error::NoGradient`](crate::audit::Error::NoGradient); a gradient of another shape, type or device; a non-finite gradient; a learning rate outside
+    /// its range; [`Error::Ranks`](crate::distributed::Error::Ranks). Nothing was changed then. If only the sum of accumulated gradients is not finite, the batches since the
     /// last step are forgotten.
     pub fn step(&mut self, grads: &GradStore) -> Result<StepInfo> {
         let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
@@ -276,22 +270,8 @@ impl RobustOptimizer {
     ///
     /// An unknown name, or the device fails.
     pub fn norms(&self, name: &str) -> Result<Vec<f64>> {
-        self.engine.norms(name)
+        Ok(self.engine.norms(name)?)
     }
-}
-
-/// Scalars with the names of their tensors.
-pub(crate) fn named(set: &ParamSet, scalars: Vec<TensorScalars>) -> Vec<(String, TensorScalars)> {
-    set.tensors().iter().map(|spec| spec.name.clone()).zip(scalars).collect()
-}
-
-/// The value of a loss, which must be one finite number.
-pub(crate) fn loss_value(loss: &Tensor) -> Result<f64> {
-    if loss.elem_count() != 1 {
-        return Err(Error::LossShape { shape: loss.dims().to_vec() });
-    }
-    let value = loss.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1::<f64>()?[0];
-    if value.is_finite() { Ok(value) } else { Err(Error::NonFiniteLoss { value }) }
 }
 
 /// A drop-in for candle-nn's optimizers. Parameters are named by their position (`0000`, `0001`, ...) and anchored where
@@ -301,7 +281,7 @@ impl candle_nn::Optimizer for RobustOptimizer {
 
     fn new(vars: Vec<Var>, config: OptimizerConfig) -> candle_core::Result<Self> {
         let param = |(i, var)| Param::anchored_here(format!("{i:04}"), var);
-        let params = vars.into_iter().enumerate().map(param).collect::<Result<Vec<_>>>()?;
+        let params = vars.into_iter().enumerate().map(param).collect::<params::Result<Vec<_>>>()?;
         Ok(Self::builder(&Params::from_params(params)?).config(config).build()?)
     }
 

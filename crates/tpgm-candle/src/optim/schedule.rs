@@ -5,7 +5,7 @@ use std::f64::consts::PI;
 use serde::{Deserialize, Serialize};
 
 use super::builder::check;
-use crate::error::Result;
+use super::error::Result;
 
 /// A learning rate as a pure function of the step, counted from 0: nothing to save but this description and the step.
 ///

@@ -5,7 +5,7 @@ use tpgm_core::{Buffer, StateDict};
 use super::RobustOptimizer;
 use super::accumulate::Accumulator;
 use super::config::OptimizerConfig;
-use crate::error::Result;
+use super::error::Result;
 
 /// Slots of the optimizer as a whole. No tensor's slot has one of these names.
 const LR: &str = "optimizer/lr";
@@ -57,7 +57,7 @@ impl RobustOptimizer {
     ///
     /// # Errors
     ///
-    /// [`Error::ConfigDiffers`](crate::Error::ConfigDiffers) with the first option that differs, or as
+    /// [`Error::ConfigDiffers`] with the first option that differs, or as
     /// [`RobustOptimizer::load_state`].
     pub fn resume(&mut self, saved: &OptimizerConfig, state: &StateDict) -> Result<()> {
         self.config.check(saved)?;

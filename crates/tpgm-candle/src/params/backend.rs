@@ -6,12 +6,12 @@ use candle_nn::{Init, VarBuilder};
 
 use super::Params;
 use super::anchor::Anchor;
+use super::error::{Error, Result};
 use super::init::initial;
 use super::options::Role;
 use super::registry::{Origin, Registry};
-use super::source::Value;
-use crate::dtype::{candle_dtype, cast, to_tensor, to_var};
-use crate::error::{Error, Result};
+use crate::files::Value;
+use crate::memory::{self, candle_dtype, cast, to_tensor, to_var};
 
 impl Params {
     /// What candle's models are built from. A tensor that the model asks for becomes
@@ -144,7 +144,9 @@ impl Backend {
                 (tensor, Anchor::Pretrained(data))
             }
             Value::Other(tensor) if role == Role::Trainable => {
-                return Err(Error::ElementType { tensor: name.to_owned(), dtype: tensor.dtype() });
+                return Err(
+                    memory::Error::ElementType { tensor: name.to_owned(), dtype: tensor.dtype() }.into()
+                );
             }
             Value::Other(tensor) => {
                 let tensor = cast(&tensor.to_device(device)?, dtype)?;

@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tpgm_nn::random::fnv1a;
 
-use crate::dtype::cast;
+use crate::memory::cast;
 
 /// What `init` asks for, in the distributions of candle.
 pub(super) fn initial(

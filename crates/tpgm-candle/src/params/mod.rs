@@ -5,12 +5,11 @@
 
 mod anchor;
 mod backend;
+mod error;
 mod init;
 mod options;
 mod registry;
 mod report;
-mod source;
-mod suggest;
 mod values;
 mod var_map;
 
@@ -21,14 +20,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Device, Tensor, Var};
 use tpgm_core::{Group, ParamSet, TensorSpec};
 
-pub use self::anchor::{Anchor, AnchorData};
+pub use self::anchor::Anchor;
+pub use self::error::{Error, Result};
 pub(crate) use self::options::Patterns;
 use self::options::Role;
 use self::registry::{Origin, Registry};
 pub use self::report::Report;
-use self::source::Source;
-use crate::dtype::{core_dtype, to_buffer};
-use crate::error::{Error, Result};
+use crate::files::{AnchorData, Source};
+use crate::memory::{core_dtype, to_buffer};
 
 /// One variable of a model with its name and anchor. Cheap to clone: clones share the variable.
 #[derive(Debug, Clone)]
@@ -48,7 +47,7 @@ impl Param {
     ///
     /// # Errors
     ///
-    /// [`Error::ElementType`], or the device fails.
+    /// [`Error::ElementType`](crate::memory::Error::ElementType), or the device fails.
     pub fn anchored_here(name: impl Into<String>, var: Var) -> Result<Self> {
         let name = name.into();
         let anchor = Anchor::Pretrained(AnchorData::new(to_buffer(&name, var.as_tensor())?));
@@ -121,7 +120,7 @@ impl Params {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`], [`Error::BadFile`] or [`Error::BadTensor`].
+    /// [`Error::Io`](crate::files::Error::Io), [`Error::BadFile`](crate::files::Error::BadFile) or [`Error::BadTensor`](crate::files::Error::BadTensor).
     pub fn open(path: impl AsRef<Path>, device: &Device) -> Result<Self> {
         Self::open_all([path], device)
     }

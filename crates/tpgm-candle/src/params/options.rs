@@ -6,7 +6,7 @@ use candle_core::DType;
 use wildmatch::WildMatch;
 
 use super::Params;
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
 
 /// Names that batch-norm layers keep their running statistics under.
 const BATCH_NORM: [&str; 3] = ["*.running_mean", "*.running_var", "*.num_batches_tracked"];

@@ -7,9 +7,9 @@ use tpgm_core::Group;
 
 use super::Param;
 use super::anchor::Anchor;
+use super::error::{Error, Result};
 use super::options::{Options, Role};
-use crate::dtype::core_dtype;
-use crate::error::{Error, Result};
+use crate::memory::core_dtype;
 
 #[derive(Debug, Default)]
 pub(super) struct Registry {

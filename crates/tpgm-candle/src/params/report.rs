@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::error::{Error, Result};
 use super::registry::Origin;
 use super::{Params, Role};
-use crate::error::{Error, Result};
 
 /// Where the model's tensors came from, and what the checkpoint has beyond them. All names are sorted; `Display` gives
 /// a summary for people.

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashSet};
 use candle_core::{Tensor, Var};
 
 use super::anchor::Anchor;
+use super::error::{Error, Result};
 use super::{Params, Role};
-use crate::dtype::{cast, to_tensor};
-use crate::error::{Error, Result};
+use crate::memory::{cast, to_tensor};
 
 impl Params {
     /// All that training changes, by name: trainable parameters and buffers. The tensors share storage with the

@@ -7,9 +7,10 @@ use candle_core::Var;
 use candle_nn::VarMap;
 
 use super::anchor::Anchor;
-use super::source::Value;
+use super::error::{Error, Result};
 use super::{Origin, Param, Params, Role};
-use crate::error::{Error, Result};
+use crate::files::Value;
+use crate::memory;
 
 impl Params {
     /// The variables of a `VarMap`, each with a copy of what it holds now as its anchor. Call it when the pre-trained
@@ -18,7 +19,7 @@ impl Params {
     ///
     /// # Errors
     ///
-    /// [`Error::ElementType`], or the device fails.
+    /// [`Error::ElementType`](crate::memory::Error::ElementType), or the device fails.
     pub fn from_var_map(map: &VarMap) -> Result<Self> {
         let vars = sorted(map);
         let device = vars.values().next().map(|var| var.device().clone());
@@ -48,7 +49,7 @@ impl Params {
     /// # Errors
     ///
     /// [`Error::UndeclaredVariables`] for variables that are neither in the checkpoint nor under a head,
-    /// [`Error::ShapeInFile`], [`Error::ElementType`], or a damaged file.
+    /// [`Error::ShapeInFile`], [`Error::ElementType`](crate::memory::Error::ElementType), or a damaged file.
     pub fn adopt(self, map: &VarMap) -> Result<Self> {
         let vars = sorted(map);
         let mut registry = self.registry();
@@ -95,7 +96,7 @@ impl Params {
         match self.source.read(key)? {
             Some(Value::Float(data)) => Ok(Anchor::Pretrained(data)),
             Some(Value::Other(tensor)) => {
-                Err(Error::ElementType { tensor: name.to_owned(), dtype: tensor.dtype() })
+                Err(memory::Error::ElementType { tensor: name.to_owned(), dtype: tensor.dtype() }.into())
             }
             None => Ok(Anchor::None),
         }

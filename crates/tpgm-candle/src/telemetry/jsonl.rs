@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tpgm_core::TensorScalars;
 
+use super::error::{Error, Result};
 use super::{Telemetry, fields};
-use crate::error::{Error, Result};
+use crate::files::io;
 
 /// Writes telemetry as lines of JSON.
 ///
@@ -39,13 +40,13 @@ impl JsonlWriter {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] with the file or folder.
+    /// [`Error::Io`](crate::files::Error::Io) with the file or folder.
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(Error::io(parent))?;
+            fs::create_dir_all(parent).map_err(io(parent))?;
         }
-        let file = File::create(&path).map_err(Error::io(&path))?;
+        let file = File::create(&path).map_err(io(&path))?;
         Ok(Self { path, out: BufWriter::new(file) })
     }
 
@@ -54,24 +55,24 @@ impl JsonlWriter {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] with the file, or [`Error::TelemetryLine`] if it holds something else than telemetry; it is
+    /// [`Error::Io`](crate::files::Error::Io) with the file, or [`Error::TelemetryLine`] if it holds something else than telemetry; it is
     /// unchanged then.
     pub fn resume(path: impl Into<PathBuf>, next_step: u64) -> Result<Self> {
         let path = path.into();
         let old = match File::open(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Self::create(path),
-            old => BufReader::new(old.map_err(Error::io(&path))?),
+            old => BufReader::new(old.map_err(io(&path))?),
         };
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".tmp");
         let temporary = path.with_file_name(name);
-        let mut out = BufWriter::new(File::create(&temporary).map_err(Error::io(&temporary))?);
+        let mut out = BufWriter::new(File::create(&temporary).map_err(io(&temporary))?);
         if let Err(error) = copy_before(&path, old, next_step, &temporary, &mut out) {
             // Only tidies up: the next attempt overwrites it.
             fs::remove_file(&temporary).ok();
             return Err(error);
         }
-        fs::rename(&temporary, &path).map_err(Error::io(&path))?;
+        fs::rename(&temporary, &path).map_err(io(&path))?;
         Ok(Self { path, out })
     }
 
@@ -79,7 +80,7 @@ impl JsonlWriter {
         // Written whole, so that what the buffer hands on is cut between lines where possible.
         let mut json = serde_json::to_vec(line).expect("numbers and strings become JSON");
         json.push(b'\n');
-        self.out.write_all(&json).map_err(Error::io(&self.path))
+        Ok(self.out.write_all(&json).map_err(io(&self.path))?)
     }
 }
 
@@ -94,7 +95,7 @@ fn copy_before(
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
-        old.read_until(b'\n', &mut line).map_err(Error::io(path))?;
+        old.read_until(b'\n', &mut line).map_err(io(path))?;
         if !line.ends_with(b"\n") {
             break; // the end, or an unfinished line
         }
@@ -104,10 +105,10 @@ fn copy_before(
             problem: error.to_string(),
         })?;
         if step < next_step {
-            out.write_all(&line).map_err(Error::io(temporary))?;
+            out.write_all(&line).map_err(io(temporary))?;
         }
     }
-    out.flush().map_err(Error::io(temporary))
+    Ok(out.flush().map_err(io(temporary))?)
 }
 
 impl Telemetry for JsonlWriter {
@@ -124,7 +125,7 @@ impl Telemetry for JsonlWriter {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.out.flush().map_err(Error::io(&self.path))
+        Ok(self.out.flush().map_err(io(&self.path))?)
     }
 }
 

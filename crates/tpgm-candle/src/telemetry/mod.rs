@@ -21,14 +21,15 @@
 //! Both writers have `resume(path, 501)`: what was logged for that step and later ones is taken back, so that every step
 //! is there once.
 
+mod error;
 mod jsonl;
 mod tensorboard;
 
 use tpgm_core::TensorScalars;
 
+pub use self::error::{Error, Result};
 pub use self::jsonl::JsonlWriter;
 pub use self::tensorboard::TensorBoardWriter;
-use crate::error::Result;
 
 /// Where the numbers of a run go.
 ///
@@ -38,21 +39,21 @@ pub trait Telemetry {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) with the file.
+    /// [`Error::Files`] with the file.
     fn scalar(&mut self, tag: &str, step: u64, value: f64) -> Result<()>;
 
     /// Logs norm, radius, ratio and fire rate of each named tensor (see [`TensorScalars`]).
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) with the file.
+    /// [`Error::Files`] with the file.
     fn tensors(&mut self, step: u64, tensors: &[(String, TensorScalars)]) -> Result<()>;
 
     /// Hands what was logged to the system, so that others see it and a killed process does not lose it.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) with the file.
+    /// [`Error::Files`] with the file.
     fn flush(&mut self) -> Result<()>;
 }
 

@@ -11,8 +11,9 @@ use std::time::{Duration, SystemTime};
 
 use tpgm_core::TensorScalars;
 
+use super::error::Result;
 use super::{Telemetry, fields};
-use crate::error::{Error, Result};
+use crate::files::io;
 
 /// Writes scalars that TensorBoard shows.
 ///
@@ -30,10 +31,10 @@ impl TensorBoardWriter {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] with the file or folder.
+    /// [`Error::Io`](crate::files::Error::Io) with the file or folder.
     pub fn create(dir: impl Into<PathBuf>) -> Result<Self> {
         let dir = dir.into();
-        fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+        fs::create_dir_all(&dir).map_err(io(&dir))?;
         let (path, file) = new_file(dir)?;
         let mut writer = Self { path, out: BufWriter::new(file) };
         writer.event(|event| event.bytes(FILE_VERSION, b"brain.Event:2"))?;
@@ -65,7 +66,7 @@ impl TensorBoardWriter {
         let mut event = Message::default();
         event.double(WALL_TIME, time.as_secs_f64());
         content(&mut event);
-        self.out.write_all(&record(&event.0)).map_err(Error::io(&self.path))
+        Ok(self.out.write_all(&record(&event.0)).map_err(io(&self.path))?)
     }
 }
 
@@ -93,7 +94,7 @@ impl Telemetry for TensorBoardWriter {
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.out.flush().map_err(Error::io(&self.path))
+        Ok(self.out.flush().map_err(io(&self.path))?)
     }
 }
 
@@ -106,7 +107,7 @@ fn new_file(dir: PathBuf) -> Result<(PathBuf, File)> {
         let path = dir.join(name);
         match File::create_new(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => time += Duration::from_nanos(1),
-            file => return Ok((path.clone(), file.map_err(Error::io(path))?)),
+            file => return Ok((path.clone(), file.map_err(io(path))?)),
         }
     }
 }

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use tpgm_core::weight_space::BetaMixture;
 use tpgm_core::weight_space::dawin::{Offset, coefficients, entropies};
 
-use super::host::Elements;
+use super::error::{Error, Result};
 use super::interpolate::Interpolation;
-use crate::error::{Error, Result};
+use crate::memory::Elements;
 use crate::params::Params;
 
 /// Evaluates each sample at weights between the zero-shot and the fine-tuned model, nearer to the one that is more

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use wildmatch::WildMatch;
 
-use super::file::Weights;
+use super::error::{Error, Result};
 use super::norms::measure;
 use super::plan::FilePass;
-use crate::error::{Error, Result};
+use crate::files::Weights;
 
 /// How far one tensor moved between two checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct TensorDistance {
 ///
 /// # Errors
 ///
-/// [`Error::BadFile`], [`Error::Io`], or [`Error::TensorMismatch`] for a tensor with two shapes.
+/// [`Error::BadFile`](crate::files::Error::BadFile), [`Error::Io`](crate::files::Error::Io), or [`Error::TensorMismatch`] for a tensor with two shapes.
 pub fn distances(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Vec<TensorDistance>> {
     distances_with(from, to, &[], |_| ())
 }

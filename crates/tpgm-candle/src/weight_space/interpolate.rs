@@ -8,12 +8,12 @@ use candle_core::Tensor;
 use tpgm_core::weight_space::{WiseEntry, WiseFt};
 use tpgm_core::{Buffer, Slice};
 
-use super::host::{Elements, overwrite};
+use super::error::{Error, Result};
 use super::tensors::Tensors;
-use crate::dtype::{core_dtype, to_buffer, to_tensor};
-use crate::error::{Error, Result};
 #[cfg(any(feature = "cuda", test))]
-use crate::optim::{InterpolationEngine, Operands, Place};
+use crate::engine::{InterpolationEngine, Operands, Place};
+use crate::memory::{Elements, overwrite};
+use crate::memory::{core_dtype, to_buffer, to_tensor};
 use crate::params::{Anchor, Param, Params};
 
 /// The interpolation of every parameter between its anchor and its value now (WiSE-FT, arXiv 2109.01903), as new tensors
@@ -152,7 +152,7 @@ impl Tuned {
     fn set(&mut self, wise: &WiseFt) -> Result<()> {
         match self {
             Tuned::Host(tuned) => tuned.iter().try_for_each(|(param, tuned)| {
-                overwrite(param.name(), param.var(), |out| blend(wise, param, tuned.as_slice(), out))
+                Ok(overwrite(param.name(), param.var(), |out| blend(wise, param, tuned.as_slice(), out))?)
             }),
             #[cfg(any(feature = "cuda", test))]
             Tuned::There(there) => there.set(wise.alpha),
@@ -181,7 +181,7 @@ impl There {
 
     fn set(&mut self, alpha: f64) -> Result<()> {
         if alpha == 0.0 {
-            return self.operands.write_anchors();
+            return Ok(self.operands.write_anchors()?);
         }
         for ((_, var), tuned) in self.operands.vars().zip(&self.tuned) {
             var.set(tuned)?;
@@ -189,7 +189,7 @@ impl There {
         if alpha == 1.0 {
             return Ok(());
         }
-        self.engine.interpolate(&self.operands, alpha)
+        Ok(self.engine.interpolate(&self.operands, alpha)?)
     }
 }
 
@@ -225,8 +225,8 @@ mod tests {
     use candle_core::{DType, Device, Var};
 
     use super::*;
-    use crate::dtype::candle_dtype;
-    use crate::params::AnchorData;
+    use crate::files::AnchorData;
+    use crate::memory::candle_dtype;
 
     /// Fine-tuned `w` with an anchor of another type where weights are halves, a LoRA factor, a head, and nothing at all.
     fn params(dtype: DType) -> Params {

@@ -5,12 +5,13 @@ use std::path::Path;
 use tpgm_core::weight_space::{ModelStock, StockEntry, UniformSoup, WiseEntry, WiseFt};
 use tpgm_core::{Buffer, FixedRadius, Slice, TensorSpec};
 
-use super::file::{Entry, Values, Weights};
+use super::error::{Error, Result};
 use super::norms::row_norms;
 use super::plan::{FilePass, MergeMethod, MergePlan, MergeReport, MergedTensor};
 use super::select::Patterns;
-use super::writer::Writer;
-use crate::error::{Error, Result};
+use crate::files;
+use crate::files::Writer;
+use crate::files::{Entry, Values, Weights};
 
 /// Merges checkpoints into the safetensors file `out`.
 ///
@@ -34,9 +35,9 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 ///
-/// [`Error::MergeInputs`] for a wrong number of models or an anchor too many or too few, [`Error::BadFile`],
+/// [`Error::MergeInputs`] for a wrong number of models or an anchor too many or too few, [`Error::BadFile`](crate::files::Error::BadFile),
 /// [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`], an option outside its range, or
-/// [`Error::Io`].
+/// [`Error::Io`](crate::files::Error::Io).
 pub fn merge_files<P: AsRef<Path>>(
     plan: &MergePlan,
     anchor: Option<&Path>,
@@ -124,7 +125,7 @@ impl<'a> Merge<'a> {
         };
         let fisher =
             fisher.map(|[f0, f1]| Ok::<_, Error>([Weights::open(f0)?, Weights::open(f1)?])).transpose()?;
-        let models = models.iter().map(|path| Weights::open(path.as_ref())).collect::<Result<_>>()?;
+        let models = models.iter().map(|path| Weights::open(path.as_ref())).collect::<files::Result<_>>()?;
         Ok(Self { method: &plan.method, anchor: anchor.map(Weights::open).transpose()?, models, fisher })
     }
 

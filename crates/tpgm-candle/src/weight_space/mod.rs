@@ -14,18 +14,17 @@
 
 mod dawin;
 mod distance;
-pub(crate) mod file;
-pub(crate) mod host;
+mod error;
 mod interpolate;
 mod merge_files;
 mod norms;
 mod plan;
 mod select;
 mod tensors;
-pub(crate) mod writer;
 
 pub use self::dawin::{Dawin, DawinCluster, DawinOutput};
 pub use self::distance::{TensorDistance, distances, distances_with};
+pub use self::error::{Error, Result};
 pub use self::interpolate::{Interpolation, wise};
 pub use self::merge_files::{merge_files, merge_files_with};
 pub use self::plan::{FilePass, MergeMethod, MergePlan, MergeReport, MergedTensor};

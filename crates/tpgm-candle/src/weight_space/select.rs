@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use wildmatch::WildMatch;
 
-use crate::error::Result;
+use super::error::Result;
 
 /// Patterns of names: `*` stands for any number of characters, `?` for one.
 pub(crate) struct Patterns<'a>(&'a [String]);

@@ -6,9 +6,9 @@ use candle_core::{DType, Tensor};
 use tpgm_core::weight_space::{Candidate, ModelStock, StockEntry, UniformSoup, WiseEntry, WiseFt};
 use tpgm_core::{Buffer, TensorSpec};
 
-use super::host::Elements;
-use crate::dtype::{core_dtype, to_buffer, to_tensor};
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
+use crate::memory::Elements;
+use crate::memory::{self, core_dtype, to_buffer, to_tensor};
 
 /// The values of a model by name: parameters and buffers.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -78,8 +78,10 @@ pub fn model_stock(
     let mut coefficients = BTreeMap::new();
     let merged = each(first, |name, value, out| {
         let anchor = Elements::new(name, &anchor[name])?;
-        let models =
-            models.iter().map(|model| Elements::new(name, &model[name])).collect::<Result<Vec<_>>>()?;
+        let models = models
+            .iter()
+            .map(|model| Elements::new(name, &model[name]))
+            .collect::<memory::Result<Vec<_>>>()?;
         let slices = models.iter().map(Elements::slice);
         let mut entries = [StockEntry::new(name, value.dims(), anchor.slice(), slices, out.as_mut())];
         coefficients.insert(name.to_owned(), stock.merge(&mut entries)?.swap_remove(0));
@@ -124,9 +126,9 @@ pub fn greedy_soup(
     let copies = candidates
         .iter()
         .map(|model| {
-            merged.iter().map(|(name, _)| to_buffer(name, &model[*name])).collect::<Result<Vec<_>>>()
+            merged.iter().map(|(name, _)| to_buffer(name, &model[*name])).collect::<memory::Result<Vec<_>>>()
         })
-        .collect::<Result<Vec<_>>>()?;
+        .collect::<memory::Result<Vec<_>>>()?;
     let slices = copies.iter().map(|model| Candidate::new(model.iter().map(Buffer::as_slice).collect()));
     let slices: Vec<_> = slices.collect();
     let mut kept = Tensors::new();

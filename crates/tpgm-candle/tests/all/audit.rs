@@ -5,7 +5,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Conv2dConfig, Module, ModuleT, VarBuilder, batch_norm, conv2d, linear};
 use candle_transformers::models::bert::{BertModel, Config};
-use tpgm_candle::{Anchor, Audit, Cause, Error, Param, Params};
+use tpgm_candle::{Anchor, Audit, Cause, Param, Params, params};
 
 const CPU: Device = Device::Cpu;
 
@@ -34,7 +34,7 @@ fn a_stock_bert_cannot_be_trained_and_the_message_says_why() {
     let error = params.audit(loss).unwrap_err();
     let text = error.to_string();
     println!("{text}");
-    let Error::NoGradient { missing, trainable } = error else { panic!("{text}") };
+    let tpgm_candle::audit::Error::NoGradient { missing, trainable } = error else { panic!("{text}") };
     assert_eq!((missing.len(), trainable), (38, 38));
     assert!(missing.is_sorted_by(|a, b| a.name < b.name));
     assert!(text.starts_with("38 of 38 trainable tensors get no gradient"), "{text}");
@@ -93,7 +93,7 @@ fn finite_differences_find_a_wrong_gradient() {
     params.audit(loss).unwrap();
     let error = Audit::new(&params).finite_differences(4, 1e-3).run(loss).unwrap_err();
     let text = error.to_string();
-    let Error::WrongGradients { wrong } = error else { panic!("{text}") };
+    let tpgm_candle::audit::Error::WrongGradients { wrong } = error else { panic!("{text}") };
     assert_eq!(wrong.iter().map(|w| w.name.as_str()).collect::<Vec<_>>(), ["conv.bias", "conv.weight"]);
     for w in &wrong {
         let ratio = w.difference / w.gradient;
@@ -111,13 +111,19 @@ fn unused_tensors_are_told_from_cut_ones_and_can_be_allowed() {
     vb.get(3, "unused").unwrap();
     let loss = || used.mul(&cut.detach())?.sum_all();
     let error = params.audit(loss).unwrap_err();
-    let Error::NoGradient { missing, .. } = &error else { panic!("{error}") };
+    let tpgm_candle::audit::Error::NoGradient { missing, .. } = &error else { panic!("{error}") };
     let causes: Vec<_> = missing.iter().map(|m| (m.name.as_str(), m.cause)).collect();
     assert_eq!(causes, [("cut", Cause::Cut), ("unused", Cause::Unused)]);
     let report = Audit::new(&params).allow(["cut", "unus*"]).run(loss).unwrap();
     assert_eq!(report.without, ["cut", "unused"]);
     let error = Audit::new(&params).allow(["nothing"]).run(loss).unwrap_err();
-    assert!(matches!(&error, Error::UnmatchedPattern { option: "allow", .. }), "{error}");
+    assert!(
+        matches!(
+            &error,
+            tpgm_candle::audit::Error::Params(params::Error::UnmatchedPattern { option: "allow", .. })
+        ),
+        "{error}"
+    );
     // A loss that differs from call to call tells no causes.
     let mut calls = 0.0;
     let noisy = || {
@@ -169,9 +175,12 @@ fn losses_that_are_none_are_named() {
     let params = Params::new(&CPU).head("*");
     let w = params.var_builder().get_with_hints(2, "w", candle_nn::Init::Const(1.0)).unwrap();
     let error = params.audit(|| Ok(w.clone())).unwrap_err();
-    assert!(matches!(&error, Error::LossShape { shape } if shape == &[2]), "{error}");
+    assert!(matches!(&error, tpgm_candle::audit::Error::LossShape { shape } if shape == &[2]), "{error}");
     let error = params.audit(|| w.affine(f64::NAN, 0.0)?.sum_all()).unwrap_err();
-    assert!(matches!(&error, Error::NonFiniteLoss { value } if value.is_nan()), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::audit::Error::NonFiniteLoss { value } if value.is_nan()),
+        "{error}"
+    );
     let error = params.audit(|| w.affine(0.5, -0.5)?.sqrt()?.sum_all()).unwrap_err().to_string();
     assert!(error.contains("gradient of tensor `w` is not finite"), "{error}");
     let mut first = true;
@@ -181,7 +190,10 @@ fn losses_that_are_none_are_named() {
         loss
     };
     let error = Audit::new(&params).finite_differences(2, 1e-2).run(changing).unwrap_err();
-    assert!(matches!(&error, Error::RandomLoss { first, second } if second == &(2.0 * first)), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::audit::Error::RandomLoss { first, second } if second == &(2.0 * first)),
+        "{error}"
+    );
     let failing = params.audit(|| candle_core::bail!("out of data")).unwrap_err().to_string();
     assert!(failing.contains("out of data"), "{failing}");
 }

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, ModuleT, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use tpgm_candle::checkpoint::CheckpointProblem;
 use tpgm_candle::core::{Buffer, StateDict};
-use tpgm_candle::{Anchor, Checkpoint, Checkpointer, Error, Param, Params, TrainState};
+use tpgm_candle::{Anchor, Checkpoint, Checkpointer, Param, Params, TrainState};
 
 fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
     Tensor::from_slice(values, shape, &Device::Cpu).unwrap()
@@ -178,7 +178,7 @@ fn variables_are_restored_or_left_alone() {
 fn what_was_not_saved_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::load(Checkpointer::new(dir.path()).save(&state(1)).unwrap()).unwrap();
-    let message = |error: Error| error.to_string();
+    let message = |error: tpgm_candle::checkpoint::Error| error.to_string();
     let error = message(checkpoint.state("projector").unwrap_err());
     assert!(error.ends_with("nothing was saved under `projector`; it has ema, none, optimizer"), "{error}");
     let error = message(checkpoint.value::<u64>("epoch").unwrap_err());
@@ -189,8 +189,8 @@ fn what_was_not_saved_is_named() {
 
 #[test]
 fn what_could_not_be_loaded_is_not_saved() {
-    let refused = |result: Result<TrainState, Error>| match result.unwrap_err() {
-        Error::Unsaveable { problem, .. } => problem,
+    let refused = |result: Result<TrainState, tpgm_candle::checkpoint::Error>| match result.unwrap_err() {
+        tpgm_candle::checkpoint::Error::Unsaveable { problem, .. } => problem,
         other => panic!("{other}"),
     };
     let new = || TrainState::new(1);
@@ -326,7 +326,7 @@ fn other_versions_and_programs_are_recognized() {
     let problem = |text: &str| {
         fs::write(&json, text).unwrap();
         match Checkpoint::load(&path).unwrap_err() {
-            Error::Checkpoint { path, problem } => {
+            tpgm_candle::checkpoint::Error::Checkpoint { path, problem } => {
                 assert_eq!(path, json);
                 problem
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use candle_nn::linear;
 use tempfile::TempDir;
-use tpgm_candle::{Error, Params};
+use tpgm_candle::Params;
 
 use crate::files::{anchor, flat, ramp, save};
 
@@ -42,7 +42,10 @@ fn several_files_shards_and_folders() {
     ask(Params::open(&index, &CPU).unwrap());
     ask(Params::open(folder.path(), &CPU).unwrap());
     let error = Params::open_all([&first, &first], &CPU).unwrap_err();
-    assert!(matches!(&error, Error::BadTensor { tensor, .. } if tensor == "a"), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::params::Error::Files(tpgm_candle::files::Error::BadTensor { tensor, .. }) if tensor == "a"),
+        "{error}"
+    );
 }
 
 #[test]

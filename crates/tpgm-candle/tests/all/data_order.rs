@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use tpgm_candle::DataOrder;
 use tpgm_candle::data::{LastBatch, Shuffle};
-use tpgm_candle::{DataOrder, Error};
 
 fn epoch(order: &mut DataOrder) -> Vec<Vec<usize>> {
     std::iter::from_fn(|| order.next_batch().map(<[usize]>::to_vec)).collect()
@@ -72,7 +72,7 @@ fn impossible_orders_are_refused() {
 fn an_order_of_other_data_is_refused() {
     let saved = DataOrder::new(100, 10, 1).unwrap();
     let refused = |mut now: DataOrder| match now.load_state(&saved).unwrap_err() {
-        Error::DataOrder { what, saved, now } => (what, saved, now),
+        tpgm_candle::data::Error::DataOrder { what, saved, now } => (what, saved, now),
         other => panic!("{other}"),
     };
     assert_eq!(refused(DataOrder::new(101, 10, 1).unwrap()), ("a number of samples of", 100, 101));

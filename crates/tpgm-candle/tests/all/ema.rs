@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::core::Buffer;
 use tpgm_candle::core::element::bf16;
-use tpgm_candle::{Anchor, Ema, Error, Param, Params};
+use tpgm_candle::{Anchor, Ema, Param, Params};
 
 fn params(vars: &[(&str, &Var)]) -> Params {
     Params::from_params(vars.iter().map(|(name, var)| Param::new(*name, (*var).clone(), Anchor::None)))
@@ -67,6 +67,6 @@ fn state_is_keyed_by_name_and_checked() {
     assert_eq!(ema.state().unwrap(), saved);
     let other = Var::new(&[1.0f32], &Device::Cpu).unwrap();
     let mut other = Ema::new(&params(&[("v", &other)]), 0.5).unwrap();
-    assert!(matches!(other.load_state(&saved), Err(Error::Core(_))));
+    assert!(matches!(other.load_state(&saved), Err(tpgm_candle::optim::Error::Core(_))));
     assert!(Ema::new(&params(&[("w", &var)]), 1.5).is_err());
 }

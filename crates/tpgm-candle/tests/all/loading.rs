@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{BatchNorm, Init, Module, ModuleT, VarMap, batch_norm, layer_norm, linear};
 use tempfile::TempDir;
 use tpgm_candle::core::{AnchorKind, Slice};
-use tpgm_candle::{Anchor, Error, Params};
+use tpgm_candle::{Anchor, Params};
 
 use crate::files::{anchor, flat, ramp, save};
 
@@ -257,7 +257,7 @@ fn mistakes_are_named() {
         for error in [params.set().map(drop), params.report().map(drop)] {
             let error = error.unwrap_err();
             assert!(
-                matches!(&error, Error::UnmatchedPattern { option: o, pattern, tensors: 1, .. }
+                matches!(&error, tpgm_candle::params::Error::UnmatchedPattern { option: o, pattern, tensors: 1, .. }
                     if *o == option && pattern == "clasifier.*"),
                 "{error}"
             );
@@ -276,7 +276,10 @@ fn var_maps_are_taken_over_with_their_traps_named() {
     vb.get_with_hints(2, "gamma", Init::Const(0.0)).unwrap();
 
     let error = Params::open(&path, &CPU).unwrap().head("head.*").adopt(&map).unwrap_err();
-    assert!(matches!(&error, Error::UndeclaredVariables { tensors } if tensors == &["gamma"]), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::params::Error::UndeclaredVariables { tensors } if tensors == &["gamma"]),
+        "{error}"
+    );
     let params = Params::open(&path, &CPU).unwrap().head("head.*").head("gamma").adopt(&map).unwrap();
     assert_eq!(names(&params), ["body.bias", "body.weight", "gamma", "head.bias", "head.weight"]);
     assert_eq!(anchor(&params, "body.weight"), flat(&ramp(&[2, 3], DType::F32)));
@@ -287,7 +290,10 @@ fn var_maps_are_taken_over_with_their_traps_named() {
     assert_eq!(report.fresh_zero, ["gamma"]);
     assert_eq!(report.unused, ["extra.mask"]);
     let error = Params::open(&path, &CPU).unwrap().head("gamma").adopt(&map).unwrap_err();
-    assert!(matches!(&error, Error::ShapeInFile { tensor, .. } if tensor.starts_with("head.")), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::params::Error::ShapeInFile { tensor, .. } if tensor.starts_with("head.")),
+        "{error}"
+    );
 
     let here = Params::from_var_map(&map).unwrap();
     assert_eq!(names(&here), names(&params));
@@ -303,14 +309,23 @@ fn values_load_whole_or_not_at_all() {
     let mut values: BTreeMap<String, Tensor> = BTreeMap::new();
     values.insert("body.weight".into(), Tensor::ones((2, 3), DType::F64, &CPU).unwrap());
     let error = params.load_values(&values).unwrap_err();
-    assert!(matches!(&error, Error::ValueNames { missing, .. } if missing == &["body.bias"]), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::params::Error::ValueNames { missing, .. } if missing == &["body.bias"]),
+        "{error}"
+    );
     values.insert("body.bias".into(), Tensor::ones(3, DType::F32, &CPU).unwrap());
     let error = params.load_values(&values).unwrap_err();
-    assert!(matches!(&error, Error::ShapeMismatch { tensor, .. } if tensor == "body.bias"), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::params::Error::ShapeMismatch { tensor, .. } if tensor == "body.bias"),
+        "{error}"
+    );
     values.insert("body.bias".into(), Tensor::ones(2, DType::F32, &CPU).unwrap());
     values.insert("other".into(), Tensor::ones(2, DType::F32, &CPU).unwrap());
     let error = params.load_values(&values).unwrap_err();
-    assert!(matches!(&error, Error::ValueNames { unknown, .. } if unknown == &["other"]), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::params::Error::ValueNames { unknown, .. } if unknown == &["other"]),
+        "{error}"
+    );
     assert_eq!(flat(body.weight()), before);
     values.remove("other");
     params.load_values(&values).unwrap();

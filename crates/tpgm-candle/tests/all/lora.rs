@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Module, ModuleT, Tensor, Var};
 use candle_nn::{Conv2d, Conv2dConfig, Embedding, Linear};
 use tpgm_candle::lora::{LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear, load_adapter, save_adapter};
 use tpgm_candle::nn::DropoutRng;
-use tpgm_candle::{Anchor, Error, Params, nn};
+use tpgm_candle::{Anchor, Params, lora, nn, weight_space};
 
 fn noise(seed: u64, shape: &[usize]) -> Tensor {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -82,7 +82,10 @@ fn factors_have_the_names_and_shapes_of_peft_and_the_zero_anchor() {
     assert!(params.all().iter().all(|param| matches!(param.anchor(), Anchor::Zero)));
     // Two adapters of one module would have the same factors.
     let again = LoraLinear::new(Linear::new(noise(1, &[4, 3]), None), "encoder.query", &config(2), &params);
-    assert!(matches!(again, Err(Error::DuplicateParam { .. })), "{again:?}");
+    assert!(
+        matches!(again, Err(lora::Error::Params(tpgm_candle::params::Error::DuplicateParam { .. }))),
+        "{again:?}"
+    );
 }
 
 #[test]
@@ -341,7 +344,7 @@ fn targets_choose_modules() {
     assert_eq!(params.all().len(), 4);
     let error = config.check_targets(&params).unwrap_err();
     assert!(
-        matches!(&error, Error::Nn(nn::Error::LoraTarget { target, adapted: 2 }) if target == "head"),
+        matches!(&error, lora::Error::Nn(nn::Error::LoraTarget { target, adapted: 2 }) if target == "head"),
         "{error}"
     );
 }
@@ -467,16 +470,22 @@ fn adapters_come_back_from_their_files() {
     let other = Params::default();
     Model::new(&LoraConfig { rank: 2, ..config.clone() }, &other);
     let old = before(&other);
-    assert!(matches!(load_adapter(folder.path(), &other), Err(Error::TensorMismatch { .. })));
+    assert!(matches!(
+        load_adapter(folder.path(), &other),
+        Err(lora::Error::WeightSpace(weight_space::Error::TensorMismatch { .. }))
+    ));
     assert_eq!(before(&other), old);
     let fewer = Params::default();
     Model::new(&LoraConfig { targets: vec!["tokens".to_owned()], ..config.clone() }, &fewer);
-    assert!(matches!(load_adapter(folder.path(), &fewer), Err(Error::MissingTensor { .. })));
+    assert!(matches!(
+        load_adapter(folder.path(), &fewer),
+        Err(lora::Error::WeightSpace(weight_space::Error::MissingTensor { .. }))
+    ));
     let more = Params::default();
     Model::new(&LoraConfig { targets: vec!["*".to_owned()], ..config }, &more);
     let error = load_adapter(folder.path(), &more).unwrap_err();
     assert!(
-        matches!(&error, Error::MissingTensor { tensor, .. } if tensor.contains("encoder.key")),
+        matches!(&error, lora::Error::WeightSpace(weight_space::Error::MissingTensor { tensor, .. }) if tensor.contains("encoder.key")),
         "{error}"
     );
 }

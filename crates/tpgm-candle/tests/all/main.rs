@@ -8,6 +8,7 @@ mod common;
 mod data_order;
 mod distributed;
 mod ema;
+mod errors;
 mod files;
 mod loading;
 mod lora;

@@ -90,10 +90,17 @@ fn what_differs_is_an_error_on_both() {
         (differs, refused)
     });
     let Some([(differs, refused), (_, own)]) = errors else { return };
-    let Error::Ranks(RankProblem::Unlike { position: 1, rank: 0, here }) = differs else {
+    let tpgm_candle::distributed::Error::Ranks(RankProblem::Unlike { position: 1, rank: 0, here }) = differs
+    else {
         panic!("{differs}")
     };
     assert!(here.contains("`b`, f32 [3]"), "{here}");
-    assert!(matches!(refused, Error::Ranks(RankProblem::Refused { rank: 1, .. })), "{refused}");
-    assert!(matches!(own, Error::Device { .. }), "{own}");
+    assert!(
+        matches!(refused, tpgm_candle::distributed::Error::Ranks(RankProblem::Refused { rank: 1, .. })),
+        "{refused}"
+    );
+    assert!(
+        matches!(own, tpgm_candle::distributed::Error::Engine(tpgm_candle::engine::Error::Device { .. })),
+        "{own}"
+    );
 }

@@ -4,8 +4,8 @@
 use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::core::element::bf16;
 use tpgm_candle::{
-    AdamW, Anchor, AuditPolicy, Constraint, Error, FixedScale, Ftp, Group, Masters, OptimizerConfig, Param,
-    Params, RobustOptimizer, Sgd, StateDict, TpgmConfig,
+    AdamW, Anchor, AuditPolicy, Constraint, FixedScale, Ftp, Group, Masters, OptimizerConfig, Param, Params,
+    RobustOptimizer, Sgd, StateDict, TpgmConfig, audit, optim,
 };
 
 /// Deterministic numbers in (-1, 1).
@@ -141,7 +141,7 @@ fn a_tensor_without_gradient_is_named_at_the_first_step() {
     let mut opt = RobustOptimizer::new(&net.params, AdamW::default(), Ftp::default()).unwrap();
     let error = opt.backward_step(&net.loss(0..8)).unwrap_err();
     assert!(
-        matches!(&error, Error::NoGradient { missing, trainable: 5 } if missing.len() == 1 && missing[0].name == "unused"),
+        matches!(&error, optim::Error::Audit(audit::Error::NoGradient { missing, trainable: 5 }) if missing.len() == 1 && missing[0].name == "unused"),
         "{error}"
     );
     assert_eq!((net.bits(), opt.steps()), (before, 0));
@@ -187,14 +187,20 @@ fn nan_changes_nothing() {
         }
         let before = (net.bits(), opt.state().unwrap(), opt.steps());
         let nan_loss = (net.loss(0..8) * f64::NAN).unwrap();
-        assert!(matches!(opt.backward_step(&nan_loss), Err(Error::NonFiniteLoss { .. })));
+        assert!(matches!(
+            opt.backward_step(&nan_loss),
+            Err(optim::Error::Audit(audit::Error::NonFiniteLoss { .. }))
+        ));
         // A finite loss with an infinite slope at 0.
         let slope =
             (net.vars[3].as_tensor() - net.vars[3].detach()).unwrap().sqrt().unwrap().sum_all().unwrap();
         let error = opt.backward_step(&(net.loss(0..8) + slope).unwrap()).unwrap_err();
         assert!(error.to_string().contains("`b.bias`"), "{error}");
         let vector = net.vars[3].as_tensor().clone();
-        assert!(matches!(opt.backward_step(&vector), Err(Error::LossShape { .. })));
+        assert!(matches!(
+            opt.backward_step(&vector),
+            Err(optim::Error::Audit(audit::Error::LossShape { .. }))
+        ));
         assert_eq!((net.bits(), opt.state().unwrap(), opt.steps()), before);
         opt.backward_step(&net.loss(0..8)).unwrap();
     }
@@ -337,7 +343,10 @@ fn state_that_does_not_fit_is_refused() {
 
     let other = make(OptimizerConfig::new(AdamW::default(), Ftp { k: 0.5, ..Ftp::default() }));
     let error = opt.resume(other.config(), &other.state().unwrap()).unwrap_err();
-    assert!(matches!(&error, Error::ConfigDiffers { option, .. } if option == "constraint.ftp.k"), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::optim::Error::ConfigDiffers { option, .. } if option == "constraint.ftp.k"),
+        "{error}"
+    );
     for key in ["optimizer/lr", "optimizer/steps", "optimizer/batches", "a.bias/exp_avg", "b.bias/scalars"] {
         let mut state = before.clone();
         state.remove(key).unwrap();
@@ -398,12 +407,15 @@ fn mistakes_are_named() {
         let error = wrong.build().err().unwrap().to_string();
         assert!(error.contains(option), "{error}");
     }
-    assert!(matches!(build(&params).unwrap().tpgm().err(), Some(Error::NoRadii)));
+    assert!(matches!(build(&params).unwrap().tpgm().err(), Some(tpgm_candle::optim::Error::NoRadii)));
 
     let integers = Var::from_tensor(&Tensor::zeros(3, DType::U32, &Device::Cpu).unwrap()).unwrap();
     let integers = Params::from_params([Param::new("ids", integers, Anchor::None)]).unwrap();
-    let error = build(&integers).err().unwrap();
-    assert!(matches!(&error, Error::ElementType { tensor, .. } if tensor == "ids"), "{error}");
+    let error = tpgm_candle::Error::from(build(&integers).err().unwrap());
+    assert!(
+        matches!(&error, tpgm_candle::Error::Memory(tpgm_candle::memory::Error::ElementType { tensor, .. }) if tensor == "ids"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use tpgm_candle::core::TensorScalars;
-use tpgm_candle::{Error, JsonlWriter, Telemetry, TensorBoardWriter};
+use tpgm_candle::{JsonlWriter, Telemetry, TensorBoardWriter};
 
 fn tensors() -> Vec<(String, TensorScalars)> {
     let scalars = |norm, radius| TensorScalars {
@@ -75,7 +75,7 @@ fn jsonl_leaves_other_files_alone() {
     let notes = "{\"step\":1,\"tag\":\"x\",\"value\":0}\nbuy milk\n";
     fs::write(&path, notes).unwrap();
     let error = JsonlWriter::resume(&path, 4).unwrap_err();
-    assert!(matches!(error, Error::TelemetryLine { line: 2, .. }), "{error}");
+    assert!(matches!(error, tpgm_candle::telemetry::Error::TelemetryLine { line: 2, .. }), "{error}");
     assert!(error.to_string().contains("notes.txt, line 2"), "{error}");
     assert_eq!(fs::read_to_string(&path).unwrap(), notes);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);

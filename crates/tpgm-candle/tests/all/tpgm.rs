@@ -8,7 +8,7 @@ use candle_nn::Optimizer;
 use tpgm_candle::core::RadiusAdam;
 use tpgm_candle::core::element::bf16;
 use tpgm_candle::{
-    AdamW, Error, Every, Group, Norm, Param, Params, Projection, RobustOptimizer, Sgd, Tpgm, TpgmConfig,
+    AdamW, Every, Group, Norm, Param, Params, Projection, RobustOptimizer, Sgd, Tpgm, TpgmConfig,
 };
 
 const CONFIG: TpgmConfig =
@@ -203,5 +203,8 @@ fn excluded_tensors_need_no_held_out_gradient() {
 fn shared_memory_is_refused() {
     let (var, params) = moved();
     params.insert(Param::anchored_here("tied", var.clone()).unwrap()).unwrap();
-    assert!(matches!(Tpgm::new(&params, CONFIG).err(), Some(Error::SharedStorage { .. })));
+    assert!(matches!(
+        Tpgm::new(&params, CONFIG).err(),
+        Some(tpgm_candle::optim::Error::Engine(tpgm_candle::engine::Error::SharedStorage { .. }))
+    ));
 }

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
-use tpgm_candle::Error;
 use tpgm_candle::core::weight_space::WiseFt;
 use tpgm_candle::core::{FixedRadius, Norm};
 use tpgm_candle::weight_space::{
     FilePass, MergeMethod, MergePlan, distances, distances_with, merge_files, merge_files_with,
 };
+use tpgm_candle::{files, weight_space};
 
 /// Numbers without a pattern, in `[-1, 1)`.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -144,7 +144,7 @@ fn fisher_information_weighs_the_models() {
     assert_eq!(numbers(&load(&out)["v"]), [1.0]);
     let more = save("more", &[1.0, 1.0], Some(&[1.0]));
     let error = merge_files(&plan(Some([f0, more])), Some(&anchor), &[&tuned], &out).unwrap_err();
-    assert!(matches!(&error, Error::MissingTensor { tensor, .. } if tensor == "v"), "{error}");
+    assert!(matches!(&error, weight_space::Error::MissingTensor { tensor, .. } if tensor == "v"), "{error}");
 }
 
 #[test]
@@ -292,7 +292,10 @@ fn named_tensors_are_copied_and_may_be_missing_elsewhere() {
         folder.save("tuned", &[("w", Dtype::F32, &[1], &one), ("head.weight", Dtype::F32, &[2], &head)]);
     let out = folder.path("out");
     let error = merge_files(&MergePlan::wise(0.5), Some(&anchor), &[&tuned], &out).unwrap_err();
-    assert!(matches!(&error, Error::MissingTensor { tensor, .. } if tensor == "head.weight"), "{error}");
+    assert!(
+        matches!(&error, weight_space::Error::MissingTensor { tensor, .. } if tensor == "head.weight"),
+        "{error}"
+    );
     let report = merge_files(&MergePlan::wise(0.5).copy("head.*"), Some(&anchor), &[&tuned], &out).unwrap();
     assert_eq!(report.copied, ["head.weight"]);
     let bytes = fs::read(&out).unwrap();
@@ -317,14 +320,26 @@ fn errors_leave_the_destination_and_no_litter() {
         error
     };
     let wise = MergePlan::wise(0.5);
-    assert!(matches!(fails(&wise, None, &[&tuned]), Error::MergeInputs { .. }));
-    assert!(matches!(fails(&wise, Some(&anchor), &[&tuned, &tuned]), Error::MergeInputs { .. }));
-    assert!(matches!(fails(&MergePlan::uniform_soup(), Some(&anchor), &[&tuned]), Error::MergeInputs { .. }));
-    assert!(matches!(fails(&MergePlan::model_stock(), Some(&anchor), &[&tuned]), Error::MergeInputs { .. }));
+    assert!(matches!(fails(&wise, None, &[&tuned]), weight_space::Error::MergeInputs { .. }));
+    assert!(matches!(
+        fails(&wise, Some(&anchor), &[&tuned, &tuned]),
+        weight_space::Error::MergeInputs { .. }
+    ));
+    assert!(matches!(
+        fails(&MergePlan::uniform_soup(), Some(&anchor), &[&tuned]),
+        weight_space::Error::MergeInputs { .. }
+    ));
+    assert!(matches!(
+        fails(&MergePlan::model_stock(), Some(&anchor), &[&tuned]),
+        weight_space::Error::MergeInputs { .. }
+    ));
     assert!(fails(&MergePlan::wise(1.5), Some(&anchor), &[&tuned]).to_string().contains("WiseFt::alpha"));
     let none = MergePlan::project(FixedRadius { radius: -1.0, norm: Norm::L2 });
     assert!(fails(&none, Some(&anchor), &[&tuned]).to_string().contains("radius"));
-    assert!(matches!(fails(&wise, Some(&folder.path("nowhere")), &[&tuned]), Error::Io { .. }));
+    assert!(matches!(
+        fails(&wise, Some(&folder.path("nowhere")), &[&tuned]),
+        weight_space::Error::Files(files::Error::Io { .. })
+    ));
 
     let (four, two) = ([0u8; 4], [0u8; 2]);
     let wide = folder.save("wide", &[("w", Dtype::F32, &[1], &four)]);
@@ -333,9 +348,12 @@ fn errors_leave_the_destination_and_no_litter() {
     let tiny = folder.save("tiny", &[("w", Dtype::F8_E4M3, &[2], &two)]);
     for other in [&flat, &half] {
         let error = fails(&wise, Some(other), &[&wide]);
-        assert!(matches!(&error, Error::TensorMismatch { tensor, .. } if tensor == "w"), "{error}");
+        assert!(
+            matches!(&error, weight_space::Error::TensorMismatch { tensor, .. } if tensor == "w"),
+            "{error}"
+        );
     }
-    assert!(matches!(fails(&wise, Some(&tiny), &[&tiny]), Error::NotMergeable { .. }));
+    assert!(matches!(fails(&wise, Some(&tiny), &[&tiny]), weight_space::Error::NotMergeable { .. }));
 
     // A value that is not finite shows only while the file is being written.
     let infinite = folder.save("infinite", &[("w", Dtype::F32, &[1], &f32::INFINITY.to_le_bytes())]);
@@ -355,7 +373,10 @@ fn damaged_files_are_refused() {
     let refused = |content: &[u8], what: &str| {
         fs::write(&bad, content).unwrap();
         let error = merge_files(&MergePlan::wise(0.5), Some(&good), &[&bad], &out).unwrap_err();
-        assert!(matches!(&error, Error::BadFile { path, .. } if *path == bad), "{what}: {error}");
+        assert!(
+            matches!(&error, weight_space::Error::Files(files::Error::BadFile { path, .. }) if *path == bad),
+            "{what}: {error}"
+        );
         assert!(distances(&bad, &good).is_err(), "{what}");
     };
     for len in [0, 1, 7, 8, 9, 60, bytes.len() - 1] {

@@ -8,7 +8,7 @@ use tpgm_candle::core::weight_space::{BetaMixture, ModelStock, WiseFt};
 use tpgm_candle::weight_space::{
     Dawin, Interpolation, Tensors, greedy_soup, model_stock, uniform_soup, wise, wise_tensors,
 };
-use tpgm_candle::{Anchor, Error, Param, Params};
+use tpgm_candle::{Anchor, Param, Params};
 
 fn tensor(values: &[f32]) -> Tensor {
     Tensor::new(values, &Device::Cpu).unwrap()
@@ -113,15 +113,24 @@ fn models_that_differ_are_named() {
     let a = model(&[0.0, 0.0], 1);
     let long = model(&[0.0, 0.0, 0.0], 1);
     let error = uniform_soup(&[&a, &a, &long]).unwrap_err();
-    assert!(matches!(&error, Error::TensorMismatch { model, .. } if model == "model 2"), "{error}");
+    assert!(
+        matches!(&error, tpgm_candle::weight_space::Error::TensorMismatch { model, .. } if model == "model 2"),
+        "{error}"
+    );
     let mut less = a.clone();
     less.remove("count");
     for pair in [[&a, &less], [&less, &a]] {
         let error = uniform_soup(&pair).unwrap_err();
-        assert!(matches!(&error, Error::MissingTensor { tensor, .. } if tensor == "count"), "{error}");
+        assert!(
+            matches!(&error, tpgm_candle::weight_space::Error::MissingTensor { tensor, .. } if tensor == "count"),
+            "{error}"
+        );
     }
-    assert!(matches!(uniform_soup(&[]), Err(Error::MergeInputs { .. })));
-    assert!(matches!(model_stock(&ModelStock::default(), &a, &[&a]), Err(Error::MergeInputs { .. })));
+    assert!(matches!(uniform_soup(&[]), Err(tpgm_candle::weight_space::Error::MergeInputs { .. })));
+    assert!(matches!(
+        model_stock(&ModelStock::default(), &a, &[&a]),
+        Err(tpgm_candle::weight_space::Error::MergeInputs { .. })
+    ));
 }
 
 #[test]
@@ -215,7 +224,7 @@ fn dawin_merges_once_per_cluster() {
     };
     assert!(fails(|_| candle_core::bail!("no data")).to_string().contains("no data"));
     let short = fails(|_| Tensor::zeros(1, DType::F32, &Device::Cpu));
-    assert!(matches!(short, Error::TensorMismatch { .. }), "{short}");
+    assert!(matches!(short, tpgm_candle::weight_space::Error::TensorMismatch { .. }), "{short}");
     let other = dawin.coefficients(&logits(&lead0), &logits(&lead1[1..])).unwrap_err();
-    assert!(matches!(other, Error::TensorMismatch { .. }), "{other}");
+    assert!(matches!(other, tpgm_candle::weight_space::Error::TensorMismatch { .. }), "{other}");
 }

@@ -4,8 +4,8 @@ use candle_core::cuda_backend::cudarc::driver::result;
 use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute;
 use candle_core::{DType, Device, DeviceLocation, Tensor, Var};
 use tpgm_candle::{
-    AdamW, Anchor, AuditPolicy, Ema, Error, Ftp, Param, Params, RobustOptimizer, Tpgm, TpgmConfig,
-    keep_freed_memory,
+    AdamW, Anchor, AuditPolicy, Ema, Ftp, Param, Params, RobustOptimizer, Tpgm, TpgmConfig, engine,
+    keep_freed_memory, optim,
 };
 
 use crate::{Model, device};
@@ -44,7 +44,11 @@ fn parameters_on_several_devices_are_refused() {
             Ema::new(&params, 0.5).err().unwrap(),
         ];
         for error in errors {
-            let Error::Devices { tensor, device, first: name, expected } = error else { panic!("{error}") };
+            let optim::Error::Engine(engine::Error::Devices { tensor, device, first: name, expected }) =
+                error
+            else {
+                panic!("{error}")
+            };
             assert_eq!((tensor.as_str(), name.as_str()), ("b", "a"));
             assert!(device == second.location() && expected == first.location());
         }
@@ -60,7 +64,11 @@ fn operands_on_another_device_are_refused() {
     let mut grads = var.sum_all().unwrap().backward().unwrap();
     grads.insert(&var, Tensor::ones(3, DType::F32, &Device::Cpu).unwrap());
     let error = optimizer.step(&grads).unwrap_err();
-    let Error::OperandDevice { tensor, what: "gradient", expected, got } = error else { panic!("{error}") };
+    let optim::Error::Engine(engine::Error::OperandDevice { tensor, what: "gradient", expected, got }) =
+        error
+    else {
+        panic!("{error}")
+    };
     assert_eq!(tensor, "a");
     assert!(matches!((expected, got), (DeviceLocation::Cuda { .. }, DeviceLocation::Cpu)));
 }

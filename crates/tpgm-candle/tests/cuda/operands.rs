@@ -52,7 +52,7 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
         bad[560] = f32::INFINITY;
         grads.insert(&model.vars[5], Tensor::from_vec(bad, (33, 17), &device).unwrap());
         let before = model.values();
-        let error = optimizer.step(&grads).unwrap_err();
+        let error = Error::from(optimizer.step(&grads).unwrap_err());
         let core = tpgm_candle::core::Error::NonFiniteGradient { tensor: "weight".to_owned(), count: 1 };
         assert!(matches!(&error, Error::Core(error) if *error == core), "{error}");
         assert_eq!((model.values(), optimizer.pending_batches()), (before, 0));
@@ -126,6 +126,9 @@ fn averages_and_interpolations_agree() {
 #[test]
 fn only_cuda_devices_keep_freed_memory() {
     let error = keep_freed_memory(&Device::Cpu).unwrap_err();
-    assert!(matches!(error, Error::NotCuda { device: candle_core::DeviceLocation::Cpu, .. }), "{error}");
+    assert!(
+        matches!(error, tpgm_candle::memory::Error::NotCuda { device: candle_core::DeviceLocation::Cpu, .. }),
+        "{error}"
+    );
     assert!(error.to_string().starts_with("`keep_freed_memory` is for CUDA devices, but got Cpu"), "{error}");
 }

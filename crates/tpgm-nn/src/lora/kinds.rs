@@ -43,7 +43,7 @@ macro_rules! linear {
     )*};
 }
 
-linear!(candle_nn::Linear, crate::Linear);
+linear!(candle_nn::Linear, crate::layers::Linear);
 
 impl Layer for Conv2d {
     const NAMES: [&'static str; 2] = names::LAYER;

@@ -72,7 +72,7 @@ impl Llama {
     }
 
     /// `adapt` gets every linear layer with the name of its module.
-    fn build<E: From<crate::Error> + From<candle_core::Error>>(
+    fn build<E: From<crate::error::Error> + From<candle_core::Error>>(
         config: &LlamaConfig,
         adapt: Adapt<'_, E>,
         vb: VarBuilder,

@@ -5,7 +5,9 @@ use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::distributed::{Communicator, InProcess, RankProblem};
-use tpgm_candle::{Error, Ftp, Param, Params, RobustOptimizer, TpgmConfig};
+use tpgm_candle::{
+    Error, Ftp, Param, Params, RobustOptimizer, TpgmConfig, audit, distributed, memory, params,
+};
 
 use super::{Net, ROWS, numbers, part, ranks, tensor};
 
@@ -20,7 +22,7 @@ fn a_nan_on_one_rank_is_refused_by_all() {
         if rank == 1 {
             grads.insert(&net.vars[3], Tensor::new(&[0.0f32, f32::NAN, 0.0, 0.0], &Device::Cpu).unwrap());
         }
-        let error = optimizer.step(&grads).unwrap_err();
+        let error = Error::from(optimizer.step(&grads).unwrap_err());
         let core = tpgm_candle::core::Error::NonFiniteGradient { tensor: "b.bias".to_owned(), count: 1 };
         assert!(matches!(&error, Error::Core(error) if *error == core), "{error}");
         assert_eq!(net.bits(), before);
@@ -41,7 +43,7 @@ fn a_rank_that_fails_before_the_call_tells_the_others_why() {
         (net, optimizer)
     };
     let refused = |error: &Error, expected: &str| match error {
-        Error::Ranks(RankProblem::Refused { rank: 1, reason }) => {
+        Error::Distributed(distributed::Error::Ranks(RankProblem::Refused { rank: 1, reason })) => {
             assert!(reason.contains(expected), "{reason}");
         }
         error => panic!("{error}"),
@@ -52,9 +54,9 @@ fn a_rank_that_fails_before_the_call_tells_the_others_why() {
         let before = net.bits();
         let factor = if rank == 1 { f64::NAN } else { 1.0 };
         let loss = || net.loss(11, rows.clone());
-        let error = optimizer.backward_step(&(loss().unwrap() * factor).unwrap()).unwrap_err();
+        let error = Error::from(optimizer.backward_step(&(loss().unwrap() * factor).unwrap()).unwrap_err());
         match rank {
-            1 => assert!(matches!(error, Error::NonFiniteLoss { .. }), "{error}"),
+            1 => assert!(matches!(error, Error::Audit(audit::Error::NonFiniteLoss { .. })), "{error}"),
             _ => refused(&error, "the loss is NaN"),
         }
         assert_eq!((net.bits(), optimizer.steps()), (before, 0));
@@ -63,9 +65,9 @@ fn a_rank_that_fails_before_the_call_tells_the_others_why() {
         if rank == 1 {
             grads.insert(&net.vars[1], tensor(1, &[2]));
         }
-        let error = optimizer.step(&grads).unwrap_err();
+        let error = Error::from(optimizer.step(&grads).unwrap_err());
         match rank {
-            1 => assert!(matches!(error, Error::ShapeMismatch { .. }), "{error}"),
+            1 => assert!(matches!(error, Error::Params(params::Error::ShapeMismatch { .. })), "{error}"),
             _ => refused(&error, "tensor `a.bias`: its gradient has shape [2]"),
         }
 
@@ -78,7 +80,7 @@ fn a_rank_that_fails_before_the_call_tells_the_others_why() {
         });
         match rank {
             1 => assert!(error.unwrap_err().to_string().contains("no more held-out data")),
-            _ => refused(&error.unwrap_err(), "no more held-out data"),
+            _ => refused(&error.unwrap_err().into(), "no more held-out data"),
         }
         assert_eq!(net.bits(), before);
         optimizer.tpgm().unwrap().update(loss).unwrap();
@@ -87,7 +89,7 @@ fn a_rank_that_fails_before_the_call_tells_the_others_why() {
 
 #[test]
 fn a_rank_that_leaves_or_panics_is_an_error_on_the_others() {
-    let results: Vec<Option<Error>> = thread::scope(|scope| {
+    let results: Vec<Option<distributed::Error>> = thread::scope(|scope| {
         let thread = |communicator: InProcess| {
             let rank = communicator.rank();
             scope.spawn(move || {
@@ -106,7 +108,7 @@ fn a_rank_that_leaves_or_panics_is_an_error_on_the_others() {
     });
     assert!(results[2].is_none());
     for error in results.into_iter().flatten() {
-        assert!(matches!(error, Error::Ranks(RankProblem::Left { rank: 2 })), "{error}");
+        assert!(matches!(error, distributed::Error::Ranks(RankProblem::Left { rank: 2 })), "{error}");
     }
 }
 
@@ -130,7 +132,9 @@ fn differing(tensors: impl Fn(usize) -> Vec<(&'static str, Tensor)> + Sync) -> (
     });
     assert_eq!(errors[0].to_string(), errors[1].to_string());
     match errors.into_iter().next().unwrap() {
-        Error::Ranks(RankProblem::Differs { tensor, rank: 1, got, expected }) => (tensor, got, expected),
+        distributed::Error::Ranks(RankProblem::Differs { tensor, rank: 1, got, expected }) => {
+            (tensor, got, expected)
+        }
         error => panic!("{error}"),
     }
 }
@@ -195,7 +199,9 @@ fn different_calls_and_shared_memory_are_errors() {
 
     let var = Var::new(&[1.0f32], &Device::Cpu).unwrap();
     for error in ranks(2, |communicator| communicator.broadcast(&[("w", &var)]).unwrap_err()) {
-        let Error::Ranks(RankProblem::Shared { tensor, rank: 1 }) = error else { panic!("{error}") };
+        let distributed::Error::Ranks(RankProblem::Shared { tensor, rank: 1 }) = error else {
+            panic!("{error}")
+        };
         assert_eq!(tensor, "w");
     }
 
@@ -205,9 +211,9 @@ fn different_calls_and_shared_memory_are_errors() {
         let tensor = Tensor::zeros(2, dtype, &Device::Cpu).unwrap();
         communicator.all_reduce_mean(&[("t", &tensor)]).unwrap_err()
     });
-    assert!(matches!(errors[1], Error::ElementType { .. }));
+    assert!(matches!(errors[1], distributed::Error::Memory(memory::Error::ElementType { .. })));
     assert!(
-        matches!(&errors[0], Error::Ranks(RankProblem::Refused { rank: 1, reason }) if reason.contains("`t`"))
+        matches!(&errors[0], distributed::Error::Ranks(RankProblem::Refused { rank: 1, reason }) if reason.contains("`t`"))
     );
 }
 

@@ -5,7 +5,7 @@ use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::{llama as candle_llama, qwen2 as candle_qwen2};
 use tpgm_candle::lora::{LoraConfig, load_adapter, save_adapter};
 use tpgm_candle::models::llama::{Family, Llama, LlamaConfig, RopeScaling};
-use tpgm_candle::{AdamW, Audit, Error, Ftp, Params, RobustOptimizer, Spd, nn};
+use tpgm_candle::{AdamW, Audit, Ftp, Params, RobustOptimizer, Spd, nn};
 
 use super::{checkpoint, deviation};
 
@@ -383,7 +383,7 @@ fn bad_configurations_and_inputs_are_named() {
     let lora = LoraConfig { targets, ..LoraConfig::default() };
     let error = Llama::with_lora(&config, &lora, &params).unwrap_err();
     assert!(
-        matches!(&error, Error::Nn(nn::Error::LoraTarget { target, .. }) if target == "embed_tokens"),
+        matches!(&error, tpgm_candle::lora::Error::Nn(nn::Error::LoraTarget { target, .. }) if target == "embed_tokens"),
         "{error}"
     );
     let wider = LlamaConfig { intermediate_size: 21, ..config };

@@ -3,6 +3,10 @@
 //! `tpgm-core`'s optimizer, projector and average are generic over the backend. Here they become objects that know
 //! candle's tensors and no backend any more. Another device takes a [`Bind`] and a variant of [`Place`].
 
+mod average;
+mod error;
+mod operands;
+
 use candle_core::{Device, Tensor};
 #[cfg(any(feature = "cuda", test))]
 use tpgm_core::weight_space::Interpolator;
@@ -11,10 +15,11 @@ use tpgm_core::{
     StepOptions, StepReport, TensorIo, TensorScalars, Tpgm,
 };
 
-use super::ema::{Average, EmaEngine};
-use super::operands::Operands;
-use crate::dtype::copy_elements;
-use crate::error::{Error, Result};
+use self::average::Average;
+pub(crate) use self::average::EmaEngine;
+pub use self::error::{Error, Result};
+pub(crate) use self::operands::Operands;
+use crate::memory::copy_elements;
 use crate::params::Param;
 
 /// A device that steps can run on.
@@ -48,7 +53,7 @@ impl Place {
 
     /// Sets when a GPU says that it refused a call.
     #[cfg(feature = "cuda")]
-    pub(super) fn reports(self, reports: tpgm_cuda::Reports) -> Self {
+    pub(crate) fn reports(self, reports: tpgm_cuda::Reports) -> Self {
         match self {
             Place::Cpu(cpu) => Place::Cpu(cpu),
             Place::Cuda(cuda) => Place::Cuda(cuda.reports(reports)),
@@ -88,7 +93,7 @@ impl Place {
     }
 
     /// An average that starts at what the variables hold.
-    pub(super) fn ema(self, set: &ParamSet, operands: &Operands) -> Result<Box<dyn EmaEngine>> {
+    pub(crate) fn ema(self, set: &ParamSet, operands: &Operands) -> Result<Box<dyn EmaEngine>> {
         fn on<B: Bind + Clone>(
             backend: B,
             set: &ParamSet,
@@ -290,4 +295,9 @@ impl<B: Bind> RadiusEngine for Projector<B> {
     fn load_state(&mut self, state: &StateDict) -> Result<()> {
         Ok(self.load_state(state)?)
     }
+}
+
+/// Scalars with the names of their tensors.
+pub(crate) fn named(set: &ParamSet, scalars: Vec<TensorScalars>) -> Vec<(String, TensorScalars)> {
+    set.tensors().iter().map(|spec| spec.name.clone()).zip(scalars).collect()
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
-use tpgm_core::{ParamSet, Sgd, StateDict, TensorScalars};
+use tpgm_core::{ParamSet, Sgd, StateDict, TensorScalars, Tpgm as TpgmConfig};
 
 #[cfg(doc)]
-use crate::RobustOptimizer;
-use crate::TpgmConfig;
+use super::RobustOptimizer;
+use super::error::{Error, Result};
+use crate::audit::loss_value;
 use crate::distributed::{Communicator, average, equalize, or_refuse};
-use crate::error::{Error, Result};
-use crate::optim::{Operands, Place, RadiusEngine, loss_value, named};
+use crate::engine::{Operands, Place, RadiusEngine, named};
 use crate::params::{Param, Params};
 
 /// Learns one radius per tensor on held-out data and projects (TPGM, arXiv 2303.10720), beside any optimizer.
@@ -66,8 +66,8 @@ impl Tpgm {
     /// # Errors
     ///
     /// An option outside its range; a pattern that matches nothing; two parameters that share memory
-    /// ([`Error::SharedStorage`]); a device that projections cannot run on ([`Error::Device`]), or several devices
-    /// ([`Error::Devices`]).
+    /// ([`Error::SharedStorage`](crate::engine::Error::SharedStorage)); a device that projections cannot run on ([`Error::Device`](crate::engine::Error::Device)), or several devices
+    /// ([`Error::Devices`](crate::engine::Error::Devices)).
     pub fn new(params: &Params, config: TpgmConfig) -> Result<Self> {
         let set = params.set()?;
         let params = params.all();
@@ -82,7 +82,7 @@ impl Tpgm {
     ///
     /// # Errors
     ///
-    /// [`Error::Ranks`], also if the anchors of two ranks differ.
+    /// [`Error::Ranks`](crate::distributed::Error::Ranks), also if the anchors of two ranks differ.
     pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Result<Self> {
         equalize(&*communicator, &self.params)?;
         self.communicator = Some(communicator);
@@ -158,7 +158,7 @@ impl Tpgm {
     ///
     /// When the device fails.
     pub fn state(&self) -> Result<StateDict> {
-        self.engine.state()
+        Ok(self.engine.state()?)
     }
 
     /// Puts state back that [`Tpgm::state`] copied out.
@@ -167,7 +167,7 @@ impl Tpgm {
     ///
     /// A missing, unexpected or misshapen slot; the trainer is then unchanged.
     pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
-        self.engine.load_state(state)
+        Ok(self.engine.load_state(state)?)
     }
 
     fn radii(&mut self) -> Radii<'_> {
@@ -222,7 +222,7 @@ impl<'a> Radii<'a> {
     /// # Errors
     ///
     /// The closure fails, its loss is not one finite number, a tensor whose radius is learned gets no gradient (tensors
-    /// without elements excepted) or a non-finite one, or one of these happens on another rank ([`Error::Ranks`]). The
+    /// without elements excepted) or a non-finite one, or one of these happens on another rank ([`Error::Ranks`](crate::distributed::Error::Ranks)). The
     /// weights are then the same bits as before the call, whatever the iteration; radii keep what earlier iterations taught
     /// them. The same holds if the closure panics.
     pub fn update_n(
@@ -243,7 +243,7 @@ impl<'a> Radii<'a> {
     ///
     /// When the device fails, or a displacement is not finite.
     pub fn project(&mut self) -> Result<()> {
-        self.engine.project(self.operands)
+        Ok(self.engine.project(self.operands)?)
     }
 
     /// Radii and telemetry of every parameter, sorted by name.

@@ -8,9 +8,10 @@ use std::path::Path;
 use candle_core::DType;
 use candle_core::pickle::{PthTensors, TensorInfo};
 
-use super::{AnchorData, Listed, Value};
-use crate::dtype::{core_dtype, to_buffer};
-use crate::error::{Error, Result};
+use super::data::AnchorData;
+use super::error::{Error, Result};
+use super::source::{Listed, Value};
+use crate::memory::{core_dtype, to_buffer};
 
 const FORMAT: &str = "a PyTorch checkpoint";
 
@@ -61,23 +62,23 @@ fn check_size(path: &Path, name: &str, info: &TensorInfo, length: u64) -> Result
     let bytes = dims.iter().copied().chain([info.dtype.size_in_bytes()]).try_fold(1, usize::checked_mul);
     if bytes.is_none_or(|bytes| bytes as u64 > length) {
         let problem = format!("{:?} of shape {dims:?} does not fit a file of {length} bytes", info.dtype);
-        return Err(Error::tensor_file(path, name, problem));
+        return Err(Error::tensor(path, name, problem));
     }
     Ok(())
 }
 
 impl Reader {
     pub(super) fn read(&self, path: &Path, name: &str) -> Result<Value> {
-        let tensor = read(|| self.tensors.get(name)).map_err(|e| Error::tensor_file(path, name, e))?;
+        let tensor = read(|| self.tensors.get(name)).map_err(|e| Error::tensor(path, name, e))?;
         let Some(tensor) = tensor else {
-            return Err(Error::tensor_file(path, name, "the file has changed since it was opened"));
+            return Err(Error::tensor(path, name, "the file has changed since it was opened"));
         };
         match tensor.dtype() {
             dtype if core_dtype(name, dtype).is_ok() => {
                 Ok(Value::Float(AnchorData::new(to_buffer(name, &tensor)?)))
             }
             DType::U8 | DType::U32 | DType::I16 | DType::I32 | DType::I64 => Ok(Value::Other(tensor)),
-            dtype => Err(Error::tensor_file(path, name, format!("{dtype:?} cannot be read"))),
+            dtype => Err(Error::tensor(path, name, format!("{dtype:?} cannot be read"))),
         }
     }
 }

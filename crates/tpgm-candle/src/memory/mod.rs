@@ -1,4 +1,11 @@
-//! Element types of candle and of `tpgm-core`, and slices of candle's memory on the host.
+//! The memory of candle's tensors: element types, slices on the host, sums in place, the pool of a GPU.
+
+mod add;
+mod error;
+#[cfg(feature = "cuda")]
+pub(crate) mod events;
+mod host;
+mod pool;
 
 use std::cell::RefCell;
 
@@ -6,7 +13,10 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Shape, Storage, Tensor
 use tpgm_core::{Buffer, DType, Real, Slice, SliceMut};
 pub(crate) use tpgm_nn::dtype::{candle_dtype, cast, cpu_slice};
 
-use crate::error::{Error, Result};
+pub(crate) use self::add::{Add, BLOCK};
+pub use self::error::{Error, Result};
+pub(crate) use self::host::{Elements, overwrite};
+pub use self::pool::keep_freed_memory;
 
 /// The element type of a tensor that is trained.
 pub(crate) fn core_dtype(tensor: &str, dtype: candle_core::DType) -> Result<DType> {
@@ -105,4 +115,10 @@ pub(crate) fn copy_elements(source: Slice<'_>, target: SliceMut<'_>) {
             f32::store(&wide, target);
         }
     }
+}
+
+/// Equal for tensors that share memory.
+pub(crate) fn storage_key(tensor: &Tensor) -> usize {
+    let (storage, _) = tensor.storage_and_layout();
+    std::ptr::from_ref::<Storage>(&storage).addr()
 }

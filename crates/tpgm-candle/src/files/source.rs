@@ -1,18 +1,15 @@
 //! Checkpoint files: names, shapes, and values on demand.
 
-mod folder;
-mod pytorch;
-mod safetensors;
-
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
-use super::anchor::AnchorData;
+use super::data::AnchorData;
+use super::error::{Error, Result, io};
 use super::suggest::close_names;
-use crate::error::{Error, Result};
+use super::{folder, pytorch, safetensors};
 
 /// The tensors of one or several checkpoint files.
 #[derive(Debug, Default)]
@@ -50,11 +47,11 @@ struct Entry {
 }
 
 /// What a reader says about a tensor when a file is opened.
-struct Listed {
-    name: String,
-    shape: Vec<usize>,
+pub(super) struct Listed {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
     /// Set if another tensor of this file shares its storage: the first name of that storage.
-    storage: Option<String>,
+    pub(super) storage: Option<String>,
 }
 
 impl Source {
@@ -81,7 +78,7 @@ impl Source {
             && let Some(tensor) = wanted.iter().find(|name| !listed.iter().any(|l| l.name == **name))
         {
             let problem = format!("`{}` says that this file has it, but it does not", index.display());
-            return Err(Error::tensor_file(&part.path, tensor, problem));
+            return Err(Error::tensor(&part.path, tensor, problem));
         }
         for Listed { name, shape, storage } in listed {
             if part.wanted.as_ref().is_some_and(|(_, wanted)| !wanted.contains(&name)) {
@@ -91,7 +88,7 @@ impl Source {
                 Slot::Occupied(slot) => {
                     let other = &self.files[slot.get().file].path;
                     let problem = format!("`{}` has a tensor of this name too", other.display());
-                    return Err(Error::tensor_file(&part.path, slot.key(), problem));
+                    return Err(Error::tensor(&part.path, slot.key(), problem));
                 }
                 Slot::Vacant(slot) => {
                     let storage = storage.unwrap_or_else(|| slot.key().clone());
@@ -150,9 +147,9 @@ impl Source {
 
 fn open_file(path: &Path) -> Result<(Reader, Vec<Listed>)> {
     let mut start = [0; 4];
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let length = file.metadata().map_err(Error::io(path))?.len();
-    let got = read_up_to(&file, &mut start).map_err(Error::io(path))?;
+    let file = std::fs::File::open(path).map_err(io(path))?;
+    let length = file.metadata().map_err(io(path))?.len();
+    let got = read_up_to(&file, &mut start).map_err(io(path))?;
     // The content decides: `.bin` and `.pt` say little.
     if start[..got].starts_with(b"PK") {
         let (reader, listed) = pytorch::open(path, length)?;

@@ -6,7 +6,7 @@
 //!
 //! candle's default device has a stream per host thread. So a step belongs on the thread that ran the backward pass.
 //!
-//! With several streams in the context (see `events.rs`) a pass comes with four waits and a record for each variable, and
+//! With several streams in the context (see `memory/events.rs`) a pass comes with four waits and a record for each variable, and
 //! with a wait and a record for each gradient and running variance. Without, it comes with none.
 
 use candle_core::cuda_backend::CudaStorageSlice;
@@ -16,16 +16,15 @@ use tpgm_core::{DType, Slice, TensorIo, Variance};
 use tpgm_cuda::{Cuda, View, ViewMut};
 
 use super::Operands;
-use crate::dtype::{cast, to_tensor};
-use crate::error::Result;
-use crate::events;
+use crate::engine::Result;
+use crate::memory::{cast, events, to_tensor};
 
 type Guard<'a> = (StorageRef<'a>, &'a Layout);
 
 impl Operands {
     /// Binds everything for one call and runs `work` on it, which queues a pass. `grads` has one entry per variable, or
     /// none at all.
-    pub(in crate::optim) fn with_cuda<R>(
+    pub(in crate::engine) fn with_cuda<R>(
         &self,
         grads: &[Option<Tensor>],
         work: impl FnOnce(&mut [TensorIo<'_, Cuda>]) -> tpgm_core::Result<R>,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use super::error::{Error, Result, io};
 
 /// A file to open.
 pub(super) struct Part {
@@ -33,7 +33,7 @@ pub(super) fn parts(path: &Path) -> Result<Vec<Part>> {
 }
 
 fn shards(index: &Path) -> Result<Vec<Part>> {
-    let text = std::fs::read(index).map_err(Error::io(index))?;
+    let text = std::fs::read(index).map_err(io(index))?;
     let Index { weight_map } = serde_json::from_slice(&text)
         .map_err(|error| Error::file(index, "an index of shards", error.to_string()))?;
     let folder = index.parent().unwrap_or(Path::new(""));
@@ -42,7 +42,7 @@ fn shards(index: &Path) -> Result<Vec<Part>> {
         let path = folder.join(&shard);
         if !path.is_file() {
             let problem = format!("its shard `{}` does not exist", path.display());
-            return Err(Error::tensor_file(index, &tensor, problem));
+            return Err(Error::tensor(index, &tensor, problem));
         }
         shards.entry(path).or_default().insert(tensor);
     }
@@ -53,8 +53,8 @@ fn shards(index: &Path) -> Result<Vec<Part>> {
 /// What a folder holds, by the names that the Hugging Face hub uses; safetensors before PyTorch files.
 fn checkpoint_of(folder: &Path) -> Result<PathBuf> {
     let mut names = vec![];
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let entry = entry.map_err(Error::io(folder))?;
+    for entry in std::fs::read_dir(folder).map_err(io(folder))? {
+        let entry = entry.map_err(io(folder))?;
         if entry.path().is_file() {
             names.extend(entry.file_name().into_string());
         }

@@ -21,11 +21,12 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
 use tpgm_core::Buffer;
 use tpgm_core::{Constraint, Cpu, Settings, Slice, SliceMut, TensorIo, Variance};
 
+use super::error::{Error, Result};
+use crate::files::AnchorData;
 #[cfg(any(feature = "cuda", test))]
-use crate::dtype::{copy_elements, overwrite_cpu};
-use crate::dtype::{core_dtype, cpu_elements, cpu_slice_mut};
-use crate::error::{Error, Result};
-use crate::params::{Anchor, AnchorData, Param};
+use crate::memory::{copy_elements, overwrite_cpu};
+use crate::memory::{core_dtype, cpu_elements, cpu_slice_mut, storage_key};
+use crate::params::{self, Anchor, Param};
 
 /// Locks taken on one stack; models with more tensors go on in a thread with a stack of its own. Measured per level:
 /// 3.1 KiB without optimization and 0.8 KiB with it, so that either needs less than half of the smallest stacks in use
@@ -73,7 +74,8 @@ impl Entry {
         overwrite_cpu(&self.var, |weight| {
             copy_elements(anchor.slice(), weight);
             Ok(())
-        })
+        })?;
+        Ok(())
     }
 }
 
@@ -139,7 +141,7 @@ impl Operands {
     /// Gives a tensor its running variances.
     pub(crate) fn set_variance(&mut self, name: &str, current: Tensor, anchor: Tensor) -> Result<()> {
         let entry = self.entries.iter_mut().find(|entry| entry.name == name);
-        let entry = entry.ok_or_else(|| Error::UnknownParam { name: name.to_owned() })?;
+        let entry = entry.ok_or_else(|| params::Error::UnknownParam { name: name.to_owned() })?;
         entry.variance = Some([current, anchor]);
         Ok(())
     }
@@ -230,12 +232,13 @@ impl Operands {
     /// whose lock the pass needs for itself.
     fn readable(&self, entry: &Entry, what: &'static str, tensor: &Tensor) -> Result<Tensor> {
         if tensor.shape() != entry.var.shape() {
-            return Err(Error::ShapeMismatch {
+            return Err(params::Error::ShapeMismatch {
                 tensor: entry.name.clone(),
                 what,
                 expected: entry.var.dims().to_vec(),
                 got: tensor.dims().to_vec(),
-            });
+            }
+            .into());
         }
         let (expected, got) = (entry.var.device(), tensor.device());
         if !expected.same_device(got) {
@@ -248,12 +251,6 @@ impl Operands {
         }
         Ok(tensor.contiguous()?)
     }
-}
-
-/// Equal for tensors that share memory.
-pub(crate) fn storage_key(tensor: &Tensor) -> usize {
-    let (storage, _) = tensor.storage_and_layout();
-    std::ptr::from_ref::<Storage>(&storage).addr()
 }
 
 /// What a pass only reads of one tensor.

@@ -4,10 +4,10 @@ use candle_core::{CpuStorage, InplaceOp2, Layout};
 use rayon::prelude::*;
 use tpgm_core::{Real, Slice};
 
-use crate::dtype::cpu_slice;
+use super::cpu_slice;
 
 /// Elements that one task adds up: with its operands it fits a core's cache.
-pub(super) const BLOCK: usize = 1 << 14;
+pub(crate) const BLOCK: usize = 1 << 14;
 
 /// `sum = grad` or `sum = sum + grad`.
 pub(crate) enum Add {

@@ -2,7 +2,7 @@
 
 use candle_core::Device;
 
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
 
 /// Makes a CUDA device keep the memory that tensors give back, for those that come after them. For all of this process,
 /// until it ends.

@@ -10,7 +10,7 @@ use safetensors::tensor::Metadata;
 use tpgm_core::element::{bf16, f16};
 use tpgm_core::{Buffer, DType, Element, Slice};
 
-use crate::error::{Error, Result};
+use super::error::{Error, Result, io};
 
 /// The longest header that is read: the limit of the format's reference implementation.
 const MAX_HEADER: usize = 100_000_000;
@@ -167,7 +167,7 @@ struct Index {
 
 fn open_index(path: &Path) -> Result<Opened> {
     let bad = |problem| Error::BadFile { path: path.to_owned(), problem };
-    let text = std::fs::read(path).map_err(Error::io(path))?;
+    let text = std::fs::read(path).map_err(io(path))?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|e| bad(format!("not an index of shards: {e}")))?;
     let mut files: Vec<&String> = index.weight_map.values().collect();
@@ -197,11 +197,11 @@ fn open_index(path: &Path) -> Result<Opened> {
 impl Shard {
     fn open(path: &Path) -> Result<Self> {
         let bad = |problem| Error::BadFile { path: path.to_owned(), problem };
-        let file = File::open(path).map_err(Error::io(path))?;
+        let file = File::open(path).map_err(io(path))?;
         // SAFETY: the map is only read, as bytes and as numbers, for which every bit pattern is valid. A file that another
         // process changes or cuts off meanwhile gives other numbers or ends this process, as with every memory-mapped
         // reader: `merge_files` and `distances` say not to.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(io(path))?;
         let prefix = map.first_chunk::<PREFIX>().ok_or_else(|| bad("it has no header".to_owned()))?;
         let header = usize::try_from(u64::from_le_bytes(*prefix))
             .ok()

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use tpgm_core::DType;
 
-use super::{AnchorData, Listed, Value};
-use crate::error::{Error, Result};
+use super::data::AnchorData;
+use super::error::{Error, Result, io};
+use super::source::{Listed, Value};
 
 const FORMAT: &str = "a safetensors file";
 /// Bytes before the header: its length.
@@ -35,7 +36,7 @@ struct Stored {
 pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Listed>)> {
     // SAFETY: the map is private and read-only. Rust's rules are broken if the file is changed in place while it is
     // mapped; nothing in this crate does that (files are replaced by renaming), and `Params::open` tells its callers.
-    let map = unsafe { Mmap::map(file) }.map_err(Error::io(path))?;
+    let map = unsafe { Mmap::map(file) }.map_err(io(path))?;
     let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damage(path, &map, &error))?;
     // `read_metadata` checked that the header and all offsets lie inside the file.
     let data = PREFIX + header;
@@ -63,7 +64,7 @@ impl Reader {
                     Tensor::from_raw_buffer(&self.map[range.clone()], dtype, shape, &Device::Cpu)
                 })
                 .map(Value::Other)
-                .map_err(|error| Error::tensor_file(path, name, error.to_string())),
+                .map_err(|error| Error::tensor(path, name, error.to_string())),
         }
     }
 }
@@ -71,7 +72,7 @@ impl Reader {
 /// Says what is wrong with a file, and with which of its tensors: the safetensors crate does not always name it.
 fn damage(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
     match suspect(bytes) {
-        Some((tensor, problem)) => Error::tensor_file(path, &tensor, problem),
+        Some((tensor, problem)) => Error::tensor(path, &tensor, problem),
         None if bytes.is_empty() => Error::file(path, FORMAT, "it is empty"),
         None => Error::file(path, FORMAT, error.to_string()),
     }

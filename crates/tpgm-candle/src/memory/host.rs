@@ -5,8 +5,8 @@ use std::ops::Range;
 use candle_core::{Storage, StorageRef, Tensor, Var};
 use tpgm_core::{Buffer, Slice, SliceMut};
 
-use crate::dtype::{core_dtype, cpu_slice, overwrite_cpu, to_buffer, to_tensor};
-use crate::error::Result;
+use super::error::Result;
+use super::{core_dtype, cpu_slice, overwrite_cpu, to_buffer, to_tensor};
 
 /// The elements of a tensor, row-major: borrowed where they lie so on the host, else copied.
 pub(crate) enum Elements<'a> {

@@ -11,8 +11,8 @@ use tempfile::NamedTempFile;
 use tpgm_core::element::{bf16, f16};
 use tpgm_core::{DType, Slice};
 
-use crate::dtype::core_dtype;
-use crate::error::{Error, Result};
+use super::error::{Result, io};
+use crate::memory::core_dtype;
 
 /// Name, element type and shape of a tensor to be written.
 pub(crate) type Described<'a> = (&'a str, Dtype, &'a [usize]);
@@ -42,7 +42,7 @@ impl Writer {
         // Data of a multiple of 8 bytes stay aligned, as the format asks for.
         header.resize(header.len().next_multiple_of(8), b' ');
 
-        let file = temporary(path).map_err(Error::io(path))?;
+        let file = temporary(path).map_err(io(path))?;
         let mut this = Self { path: path.to_owned(), file: BufWriter::new(file), left: end };
         this.write(&(header.len() as u64).to_le_bytes())?;
         this.write(&header)?;
@@ -69,9 +69,9 @@ impl Writer {
     pub(crate) fn finish(self) -> Result<()> {
         assert_eq!(self.left, 0, "all data that the header describes are written");
         let Self { path, file, .. } = self;
-        let file = file.into_inner().map_err(|e| e.into_error()).map_err(Error::io(&path))?;
-        file.as_file().sync_all().map_err(Error::io(&path))?;
-        file.persist(&path).map_err(|e| Error::io(&path)(e.error))?;
+        let file = file.into_inner().map_err(|e| e.into_error()).map_err(io(&path))?;
+        file.as_file().sync_all().map_err(io(&path))?;
+        file.persist(&path).map_err(|e| io(&path)(e.error))?;
         Ok(())
     }
 
@@ -87,15 +87,15 @@ impl Writer {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(Error::io(&self.path))
+        self.file.write_all(bytes).map_err(io(&self.path))
     }
 }
 
 /// Writes a small file beside its place and moves it there.
 pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = temporary(path).map_err(Error::io(path))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io(path))?;
-    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
+    let mut file = temporary(path).map_err(io(path))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io(path))?;
+    file.persist(path).map_err(|e| io(path)(e.error))?;
     Ok(())
 }
 

@@ -1,0 +1,18 @@
+//! Checkpoint files: what they hold, read on demand, and how they are written.
+
+mod data;
+mod error;
+mod folder;
+mod pytorch;
+mod safetensors;
+mod source;
+mod suggest;
+mod weights;
+mod writer;
+
+pub use self::data::AnchorData;
+pub(crate) use self::error::io;
+pub use self::error::{Error, Result};
+pub(crate) use self::source::{Source, Value};
+pub(crate) use self::weights::{Entry, Values, Weights};
+pub(crate) use self::writer::{Writer, safetensors_dtype, write_beside};

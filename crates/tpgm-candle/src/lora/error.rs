@@ -1,0 +1,48 @@
+//! What can go wrong with adapters.
+
+use std::path::PathBuf;
+
+use crate::room::into_candle;
+use crate::{files, memory, params, weight_space};
+
+/// What can go wrong with LoRA layers and the files of adapters.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A layer, a model or a LoRA layer failed.
+    #[error(transparent)]
+    Nn(#[from] tpgm_nn::Error),
+    /// candle failed: a shape, a device, a closure.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A tensor has another type or device than is needed.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    Files(#[from] files::Error),
+    /// The parameters are not what is needed.
+    #[error(transparent)]
+    Params(#[from] params::Error),
+    /// A factor in an adapter's file has values that are not finite. No factor of the model has changed.
+    #[error(
+        "{}: factor `{tensor}` has {count} values that are not finite; was its training unstable?",
+        .path.display()
+    )]
+    NonFinite {
+        /// The file.
+        path: PathBuf,
+        /// The factor's name in it.
+        tensor: String,
+        /// How many of its values are infinite or NaN.
+        count: usize,
+    },
+    /// An adapter and a model have other factors.
+    #[error(transparent)]
+    WeightSpace(#[from] weight_space::Error),
+}
+
+/// A result with this room's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+into_candle!(Candle, Memory, Files, Params, WeightSpace);

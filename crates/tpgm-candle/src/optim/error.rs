@@ -1,0 +1,49 @@
+//! What can go wrong in an optimizer.
+
+use crate::room::into_candle;
+use crate::{audit, distributed, engine, memory, params};
+
+/// What can go wrong in an optimizer, a trainer of radii, or an average.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A method refused its options or operands.
+    #[error(transparent)]
+    Core(#[from] tpgm_core::Error),
+    /// candle failed: a shape, a device, a closure.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+    /// A tensor has another type or device than is needed.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// The parameters are not what is needed.
+    #[error(transparent)]
+    Params(#[from] params::Error),
+    /// An operand does not fit, or is where it cannot be used.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// A loss or its gradients are not what is needed.
+    #[error(transparent)]
+    Audit(#[from] audit::Error),
+    /// A call that several ranks make together failed.
+    #[error(transparent)]
+    Distributed(#[from] distributed::Error),
+    /// A projection update was asked of an optimizer that has no learned radii.
+    #[error("TPGM constrains no tensor of this optimizer; make it with `TpgmConfig` as its constraint")]
+    NoRadii,
+    /// Saved state belongs to another configuration.
+    #[error("the saved configuration has `{option}` = {saved}, but here it is {here}")]
+    ConfigDiffers {
+        /// Path of the first option that differs, for example `constraint.ftp.k`.
+        option: String,
+        /// Its saved value, as JSON; `null` if it is missing.
+        saved: String,
+        /// Its value here, as JSON; `null` if it is missing.
+        here: String,
+    },
+}
+
+/// A result with this room's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+into_candle!(Candle, Memory, Params, Engine, Audit, Distributed);
