@@ -178,7 +178,8 @@ impl<T: Task> Run<'_, T> {
                     .weights(net.params.values())?
                     .state("optimizer", optimizer.state()?)?
                     .value("position", &position)?;
-                checkpointer.save(&state).map(drop)
+                checkpointer.save(&state)?;
+                anyhow::Ok(())
             };
             for step in first..steps {
                 if stop.before_step() {

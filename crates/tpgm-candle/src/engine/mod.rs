@@ -1,7 +1,7 @@
 //! The one place where a device is chosen.
 //!
 //! `tpgm-core`'s optimizer, projector and average are generic over the backend. Here they become objects that know
-//! candle's tensors and no backend any more. Another device takes a [`Bind`] and a variant of [`Place`].
+//! candle's tensors and no backend any more. Another device takes a `Bind` and a variant of `Place`.
 
 mod average;
 mod error;

@@ -166,7 +166,7 @@ impl Backend {
         }
         Error::NotInCheckpoint {
             tensor: name.to_owned(),
-            key,
+            key: key.into(),
             files: source.paths().map(Into::into).collect(),
             close,
         }

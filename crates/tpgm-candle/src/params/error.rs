@@ -51,7 +51,7 @@ pub enum Error {
         /// Its name in the model.
         tensor: String,
         /// Its name in the checkpoint: another one if there is a renaming.
-        key: String,
+        key: Box<str>,
         /// The files that were searched.
         files: Vec<PathBuf>,
         /// Names in these files that may have been meant.
