@@ -6,7 +6,7 @@ use std::thread;
 
 use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::distributed::{Communicator, GroupId, Nccl, RankProblem};
-use tpgm_candle::{AdamW, Error, Ftp, Param, Params, RobustOptimizer};
+use tpgm_candle::{AdamW, Ftp, Param, Params, RobustOptimizer};
 
 /// Runs two ranks in threads of their own, unless there are no two GPUs.
 fn two_ranks<R: Send>(work: impl Fn(&Device, Nccl) -> R + Sync) -> Option<[R; 2]> {
