@@ -5,6 +5,7 @@ mod bench;
 mod cuda_check;
 mod cuda_tools;
 mod emulate;
+mod fuzz;
 mod gpu_day;
 #[cfg(test)]
 mod layers;
@@ -40,6 +41,8 @@ enum Command {
     CudaCheck(cuda_check::Args),
     /// Compiles the CUDA kernels to PTX, or checks that the committed PTX is what they compile to
     Ptx(ptx::Args),
+    /// Hands readers of untrusted files what a fuzzer thinks up
+    Fuzz(fuzz::Args),
     /// Packs a day on a GPU into one folder, tries it here, and takes its results in
     GpuDay(gpu_day::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
@@ -54,6 +57,7 @@ fn main() -> Result<()> {
         Command::Emulate(args) => emulate::run(&args),
         Command::CudaCheck(args) => cuda_check::run(&args),
         Command::Ptx(args) => ptx::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::GpuDay(args) => gpu_day::run(&args),
         Command::Simd(args) => simd::run(&args),
     }

@@ -50,7 +50,7 @@ const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
 }
 
 /// All features but those that take a CUDA toolkit.
-const FEATURES: &str =
+pub(crate) const FEATURES: &str =
     "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated,tpgm-examples/hf-hub,tpgm-benches/end-to-end";
 
 const STAGES: &[Stage] = &[
