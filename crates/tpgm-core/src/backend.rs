@@ -7,14 +7,15 @@ use std::ops::Range;
 
 use crate::element::{Buffer, DType};
 use crate::error::Result;
-use crate::optimizer::StepOptions;
 use crate::params::{ParamSet, Settings};
 use crate::plan::{CHUNK, Plan};
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
-#[cfg(doc)]
-use crate::state::Slot;
-use crate::state::Slots;
+use crate::step::StepOptions;
+
+mod slots;
+
+pub use self::slots::{Slot, Slots};
 
 /// Running variances of a normalization layer, for [`FixedScale`](crate::FixedScale).
 #[derive(Debug, Clone, Copy)]

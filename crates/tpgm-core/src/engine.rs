@@ -1,6 +1,6 @@
 //! What optimizers and projectors have in common: a set bound to a backend, with its plan and state.
 
-use crate::backend::{Backend, Job, TensorIo};
+use crate::backend::{Backend, Job, Slots, TensorIo};
 use crate::constraint::Constraint;
 use crate::element::DType;
 use crate::error::{Error, Result};
@@ -8,7 +8,7 @@ use crate::params::{AnchorKind, ParamSet, Settings};
 use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
-use crate::state::{self, Masters, Slots, StateDict};
+use crate::state::{self, Masters, StateDict};
 
 /// Choices that change memory and speed, not the method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,9 @@ impl<B: Backend> Engine<B> {
             .tensors()
             .iter()
             .zip(&settings)
-            .map(|(spec, settings)| Slots::new(&backend, spec, settings, rule, options.masters))
+            .map(|(spec, settings)| {
+                Slots::new(&backend, state::layout(spec, settings, rule, options.masters))
+            })
             .collect::<Result<Vec<_>>>()?;
         let scalars = backend.upload_scalars(&vec![TensorScalars::default(); set.len()])?;
         let workspace = backend.workspace(&plan)?;

@@ -74,8 +74,10 @@ mod projector;
 mod rule;
 mod scalars;
 mod state;
+mod step;
 
 pub use backend::{Backend, Blend, StepReport, TensorIo, Variance};
+pub use backend::{Slot, Slots};
 pub use constraint::{
     Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, RADIUS_FLOOR,
     RadiusAdam, Spd, Tpgm,
@@ -86,12 +88,13 @@ pub use ema::Ema;
 pub use engine::EngineOptions;
 pub use error::{Error, Result};
 pub use norm::{Norm, rows_of};
-pub use optimizer::{Gradients, Optimizer, Projection, StepOptions};
+pub use optimizer::Optimizer;
 pub use params::{AnchorKind, Group, ParamSet, ParamSetBuilder, Settings, TensorSpec};
 pub use projector::Projector;
 pub use rule::{AdamW, Decay, Rule, Sgd};
 pub use scalars::TensorScalars;
-pub use state::{Masters, Slot, Slots, StateDict};
+pub use state::{Masters, StateDict};
+pub use step::{Gradients, Projection, StepOptions};
 
 /// Runs the example of the README as a documentation test.
 #[cfg(doctest)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Slot, Slots};
 use crate::constraint::{Constraint, FtpMemory};
 use crate::element::{Buffer, DType};
 use crate::error::{Error, Result};
@@ -31,90 +31,8 @@ pub enum Masters {
     Off,
 }
 
-/// State of parameter or row size that a tensor may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Slot {
-    /// f32 copy of half-precision weights.
-    Master,
-    /// First Adam moment.
-    ExpAvg,
-    /// Second Adam moment.
-    ExpAvgSq,
-    /// Running maximum of the second moment (AMSGrad).
-    MaxExpAvgSq,
-    /// Momentum of SGD.
-    MomentumBuffer,
-    /// FTP: displacement before projection of the previous step. DiGraP: displacement before the previous step.
-    Displacement,
-    /// FTP: one over the row norms of the previous step (of the smaller of norm and radius with low memory).
-    RowScale,
-    /// TPGM: weights before projection, while a projection update runs. Not part of saved state.
-    Remembered,
-}
-
-impl Slot {
-    /// All slots.
-    pub const ALL: [Slot; 8] = [
-        Slot::Master,
-        Slot::ExpAvg,
-        Slot::ExpAvgSq,
-        Slot::MaxExpAvgSq,
-        Slot::MomentumBuffer,
-        Slot::Displacement,
-        Slot::RowScale,
-        Slot::Remembered,
-    ];
-
-    /// Name in a [`StateDict`]; PyTorch's where PyTorch has one.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Slot::Master => "master",
-            Slot::ExpAvg => "exp_avg",
-            Slot::ExpAvgSq => "exp_avg_sq",
-            Slot::MaxExpAvgSq => "max_exp_avg_sq",
-            Slot::MomentumBuffer => "momentum_buffer",
-            Slot::Displacement => "displacement",
-            Slot::RowScale => "row_scale",
-            Slot::Remembered => "remembered",
-        }
-    }
-}
-
-/// The slots of one tensor, in memory of backend `B`.
-#[derive(Debug)]
-pub struct Slots<B: Backend> {
-    buffers: [Option<B::Buffer>; Slot::ALL.len()],
-}
-
-impl<B: Backend> Slots<B> {
-    /// The memory of a slot, if the tensor has it.
-    pub fn get(&self, slot: Slot) -> Option<&B::Buffer> {
-        self.buffers[slot as usize].as_ref()
-    }
-
-    /// The memory of a slot to write to, if the tensor has it.
-    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut B::Buffer> {
-        self.buffers[slot as usize].as_mut()
-    }
-
-    /// Zeros in every slot that `rule` and the tensor's settings need.
-    pub(crate) fn new(
-        backend: &B,
-        spec: &TensorSpec,
-        settings: &Settings,
-        rule: Option<&Rule>,
-        masters: Masters,
-    ) -> Result<Self> {
-        let mut slots = Self { buffers: [const { None }; Slot::ALL.len()] };
-        for (slot, dtype, len) in layout(spec, settings, rule, masters) {
-            slots.buffers[slot as usize] = Some(backend.zeros(dtype, len)?);
-        }
-        Ok(slots)
-    }
-}
-
-/// Which slots a tensor has: slot, element type, length.
-fn layout(
+/// Which slots a tensor needs for `rule` and its settings: slot, element type, length.
+pub(crate) fn layout(
     spec: &TensorSpec,
     settings: &Settings,
     rule: Option<&Rule>,
@@ -202,7 +120,7 @@ pub(crate) fn load<B: Backend>(
         return Err(unexpected(set, slots, state));
     }
     for (i, slot, buffer) in loaded {
-        slots[i].buffers[slot as usize] = Some(buffer);
+        slots[i].put(slot, buffer);
     }
     Ok(scalars)
 }

@@ -9,10 +9,10 @@ use super::operand::{Operand, Operands, Stage, load};
 use super::pull::NormRange;
 use super::settle::{finish_norm, row_scale_of};
 use super::simd::Simd;
+use crate::backend::Slot;
 use crate::element::Real;
 use crate::norm::Norm;
 use crate::plan::{Piece, TensorPlan, blocks};
-use crate::state::Slot;
 
 /// What [`advance`] reports of one piece.
 #[derive(Debug, Clone, Copy)]

@@ -6,11 +6,11 @@ use super::pull::{self, Pull};
 use crate::constraint::{Constraint, Coupling, DigrapTest, Ftp, FtpMemory, RADIUS_FLOOR};
 use crate::element::DType;
 use crate::norm::Norm;
-use crate::optimizer::Projection;
 use crate::params::Settings;
 use crate::plan::TensorPlan;
 use crate::rule::{Decay, Rule};
 use crate::scalars::TensorScalars;
+use crate::step::Projection;
 
 /// The rule's constants for one tensor and step, in f64.
 #[derive(Debug, Clone, Copy)]

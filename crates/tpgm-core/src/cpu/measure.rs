@@ -4,6 +4,7 @@ use super::kernels;
 use super::lanes::Lanes;
 use super::operand::{Operands, Stage, load};
 use super::simd::Simd;
+use crate::backend::Slot;
 use crate::blocks::with_real;
 use crate::constraint::{Constraint, FtpMemory};
 use crate::element::Real;
@@ -11,7 +12,6 @@ use crate::error::{Error, Result};
 use crate::params::{Settings, TensorSpec};
 use crate::plan::{Piece, Plan, TensorPlan, blocks};
 use crate::scalars::TensorScalars;
-use crate::state::Slot;
 
 /// Which sums [`measure`] takes of a tensor beside the check for finite gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

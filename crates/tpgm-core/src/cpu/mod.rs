@@ -47,15 +47,15 @@ use self::measure::PieceSums;
 use self::operand::Operands;
 use self::simd::Simd;
 
+use crate::backend::Slots;
 use crate::backend::{Backend, Blend, Job, StepReport, TensorIo, Write};
 use crate::element::{Buffer, DType, Slice, SliceMut};
 use crate::error::{Error, Result};
-use crate::optimizer::StepOptions;
 use crate::params::Settings;
 use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
-use crate::state::Slots;
+use crate::step::StepOptions;
 
 /// The CPU backend. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -5,11 +5,11 @@
 use std::ops::Range;
 
 use crate::backend::{Backend, TensorIo};
+use crate::backend::{Slot, Slots};
 use crate::cpu::Cpu;
 use crate::element::{DType, Element, Real, Slice, SliceMut, bf16, f16};
 use crate::params::{AnchorKind, Settings};
 use crate::plan::BLOCK;
-use crate::state::{Slot, Slots};
 
 /// A borrowed slice without its lifetime: pointer, length, element type.
 #[derive(Debug, Clone, Copy)]

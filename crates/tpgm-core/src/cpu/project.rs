@@ -11,16 +11,16 @@ use super::pull::{self, NormRange, Pull, is_tpgm};
 use super::settle::finish_norm;
 use super::simd::Simd;
 use super::{Cpu, Workspace};
+use crate::backend::Slot;
 use crate::backend::{Job, Write};
 use crate::blocks::with_real;
 use crate::constraint::Constraint;
 use crate::element::{DType, Element, Real};
 use crate::error::{Error, Result};
 use crate::norm::Norm;
-use crate::optimizer::Projection;
 use crate::plan::{Piece, Plan, TensorPlan, blocks};
 use crate::scalars::TensorScalars;
-use crate::state::Slot;
+use crate::step::Projection;
 
 /// Projects in place: the writing phase of a step without a rule.
 pub(super) fn project(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {

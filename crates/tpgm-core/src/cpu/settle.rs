@@ -4,6 +4,7 @@ use super::advance::PieceNorms;
 use super::decide::{Move, ftp_floor};
 use super::operand::{Operand, Operands};
 use super::pull::{self, Pull};
+use crate::backend::Slot;
 use crate::blocks::with_real;
 use crate::constraint::{Constraint, FtpMemory, RADIUS_FLOOR};
 use crate::element::{DType, Element};
@@ -11,7 +12,6 @@ use crate::norm::Norm;
 use crate::params::Settings;
 use crate::plan::TensorPlan;
 use crate::scalars::TensorScalars;
-use crate::state::Slot;
 
 /// What follows from a tensor's norms when its rule has run: radii clipped, ratios known, telemetry written.
 pub(super) struct Settle<'a> {

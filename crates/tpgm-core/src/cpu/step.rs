@@ -21,11 +21,11 @@ use super::{Cpu, Workspace};
 use crate::backend::{Job, StepReport};
 use crate::blocks::with_real;
 use crate::error::{Error, Result};
-use crate::optimizer::{Gradients, StepOptions};
 use crate::params::{ParamSet, Settings};
 use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
+use crate::step::{Gradients, StepOptions};
 
 pub(super) fn step(
     cpu: &Cpu,

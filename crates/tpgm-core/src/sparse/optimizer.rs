@@ -7,11 +7,12 @@ use crate::cpu::Cpu;
 use crate::element::{Buffer, Element, Slice, SliceMut};
 use crate::engine::EngineOptions;
 use crate::error::Result;
-use crate::optimizer::{Optimizer, StepOptions};
+use crate::optimizer::Optimizer;
 use crate::params::{ParamSet, TensorSpec};
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 use crate::state::StateDict;
+use crate::step::StepOptions;
 
 use super::mask::{SaftMask, Trained};
 

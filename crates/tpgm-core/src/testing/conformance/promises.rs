@@ -8,11 +8,12 @@ use crate::constraint::{Constraint, Ftp, Spd, Tpgm};
 use crate::element::{Buffer, DType};
 use crate::engine::EngineOptions;
 use crate::error::Error;
-use crate::optimizer::{Gradients, Optimizer, StepOptions};
+use crate::optimizer::Optimizer;
 use crate::params::ParamSet;
 use crate::projector::Projector;
 use crate::rule::{AdamW, Rule, Sgd};
 use crate::state::StateDict;
+use crate::step::{Gradients, StepOptions};
 
 fn optimizer<B: Backend + Clone>(
     backend: &B,

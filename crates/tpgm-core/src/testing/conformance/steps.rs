@@ -8,12 +8,13 @@ use crate::constraint::{Constraint, FixedScale, Ftp, Spd, Tpgm};
 use crate::element::DType;
 use crate::engine::EngineOptions;
 use crate::norm::Norm;
-use crate::optimizer::{Optimizer, StepOptions};
+use crate::optimizer::Optimizer;
 use crate::oracle;
 use crate::params::{Group, ParamSet, TensorSpec};
 use crate::plan;
 use crate::rule::{AdamW, Rule, Sgd};
 use crate::state::Masters;
+use crate::step::StepOptions;
 
 const STEPS: usize = 5;
 

@@ -1,16 +1,18 @@
 //! A backend as a subject.
 
 use super::subject::{Fisher, Observed, OptimizerSubject, ProjectorSubject, Quantity, Subject};
+use crate::backend::Slot;
 use crate::backend::{Backend, TensorIo};
 use crate::constraint::{Constraint, RADIUS_FLOOR, Tpgm};
 use crate::element::{Buffer, DType};
 use crate::error::Result;
-use crate::optimizer::{Optimizer, StepOptions};
+use crate::optimizer::Optimizer;
 use crate::params::{ParamSet, Settings};
 use crate::projector::Projector;
 use crate::rule::{Rule, Sgd};
 use crate::scalars::TensorScalars;
-use crate::state::{Slot, StateDict};
+use crate::state::StateDict;
+use crate::step::StepOptions;
 use crate::weight_space::{Interpolator, WiseEntry, WiseFt};
 
 /// [`Optimizer`] and [`Projector`] on any backend.

@@ -109,7 +109,7 @@ pub enum GoldenError {
         /// Which call.
         call: String,
         /// Why.
-        source: crate::Error,
+        source: crate::error::Error,
     },
 }
 

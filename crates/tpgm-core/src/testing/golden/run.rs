@@ -156,7 +156,7 @@ impl<'a> Context<'a> {
     }
 
     /// Says which call an error of the subject came from.
-    pub(super) fn subject<T>(&self, call: &str, result: crate::Result<T>) -> Result<T, GoldenError> {
+    pub(super) fn subject<T>(&self, call: &str, result: crate::error::Result<T>) -> Result<T, GoldenError> {
         result.map_err(|source| GoldenError::Subject {
             path: self.file.path.clone(),
             call: call.to_owned(),

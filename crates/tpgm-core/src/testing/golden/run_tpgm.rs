@@ -120,7 +120,7 @@ impl<'a, 'c> Run<'a, 'c> {
     fn traverse(
         &mut self,
         prefix: &str,
-        call: impl Fn(&mut dyn ProjectorSubject, &mut [Vec<f64>], &[Option<Vec<f64>>]) -> crate::Result<()>,
+        call: impl Fn(&mut dyn ProjectorSubject, &mut [Vec<f64>], &[Option<Vec<f64>>]) -> crate::error::Result<()>,
     ) -> Result<(), GoldenError> {
         let called = call(self.projector.as_mut(), &mut self.weights, &self.anchors);
         self.context.subject(prefix, called)?;
