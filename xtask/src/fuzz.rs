@@ -186,7 +186,7 @@ fn build(folder: &Path) -> Result<PathBuf> {
     let executable = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let executable = executable.filter(|message| message["target"]["name"] == "fuzzer");
     let executable =
-        executable.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).last();
+        executable.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?))).next_back();
     executable.context("cargo names no executable of the fuzzer")
 }
 
