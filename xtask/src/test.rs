@@ -23,11 +23,11 @@ pub(crate) struct Args {
 /// Numbers computed by the authors' published code.
 const GOLDEN: &str = "crates/tpgm-core/tests/golden";
 
-/// One stage: a name, the arguments of cargo, and an environment variable for it.
+/// One stage: a name, the arguments of cargo, and environment variables for it.
 struct Stage {
     name: &'static str,
     args: &'static [&'static str],
-    env: Option<(&'static str, &'static str)>,
+    env: &'static [(&'static str, &'static str)],
     /// Part of the inner loop.
     quick: Quick,
     /// Why the stage cannot run here, if so.
@@ -46,7 +46,7 @@ enum Quick {
 }
 
 const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage { name, args, env: None, quick: Quick::Not, skip: || Ok(None) }
+    Stage { name, args, env: &[], quick: Quick::Not, skip: || Ok(None) }
 }
 
 /// All features but those that take a CUDA toolkit.
@@ -72,9 +72,11 @@ const STAGES: &[Stage] = &[
     ),
     stage("documentation tests", &["test", "--workspace", "--features", FEATURES, "--doc"]),
     Stage {
-        env: Some(("RUSTDOCFLAGS", "-D warnings")),
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
         ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
     },
+    // A short turn from every seed; what needs longer is found by hand.
+    Stage { skip: crate::fuzz::missing, ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "3"]) },
     stage("lints of the CUDA features", &["xtask", "cuda-check"]),
     Stage { skip: crate::ptx::missing, ..stage("committed kernels", &["xtask", "ptx", "--check"]) },
     stage("kernels on the CPU", &["xtask", "emulate"]),
@@ -98,9 +100,13 @@ const STAGES: &[Stage] = &[
     stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
     stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
     // What the registry would get builds by itself. Built without optimization, which the other stages have, so in a folder of
-    // its own.
+    // its own; nobody debugs it.
     Stage {
-        env: Some(("CARGO_TARGET_DIR", "target/packages")),
+        env: &[
+            ("CARGO_TARGET_DIR", "target/packages"),
+            ("CARGO_PROFILE_DEV_DEBUG", "0"),
+            ("CARGO_INCREMENTAL", "0"),
+        ],
         skip: || {
             Ok(crate::cuda_tools::offline()
                 .then_some("TPGM_OFFLINE=1, and packing asks the registry for its index"))
@@ -130,9 +136,10 @@ impl Stage {
             true => format!("'{word}'"),
             false => (*word).to_owned(),
         };
-        let variable = self.env.map(|(name, value)| format!("{name}={} ", quoted(&value)));
+        let variables: String =
+            self.env.iter().map(|(name, value)| format!("{name}={} ", quoted(value))).collect();
         let args: Vec<String> = self.args.iter().map(quoted).collect();
-        format!("{}cargo {}", variable.unwrap_or_default(), args.join(" "))
+        format!("{variables}cargo {}", args.join(" "))
     }
 
     fn runs(&self, quick: bool) -> bool {
@@ -190,7 +197,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         let start = Instant::now();
         let mut command = cargo(stage.args);
-        command.current_dir(root).envs(stage.env);
+        command.current_dir(root).envs(stage.env.iter().copied());
         let success = command.status().context("cannot start cargo")?.success();
         let took = start.elapsed().as_secs();
         seconds.insert(stage.name.to_owned(), took);
@@ -216,9 +223,11 @@ mod tests {
 
     #[test]
     fn a_stage_says_how_it_is_repeated() {
-        let stage =
-            Stage { env: Some(("FLAGS", "-D warnings")), ..stage("docs", &["doc", "--features", "a,b"]) };
-        assert_eq!(stage.command(), "FLAGS='-D warnings' cargo doc --features a,b");
+        let stage = Stage {
+            env: &[("FLAGS", "-D warnings"), ("A", "b")],
+            ..stage("docs", &["doc", "--features", "a,b"])
+        };
+        assert_eq!(stage.command(), "FLAGS='-D warnings' A=b cargo doc --features a,b");
     }
 
     #[test]
