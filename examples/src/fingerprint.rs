@@ -126,6 +126,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.json"), "{}").unwrap();
         let prints = Fingerprint::default().files(folder.path(), &["a.json", "b.json"]).unwrap();
-        assert_eq!(serde_json::to_value(&prints).unwrap().as_object().unwrap().keys().collect::<Vec<_>>(), ["a.json"]);
+        assert_eq!(
+            serde_json::to_value(&prints).unwrap().as_object().unwrap().keys().collect::<Vec<_>>(),
+            ["a.json"]
+        );
     }
 }

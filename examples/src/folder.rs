@@ -53,7 +53,8 @@ pub fn changes(begun: &Value, now: &Value) -> Vec<String> {
                 keys.dedup();
                 for key in keys {
                     let name = if name.is_empty() { key.clone() } else { format!("{name}, {key}") };
-                    let get = |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or_default();
+                    let get =
+                        |map: &serde_json::Map<String, Value>| map.get(key).cloned().unwrap_or_default();
                     add(&name, &get(begun), &get(now), lines);
                 }
             }

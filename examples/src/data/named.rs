@@ -13,7 +13,8 @@ use anyhow::{Result, ensure};
 /// No path.
 pub fn named(option: &str) -> Result<(String, PathBuf)> {
     let name_and_path = option.split_once('=').filter(|(name, path)| {
-        !name.contains(['/', std::path::MAIN_SEPARATOR]) && (Path::new(path).exists() || !Path::new(option).exists())
+        !name.contains(['/', std::path::MAIN_SEPARATOR])
+            && (Path::new(path).exists() || !Path::new(option).exists())
     });
     let (name, path) = match name_and_path {
         Some((name, path)) => (name.to_owned(), PathBuf::from(path)),

@@ -20,12 +20,12 @@ pub fn utf8(bytes: &[u8]) -> Result<Cow<'_, [u8]>> {
         return Ok(Cow::Borrowed(rest));
     }
     ensure!(!bytes.starts_with(UTF32_LITTLE), "is a text in UTF-32: save it as UTF-8");
-    let (rest, unit): (_, fn([u8; 2]) -> u16) = match (bytes.strip_prefix(UTF16_LITTLE), bytes.strip_prefix(UTF16_BIG))
-    {
-        (Some(rest), _) => (rest, u16::from_le_bytes),
-        (_, Some(rest)) => (rest, u16::from_be_bytes),
-        _ => return Ok(Cow::Borrowed(bytes)),
-    };
+    let (rest, unit): (_, fn([u8; 2]) -> u16) =
+        match (bytes.strip_prefix(UTF16_LITTLE), bytes.strip_prefix(UTF16_BIG)) {
+            (Some(rest), _) => (rest, u16::from_le_bytes),
+            (_, Some(rest)) => (rest, u16::from_be_bytes),
+            _ => return Ok(Cow::Borrowed(bytes)),
+        };
     ensure!(rest.len().is_multiple_of(2), "begins as a text in UTF-16, but has half a character at its end");
     let units = rest.chunks_exact(2).map(|pair| unit([pair[0], pair[1]]));
     let text: String = char::decode_utf16(units)

@@ -117,8 +117,7 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Ends of the names of image files, in lower case. Of others the begin is read, which takes time for a million files.
-const ENDS: [&str; 11] =
-    ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "apng"];
+const ENDS: [&str; 11] = ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "gif", "tif", "tiff", "apng"];
 
 fn has_ending(path: &Path) -> bool {
     let end = path.extension().map(|end| end.to_string_lossy().to_lowercase());

@@ -177,7 +177,8 @@ impl ImageList {
         const MOST: u64 = 256 << 20;
         let size = |path: &PathBuf| fs::metadata(path).map_or(u64::MAX, |file| file.len());
         let sizes: Vec<_> = self.paths.iter().map(size).collect();
-        let small = sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(*size)).is_some_and(|sum| sum <= MOST);
+        let small =
+            sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(*size)).is_some_and(|sum| sum <= MOST);
         let mut digest = Digest::new("images");
         self.classes.iter().for_each(|class| digest.add(class.as_bytes()));
         for ((path, class), size) in self.paths.iter().zip(&self.labels).zip(sizes) {
@@ -244,79 +245,4 @@ fn is_number(name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tree(files: &[&str]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for file in files {
-            let path = folder.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "").unwrap();
-        }
-        folder
-    }
-
-    fn source(folder: &tempfile::TempDir) -> Source {
-        Source::new(folder.path(), None).unwrap()
-    }
-
-    #[test]
-    fn folders_are_classes_sorted_by_name() {
-        let folder =
-            tree(&["n02/b.JPEG", "n02/a.png", "n01/c.jpg", "n01/notes.txt", "n01/.d.jpg", "readme.jpg"]);
-        let list = ImageList::training(&source(&folder)).unwrap();
-        assert_eq!(list.classes(), ["n01", "n02"]);
-        let names: Vec<_> =
-            (0..list.len()).map(|i| list.path(i).file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(
-            (names.as_slice(), list.labels()),
-            (["c.jpg", "a.png", "b.JPEG"].as_slice(), [0, 1, 1].as_slice())
-        );
-        assert_eq!(list.select(&[2, 0]).labels(), [1, 0]);
-    }
-
-    #[test]
-    fn a_test_set_of_some_classes_knows_which_can_occur() {
-        let classes = ["n01", "n02", "n07", "n09"].map(str::to_owned);
-        let list = ImageList::test(&source(&tree(&["n07/a.jpg", "n02/b.jpg"])), &classes).unwrap();
-        assert_eq!((list.labels(), list.possible()), ([1, 2].as_slice(), Some([1, 2].as_slice())));
-        let numbered = tree(&["0/a.jpg", "1/a.jpg", "10/a.jpg", "2/a.jpg", "3/a.jpg"]);
-        let eleven: Vec<_> = (0..11).map(|class| format!("n{class:02}")).collect();
-        assert_eq!(ImageList::test(&source(&numbered), &eleven).unwrap().labels(), [0, 1, 10, 2, 3]);
-        let error = ImageList::test(&source(&numbered), &classes).unwrap_err().to_string();
-        assert!(error.contains("folder `10` is not one"), "{error}");
-        let error = ImageList::test(&source(&tree(&["n03/a.jpg"])), &classes).unwrap_err().to_string();
-        assert!(error.contains("folder `n03` is not one"), "{error}");
-    }
-
-    #[test]
-    fn list_files_have_paths_with_spaces_and_classes() {
-        let folder = tree(&[]);
-        let path = folder.path().join("real_train.txt");
-        fs::write(&path, "real/alarm clock/a.jpg 0\n\nreal/zebra/b.jpg 2\n").unwrap();
-        let list = ImageList::training(&Source::new(&path, None).unwrap()).unwrap();
-        assert_eq!((list.classes().len(), list.labels()), (3, [0, 2].as_slice()));
-        assert_eq!(list.path(0), folder.path().join("real/alarm clock/a.jpg"));
-        assert!(list.possible().is_none());
-        let other = Source::new(&path, Some(Path::new("/images"))).unwrap();
-        assert_eq!(
-            ImageList::test(&other, list.classes()).unwrap().path(1),
-            Path::new("/images/real/zebra/b.jpg")
-        );
-        let two = &list.classes()[..2];
-        assert!(ImageList::test(&other, two).unwrap_err().to_string().contains("class 2 of"));
-        fs::write(&path, "a.jpg 0\nb.jpg one\n").unwrap();
-        let error = ImageList::training(&Source::new(&path, None).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("real_train.txt:2: expected `path class`"), "{error}");
-    }
-
-    #[test]
-    fn nothing_to_read_is_an_error() {
-        assert!(Source::new(Path::new("/nowhere"), None).unwrap_err().to_string().contains("/nowhere"));
-        let error = ImageList::training(&source(&tree(&["a/b.jpg"]))).unwrap_err().to_string();
-        assert!(error.contains("has 1 classes"), "{error}");
-        let error = ImageList::training(&source(&tree(&["a/b.txt", "b/c.txt"]))).unwrap_err().to_string();
-        assert!(error.contains("has no images"), "{error}");
-    }
-}
+mod tests;

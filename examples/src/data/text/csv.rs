@@ -144,8 +144,10 @@ mod tests {
                 (0..length).map(|_| b"\"\"\n\n,,\r ab"[(random.next_u32() % 10) as usize]).collect();
             let mut reader =
                 csv::ReaderBuilder::new().flexible(true).has_headers(false).from_reader(bytes.as_slice());
-            let expected: Vec<Vec<Vec<u8>>> =
-                reader.byte_records().map(|record| record.unwrap().iter().map(<[u8]>::to_vec).collect()).collect();
+            let expected: Vec<Vec<Vec<u8>>> = reader
+                .byte_records()
+                .map(|record| record.unwrap().iter().map(<[u8]>::to_vec).collect())
+                .collect();
             let mut scanner = Scanner::new(&bytes);
             let records: Vec<_> = std::iter::from_fn(|| scanner.record()).collect();
             quoted += records.iter().filter(|record| !record.long.is_empty()).count();

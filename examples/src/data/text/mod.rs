@@ -113,7 +113,8 @@ impl Rows<'_> {
         }
         let find = |name: &str| {
             header.fields.iter().position(|field| field == name.as_bytes()).ok_or_else(|| {
-                let names: Vec<_> = header.fields.iter().map(|field| String::from_utf8_lossy(field)).collect();
+                let names: Vec<_> =
+                    header.fields.iter().map(|field| String::from_utf8_lossy(field)).collect();
                 anyhow!("{path} has no column `{name}`, only {}", names.join(", "))
             })
         };
@@ -128,7 +129,10 @@ impl Rows<'_> {
                 Verdict::Rows { why, at, line } => {
                     self.note(line - 1, why)?;
                     anew += records.at - at;
-                    ensure!(anew / ANEW <= bytes.len(), "{path}: its quotes make no sense, up to line {line}");
+                    ensure!(
+                        anew / ANEW <= bytes.len(),
+                        "{path}: its quotes make no sense, up to line {line}"
+                    );
                     (records.at, records.line) = (at, line);
                 }
             }
@@ -140,7 +144,8 @@ impl Rows<'_> {
 fn csv_row(record: Record, columns: usize, [label, text]: [usize; 2]) -> Result<(String, String)> {
     ensure!(record.fields.len() == columns, "{} fields, the header has {columns}", record.fields.len());
     let field = |number: usize| {
-        String::from_utf8(record.fields[number].clone()).map_err(|_| anyhow!("field {} is not UTF-8", number + 1))
+        String::from_utf8(record.fields[number].clone())
+            .map_err(|_| anyhow!("field {} is not UTF-8", number + 1))
     };
     Ok((field(label)?, field(text)?))
 }
@@ -159,68 +164,4 @@ pub fn classes(rows: &[Row]) -> Result<Vec<String>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::Strictness;
-
-    fn fields() -> Fields {
-        Fields { label: "label".to_owned(), text: "text".to_owned() }
-    }
-
-    fn rows(name: &str, content: &[u8], problems: &Problems) -> Result<Vec<Row>> {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
-        std::fs::write(&path, content).unwrap();
-        read(&path, &fields(), problems)
-    }
-
-    #[test]
-    fn csv_is_read_with_quotes_and_line_breaks_and_bad_rows_are_named() {
-        let content = b"id,text,label\n1,\"a, \"\"b\"\"\nc\",x\n2,,x\n3,d\n4,\xff,y\n5,e, y \n6,f,\n";
-        let problems = Problems::default();
-        let rows = rows("t.csv", content, &problems).unwrap();
-        let read: Vec<_> = rows.iter().map(|row| (row.label.as_str(), row.text.as_str())).collect();
-        assert_eq!(read, [("x", "a, \"b\"\nc"), ("y", "e")]);
-        assert_eq!(problems.count(), 4);
-        let text = problems.to_string();
-        for part in [
-            "t.csv:4: no `text`",
-            "t.csv:5: 2 fields, the header has 3",
-            "field 2 is not UTF-8",
-            "no `label`",
-        ] {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-    }
-
-    #[test]
-    fn jsonl_is_read_and_bad_lines_are_named() {
-        let content = b"{\"text\": \"a\", \"label\": 3}\n\n[1]\n{\"text\": \"b\"}\n{\"text\": null, \"label\": \"x\"}\n";
-        let problems = Problems::default();
-        let rows = rows("t.jsonl", content, &problems).unwrap();
-        assert_eq!(rows, [Row { label: "3".to_owned(), text: "a".to_owned(), line: 1 }]);
-        let text = problems.to_string();
-        for part in ["t.jsonl:3: not a JSON object", "t.jsonl:4: no `label`", "t.jsonl:5: `text` is neither"]
-        {
-            assert!(text.contains(part), "{part}: {text}");
-        }
-    }
-
-    #[test]
-    fn a_missing_file_or_column_and_strict_rows_are_errors() {
-        let problems = Problems::default();
-        let error = rows("t.csv", b"text,class\na,b\n", &problems).unwrap_err().to_string();
-        assert!(error.contains("t.csv has no column `label`, only text, class"), "{error}");
-        let error = read(Path::new("/nowhere/t.csv"), &fields(), &problems).unwrap_err().to_string();
-        assert!(error.contains("/nowhere/t.csv"), "{error}");
-        let strict = Problems::new(Strictness::Fail);
-        let error = rows("t.csv", b"text,label\na,\n", &strict).unwrap_err().to_string();
-        assert!(error.contains("t.csv:2: no `label`"), "{error}");
-    }
-
-    #[test]
-    fn one_class_is_refused() {
-        let row = Row { label: "x".to_owned(), text: "a".to_owned(), line: 1 };
-        assert!(classes(&[row.clone(), row]).unwrap_err().to_string().contains("1 classes"));
-    }
-}
+mod tests;

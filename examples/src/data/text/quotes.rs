@@ -59,7 +59,7 @@ impl Pattern {
     /// Looks at the quoted fields of several lines.
     pub(super) fn judge(&self, bytes: &[u8], record: &Record) -> Verdict {
         for long in &record.long {
-            let (lines, rows) = self.lines(&bytes[long.rest..long.end]);
+            let (lines, rows) = self.lines(&bytes[long.rest..long.end], long.closed);
             let mostly = rows > 0 && 2 * rows >= lines;
             let stray = match long.closed {
                 Closed::Well => mostly && rows >= ROWS,
@@ -75,20 +75,29 @@ impl Pattern {
         Verdict::Row
     }
 
-    /// How many lines there are, and how many of them are rows.
-    fn lines(&self, bytes: &[u8]) -> (usize, usize) {
+    /// How many lines there are in a field, and how many of them are rows.
+    fn lines(&self, bytes: &[u8], closed: Closed) -> (usize, usize) {
         let (mut lines, mut classes) = (0, HashMap::<Vec<u8>, usize>::new());
-        for line in bytes.split(|byte| matches!(byte, b'\r' | b'\n')).filter(|line| !line.trim_ascii().is_empty()) {
+        for line in
+            bytes.split(|byte| matches!(byte, b'\r' | b'\n')).filter(|line| !line.trim_ascii().is_empty())
+        {
             lines += 1;
             let row = Scanner::new(line).record().unwrap_or_default();
             if let Some(class) = self.class(&row) {
                 *classes.entry(class.to_vec()).or_default() += 1;
             }
         }
-        // Where most of the file is in the field, its classes are those that come again.
-        let most = lines > self.rows;
-        let known = |class: &[u8], count: usize| self.classes.contains(class) || (most && (count > 1 || self.rows == 0));
-        let rows = classes.iter().filter(|(class, count)| known(class, **count)).map(|(_, count)| count).sum();
+        let count = |is: &dyn Fn(&[u8], usize) -> bool| -> usize {
+            classes.iter().filter(|(class, count)| is(class, **count)).map(|(_, count)| count).sum()
+        };
+        let known = count(&|class, _| self.classes.contains(class));
+        // Where most of the file is in the field, its classes are those that come again. So do the lines of a poem, but
+        // a poem has none that begins with a class.
+        let most = lines > self.rows && (closed != Closed::Well || known > 0);
+        let rows = match most {
+            true => count(&|class, count| count > 1 || self.rows == 0 || self.classes.contains(class)),
+            false => known,
+        };
         (lines, rows)
     }
 }
@@ -102,5 +111,8 @@ fn swallowed(long: &Long, rows: usize) -> String {
 }
 
 fn never(long: &Long, lines: usize) -> String {
-    format!("the quote that opens field {} never closes; {lines} lines after it are lost with it", long.field + 1)
+    format!(
+        "the quote that opens field {} never closes; {lines} lines after it are lost with it",
+        long.field + 1
+    )
 }

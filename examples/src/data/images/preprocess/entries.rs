@@ -29,7 +29,8 @@ impl Entries<'_> {
     }
 
     pub(super) fn text(&self, name: &str) -> Result<Option<String>> {
-        let text = |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("`{name}` is no text"));
+        let text =
+            |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("`{name}` is no text"));
         self.get(name).map(text).transpose()
     }
 
@@ -57,7 +58,9 @@ impl Entries<'_> {
     pub(super) fn size(&self, name: &str) -> Result<Option<Size>> {
         let Some(value) = self.get(name) else { return Ok(None) };
         let unknown = || {
-            anyhow!("`{name}` is {value}: expected a number, `height` and `width`, or `shortest_edge`, in whole pixels")
+            anyhow!(
+                "`{name}` is {value}: expected a number, `height` and `width`, or `shortest_edge`, in whole pixels"
+            )
         };
         let number = |value: &Value| side(name, value.as_u64().ok_or_else(unknown)?);
         let square = |height: &Value, width: &Value| {
@@ -97,12 +100,20 @@ impl Entries<'_> {
 }
 
 pub(super) fn side(name: &str, pixels: u64) -> Result<usize> {
-    ensure!(SIDES.contains(&pixels), "`{name}` has {pixels} pixels, not {} to {}", SIDES.start(), SIDES.end());
+    ensure!(
+        SIDES.contains(&pixels),
+        "`{name}` has {pixels} pixels, not {} to {}",
+        SIDES.start(),
+        SIDES.end()
+    );
     Ok(pixels as usize)
 }
 
 pub(super) fn positive(colors: Option<[f64; 3]>, name: &str) -> Result<Option<[f32; 3]>> {
     let Some(colors) = colors else { return Ok(None) };
-    ensure!(colors.iter().all(|color| *color > 0.0 && color.is_finite()), "`{name}` is {colors:?}, not above 0");
+    ensure!(
+        colors.iter().all(|color| *color > 0.0 && color.is_finite()),
+        "`{name}` is {colors:?}, not above 0"
+    );
     Ok(Some(colors.map(|color| color as f32)))
 }

@@ -10,13 +10,19 @@ impl Entries<'_> {
     pub(super) fn hugging_face(&self) -> Result<Preprocessing> {
         let flag = |name: &str| match self.get(name) {
             None => Ok(None),
-            Some(value) => value.as_bool().map(Some).with_context(|| format!("`{name}` is neither true nor false")),
+            Some(value) => {
+                value.as_bool().map(Some).with_context(|| format!("`{name}` is neither true nor false"))
+            }
         };
-        ensure!(flag("do_resize")? != Some(false), "`do_resize` is false, but networks take images of one size");
+        ensure!(
+            flag("do_resize")? != Some(false),
+            "`do_resize` is false, but networks take images of one size"
+        );
         let crops = flag("do_center_crop")?;
         let class = ["image_processor_type", "feature_extractor_type"];
         let class = class.iter().find_map(|name| self.get(name)?.as_str()).unwrap_or_default();
-        let shorter = ["CLIP", "ChineseCLIP", "Bit", "ConvNext", "Levit", "MobileNet", "MobileViT", "PoolFormer"];
+        let shorter =
+            ["CLIP", "ChineseCLIP", "Bit", "ConvNext", "Levit", "MobileNet", "MobileViT", "PoolFormer"];
         let shorter = shorter.iter().any(|begin| class.starts_with(begin));
         let usual_share = class.starts_with("ConvNext").then_some(224.0 / 256.0);
         let share = self.share("crop_pct")?.or(usual_share);
@@ -41,7 +47,10 @@ impl Entries<'_> {
                 Some(_) if length >= 384 => found.square(length, None),
                 Some(share) => found.shorter(scaled(length, share), length),
                 None => {
-                    ensure!(crops != Some(false), "`size` has `shortest_edge` and `do_center_crop` is false: images would not be square");
+                    ensure!(
+                        crops != Some(false),
+                        "`size` has `shortest_edge` and `do_center_crop` is false: images would not be square"
+                    );
                     found.shorter(length, length);
                 }
             },
@@ -109,7 +118,9 @@ impl Entries<'_> {
         };
         match self.size("size")? {
             None => found.squash = squash.then_some(true),
-            Some(Size::Number(side) | Size::Square(side) | Size::Shorter(side)) if squash => found.square(side, None),
+            Some(Size::Number(side) | Size::Square(side) | Size::Shorter(side)) if squash => {
+                found.square(side, None)
+            }
             Some(Size::Number(side) | Size::Square(side) | Size::Shorter(side)) => found.shorter(side, side),
         }
         Ok(found)

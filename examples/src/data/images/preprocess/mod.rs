@@ -37,8 +37,14 @@ pub struct Preprocessing {
 }
 
 /// Entries of Hugging Face's files; the first ones are enough to know such a file by.
-const HUGGING_FACE: [&str; 6] =
-    ["image_processor_type", "feature_extractor_type", "image_mean", "image_std", "do_normalize", "do_resize"];
+const HUGGING_FACE: [&str; 6] = [
+    "image_processor_type",
+    "feature_extractor_type",
+    "image_mean",
+    "image_std",
+    "do_normalize",
+    "do_resize",
+];
 
 impl Preprocessing {
     /// Looks through the files beside a model; the result has the file that was found.

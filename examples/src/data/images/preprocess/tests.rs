@@ -76,10 +76,10 @@ fn files_of_timm_and_openclip_are_understood() {
     assert_eq!(transform(new, Transform::CLIP), Transform { resize: 248, ..Transform::VIT });
     let old = r#"{"architecture": "resnet50", "input_size": [3, 160, 160], "interpolation": "bilinear", "crop_pct": 0.95,
         "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}"#;
-    let expected =
-        Transform { side: 160, resize: 168, resample: Resample::Bilinear, ..Transform::IMAGENET };
+    let expected = Transform { side: 160, resize: 168, resample: Resample::Bilinear, ..Transform::IMAGENET };
     assert_eq!(transform(old, Transform::CLIP), expected);
-    let squash = r#"{"pretrained_cfg": {"input_size": [3, 384, 384], "crop_pct": 1.0, "crop_mode": "squash"}}"#;
+    let squash =
+        r#"{"pretrained_cfg": {"input_size": [3, 384, 384], "crop_pct": 1.0, "crop_mode": "squash"}}"#;
     let found = transform(squash, Transform::CLIP);
     assert_eq!((found.side, found.resize, found.squash, found.mean), (384, 384, true, Transform::CLIP.mean));
 
@@ -116,7 +116,10 @@ fn what_is_not_supported_is_named() {
         (r#"{"image_std": [0.5, 0, 0.5]}"#, "`image_std`"),
         (r#"{"image_mean": "half"}"#, "`image_mean`"),
         (r#"{"do_normalize": true, "size": {"height": 224, "width": 448}}"#, "only square"),
-        (r#"{"do_normalize": true, "size": {"shortest_edge": 224}, "do_center_crop": false}"#, "not be square"),
+        (
+            r#"{"do_normalize": true, "size": {"shortest_edge": 224}, "do_center_crop": false}"#,
+            "not be square",
+        ),
         (r#"{"do_normalize": true, "size": {"longest_edge": 224}}"#, "`size`"),
         (r#"{"do_normalize": true, "size": {"shortest_edge": 224, "longest_edge": 300}}"#, "`size`"),
         (r#"{"do_normalize": true, "size": -1}"#, "`size`"),
