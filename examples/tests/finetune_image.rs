@@ -12,6 +12,8 @@ mod images;
 mod network;
 #[path = "../examples/finetune_image/options.rs"]
 mod options;
+#[path = "../examples/finetune_image/prepare.rs"]
+mod prepare;
 #[path = "../examples/finetune_image/preset.rs"]
 mod preset;
 #[path = "../examples/finetune_image/published.rs"]

@@ -157,7 +157,7 @@ fn a_sweep_repeats_the_chosen_settings_with_other_seeds() {
 fn held_out_texts_come_from_the_training_file_if_there_are_no_others() {
     let folder = study();
     let path = |name: &str| folder.path().join(name);
-    let encoder = tpgm_examples::data::text::TextEncoder::open(&path("model"), 16).unwrap();
+    let encoder = tpgm_examples::data::text::TextEncoder::open(&path("model"), 16, 9).unwrap();
     let fields = tpgm_examples::data::text::Fields { label: "label".to_owned(), text: "text".to_owned() };
     let tests = [("id".to_owned(), path("id.csv"))];
     texts(&path("train.csv"), 60);
