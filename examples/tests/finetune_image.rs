@@ -18,6 +18,8 @@ mod prepare;
 mod preset;
 #[path = "../examples/finetune_image/published.rs"]
 mod published;
+#[path = "finetune_image/real.rs"]
+mod real;
 #[path = "../examples/finetune_image/start.rs"]
 mod start;
 #[path = "../examples/finetune_image/task.rs"]

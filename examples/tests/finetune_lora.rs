@@ -123,6 +123,36 @@ fn resuming_needs_a_run_of_the_same_options() {
 }
 
 #[test]
+fn a_run_is_not_resumed_with_another_text_or_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    model(&folder.path().join("m"), 4);
+    fs::write(at("m/tokenizer.json"), TOKENIZER).unwrap();
+    let (m, text, out) = (at("m"), at("m/text"), folder.path().join("out"));
+    let options = ["--model", &m, "--text", &text, "--steps", "6", "--length", "16", "--sample-tokens", "0"];
+    let resume = || command(&out, &[&options[..], &["--resume"]].concat(), &Stop::never());
+    let refused = |part: &str| {
+        let error = format!("{:#}", resume().unwrap_err());
+        assert!(error.contains("other options or other data") && error.contains(part), "{part}: {error}");
+    };
+    command(&out, &options, &Stop::after(3)).unwrap();
+    let whole = fs::read_to_string(&text).unwrap();
+    for other in [&whole[..whole.len() / 4], &whole.repeat(2), &whole.replace('c', "a")] {
+        fs::write(&text, other).unwrap();
+        refused("files, text: 1200 bytes");
+    }
+    fs::write(&text, format!("\u{feff}{whole}")).unwrap();
+    refused("files, text: 1200 bytes");
+    fs::write(&text, &whole).unwrap();
+    resume().unwrap();
+    let weights = at("m/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    refused("files, model.safetensors: ");
+}
+
+#[test]
 fn options_that_make_no_sense_are_named() {
     assert!(error(&["--tiny", "--held-out", "1.5"]).contains("--held-out is 1.5"));
     assert!(error(&["--tiny", "--steps", "0"]).contains("--steps"));

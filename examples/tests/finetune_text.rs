@@ -8,6 +8,8 @@ mod cli;
 mod common;
 #[path = "../examples/finetune_text/pooling.rs"]
 mod pooling;
+#[path = "finetune_text/real.rs"]
+mod real;
 #[path = "../examples/finetune_text/task.rs"]
 mod task;
 #[path = "../examples/finetune_text/texts.rs"]

@@ -64,9 +64,9 @@ impl Images {
         };
         let (radii, choice) = split(&held_out, 0.5)?;
         let mut tests = Vec::new();
-        for (name, path) in places.tests {
+        for (number, (name, path)) in places.tests.iter().enumerate() {
             let list = test(path)?;
-            prints = prints.with(format!("test images {name}"), &list.digest());
+            prints = prints.with(format!("test images {}, {name}", number + 1), &list.digest());
             tests.push((name.clone(), list));
         }
         Ok(Self { train, radii, choice, tests, prints })

@@ -164,8 +164,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     if let Some(path) = &args.held_out {
         prints = prints.file("held-out texts", path)?;
     }
-    for (name, path) in &tests {
-        prints = prints.file(format!("test texts {name}"), path)?;
+    for (number, (name, path)) in tests.iter().enumerate() {
+        prints = prints.file(format!("test texts {}, {name}", number + 1), path)?;
     }
     let config = Config {
         model: model.clone(),
