@@ -107,9 +107,9 @@ fn images_of_all_kinds_are_read_and_damaged_ones_are_named() {
     let folder = out.path().join("damaged");
     for class in ["apple", "banana"] {
         fs::create_dir_all(folder.join(class)).unwrap();
-        (0..8).for_each(|n| {
-            drop(fs::copy(real("odd/cut_half.jpg"), folder.join(class).join(format!("{n}.jpg"))).unwrap())
-        });
+        for number in 0..8 {
+            fs::copy(real("odd/cut_half.jpg"), folder.join(class).join(format!("{number}.jpg"))).unwrap();
+        }
     }
     let folder = folder.to_str().unwrap();
     has(

@@ -3,14 +3,15 @@
 use std::io::Cursor;
 
 use anyhow::{Context, Result, bail, ensure};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 
 /// What is read, for messages.
 pub(super) const FORMATS: &str = "JPEG, PNG, WebP, BMP, GIF or TIFF";
 
-/// Bytes that the pixels of a file may take: 100 million of eight bits and three colors. A file of a few bytes can claim more
+/// Bytes that the pixels of a file may take: 89 million of eight bits and three colors. A file of a few bytes can claim more
 /// than there is memory.
-const MOST: u64 = 320 << 20;
+const MOST: u64 = 256 << 20;
 
 /// Bytes at the begin of a file that show its format.
 pub(super) const MAGIC: usize = 32;
@@ -25,7 +26,7 @@ pub(super) fn is_image(begin: &[u8]) -> bool {
 ///
 /// # Errors
 ///
-/// Another format, a damaged image, also a JPEG that is cut off, an image without pixels or of more than 320 MiB, and CMYK
+/// Another format, a damaged image, also a JPEG that is cut off, an image without pixels or of more than 256 MiB, and CMYK
 /// colors without Adobe's marker, which may be meant one way or the other.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format()?;
@@ -42,7 +43,8 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage> {
         let (width, height) = decoder.dimensions();
         ensure!(width > 0 && height > 0, "has no pixels");
         ensure!(decoder.total_bytes() <= MOST, "{width} x {height} pixels take more than {} MiB", MOST >> 20);
-        let orientation = decoder.orientation()?;
+        // A damaged note of the camera is no damaged image.
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
         let mut image = DynamicImage::from_decoder(decoder)?;
         image.apply_orientation(orientation);
         Ok(image)

@@ -30,7 +30,9 @@ pub(super) struct Long {
 pub(super) enum Closed {
     /// A comma or the end of the record, as RFC 4180 has it.
     Well,
-    /// Other text: the quote that ended it began another field, or belongs into the text.
+    /// Other text, and the quote that ended it stands where a field begins: it opens another one.
+    Field,
+    /// Other text: the quote that ended it opens another field, or belongs into the text.
     Amid,
     /// The end of the file: no quote has ended it.
     Never,
@@ -97,6 +99,9 @@ impl<'a> Scanner<'a> {
                     if self.peek() != Some(b'"') {
                         closed = match self.peek() {
                             None | Some(b',' | b'\r' | b'\n') => Closed::Well,
+                            Some(_) if matches!(self.bytes[self.at - 2], b',' | b'\r' | b'\n') => {
+                                Closed::Field
+                            }
                             Some(_) => Closed::Amid,
                         };
                         break;
@@ -169,10 +174,12 @@ mod tests {
         assert_eq!(places, [(1, 2, Closed::Well), (2, 3, Closed::Well)]);
         assert_eq!(&bytes[record.long[0].rest..record.long[0].end], b"y\",\"z");
         let record = next();
-        assert_eq!((record.line, record.fields.len(), record.long[0].closed), (6, 3, Closed::Amid));
+        assert_eq!((record.line, record.fields.len(), record.long[0].closed), (6, 3, Closed::Field));
         assert_eq!(&bytes[record.long[0].rest..record.long[0].end], b"\"v,w");
         let record = next();
         assert_eq!((record.line, record.long[0].line, record.long[0].closed), (8, 8, Closed::Never));
         assert_eq!(scanner.record(), None);
+        let record = Scanner::new(b"1,\"u\n\"\"v \"w\" x\"\n").record().unwrap();
+        assert_eq!((&record.fields[1][..], record.long[0].closed), (&b"u\n\"v w\" x\""[..], Closed::Amid));
     }
 }

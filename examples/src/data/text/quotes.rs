@@ -63,7 +63,7 @@ impl Pattern {
             let mostly = rows > 0 && 2 * rows >= lines;
             let stray = match long.closed {
                 Closed::Well => mostly && rows >= ROWS,
-                Closed::Amid | Closed::Never => mostly,
+                Closed::Field | Closed::Amid | Closed::Never => mostly,
             };
             if stray {
                 return Verdict::Rows { why: swallowed(long, rows), at: long.rest, line: long.line + 1 };
@@ -95,6 +95,7 @@ impl Pattern {
         // a poem has none that begins with a class.
         let most = lines > self.rows && (closed != Closed::Well || known > 0);
         let rows = match most {
+            _ if closed == Closed::Field => classes.values().sum(),
             true => count(&|class, count| count > 1 || self.rows == 0 || self.classes.contains(class)),
             false => known,
         };
@@ -104,7 +105,7 @@ impl Pattern {
 
 fn swallowed(long: &Long, rows: usize) -> String {
     let until = match long.closed {
-        Closed::Well | Closed::Amid => "does not close where it should",
+        Closed::Well | Closed::Field | Closed::Amid => "does not close where it should",
         Closed::Never => "never closes",
     };
     format!("the quote that opens field {} {until}: {rows} rows after it are in the field", long.field + 1)

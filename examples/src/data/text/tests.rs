@@ -120,6 +120,24 @@ fn a_stray_quote_anywhere_loses_nothing_more() {
     );
 }
 
+/// What closes the field is where another one begins, so the line is a row, of whatever class.
+#[test]
+fn a_class_that_occurs_once_is_not_lost_behind_a_stray_quote() {
+    let (rows, problems) = csv("label,text\nA,\"a\"\nB,\"b\nRare,\"c\"\nA,\"d\"\nB,\"e\"\n");
+    let labels: Vec<_> = rows.iter().map(|row| row.label.as_str()).collect();
+    assert_eq!(labels, ["A", "Rare", "A", "B"], "{problems}");
+    assert!(problems.contains("t.csv:3: the quote"), "{problems}");
+}
+
+/// Every line has one: each costs its own row, and time grows with the file only.
+#[test]
+fn many_stray_quotes_are_counted() {
+    let content = format!("label,text\nA,a\nB,b\n{}", "A,\"c\n".repeat(20_000));
+    let problems = Problems::default();
+    let rows = rows("t.csv", content.as_bytes(), &problems).unwrap();
+    assert_eq!((rows.len(), problems.count()), (2, 20_000));
+}
+
 #[test]
 fn two_stray_quotes_that_make_a_whole_are_found() {
     let content = "label,text\nA,a\nB,\"b\nA,c\nB,d\nA,e\nB,f\"\nA,g\n";

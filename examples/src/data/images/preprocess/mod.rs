@@ -15,9 +15,9 @@ use self::entries::Entries;
 use super::{Resample, Transform};
 use crate::data::utf8;
 
-/// The files that may say it, the first one being asked first: Hugging Face's, timm's, OpenCLIP's.
-pub const PREPROCESSING_FILES: [&str; 3] =
-    ["preprocessor_config.json", "config.json", "open_clip_config.json"];
+/// The files that may say it, the first one being asked first: Hugging Face's old and new one, timm's, OpenCLIP's.
+pub const PREPROCESSING_FILES: [&str; 4] =
+    ["preprocessor_config.json", "processor_config.json", "config.json", "open_clip_config.json"];
 
 /// What a file says of how images are prepared; `None` where it does not.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -36,14 +36,19 @@ pub struct Preprocessing {
     pub deviation: Option<[f32; 3]>,
 }
 
-/// Entries of Hugging Face's files; the first ones are enough to know such a file by.
-const HUGGING_FACE: [&str; 6] = [
+/// Entries of Hugging Face's file: one is enough to know it by.
+const HUGGING_FACE: [&str; 11] = [
     "image_processor_type",
     "feature_extractor_type",
     "image_mean",
     "image_std",
     "do_normalize",
     "do_resize",
+    "do_rescale",
+    "do_center_crop",
+    "crop_size",
+    "resample",
+    "rescale_factor",
 ];
 
 impl Preprocessing {
@@ -54,11 +59,17 @@ impl Preprocessing {
     /// A file that cannot be read, or that asks for something that is not supported; names it.
     pub fn beside(folder: &Path) -> Result<Option<(PathBuf, Self)>> {
         for path in PREPROCESSING_FILES.map(|name| folder.join(name)) {
-            if path.is_file()
-                && let Some(found) = Self::of_file(&path)?
-            {
+            if !path.is_file() {
+                continue;
+            }
+            if let Some(found) = Self::of_file(&path)? {
                 return Ok(Some((path, found)));
             }
+            ensure!(
+                !path.ends_with(PREPROCESSING_FILES[0]),
+                "{} does not say how images are prepared: delete it, or name another file",
+                path.display()
+            );
         }
         Ok(None)
     }
@@ -73,7 +84,8 @@ impl Preprocessing {
         Self::parse(&bytes).with_context(|| path.display().to_string())
     }
 
-    /// Understands the content of a file: Hugging Face's `preprocessor_config.json`, timm's `config.json` (`pretrained_cfg`,
+    /// Understands the content of a file: Hugging Face's `preprocessor_config.json` (or `processor_config.json`, with
+    /// `image_processor`), timm's `config.json` (`pretrained_cfg`,
     /// or its entries at the top) or OpenCLIP's `open_clip_config.json` (`preprocess_cfg`). `None` if it is none of them.
     ///
     /// # Errors
@@ -92,6 +104,9 @@ impl Preprocessing {
         }
         if let Some(open_clip) = section("preprocess_cfg")? {
             return Entries(open_clip).open_clip().context("`preprocess_cfg`").map(Some);
+        }
+        if let Some(hugging_face) = section("image_processor")? {
+            return Entries(hugging_face).hugging_face().context("`image_processor`").map(Some);
         }
         if HUGGING_FACE.iter().any(|name| file.contains_key(*name)) {
             return Entries(&file).hugging_face().map(Some);

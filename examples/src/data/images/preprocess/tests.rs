@@ -39,6 +39,7 @@ fn files_of_hugging_face_are_understood() {
         "image_processor_type": "BitImageProcessor", "image_std": [0.229, 0.224, 0.225], "resample": 3,
         "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": 256}}"#;
     assert_eq!(transform(dino, Transform::VIT), Transform::IMAGENET);
+    assert_eq!(parsed(&format!(r#"{{"image_processor": {dino}, "processor_class": "X"}}"#)), parsed(dino));
     // A network of other images: in proportion.
     let large = parsed(dino).transform(Transform::VIT, Some(518)).unwrap();
     assert_eq!((large.side, large.resize), (518, 592));
@@ -105,6 +106,9 @@ fn what_is_beside_a_model_is_found() {
     std::fs::write(folder.path().join("preprocessor_config.json"), "[").unwrap();
     let error = format!("{:#}", Preprocessing::beside(folder.path()).unwrap_err());
     assert!(error.contains("preprocessor_config.json: is no JSON object"), "{error}");
+    std::fs::write(folder.path().join("preprocessor_config.json"), r#"{"sampling_rate": 16000}"#).unwrap();
+    let error = format!("{:#}", Preprocessing::beside(folder.path()).unwrap_err());
+    assert!(error.contains("preprocessor_config.json does not say how images are prepared"), "{error}");
 }
 
 #[test]
