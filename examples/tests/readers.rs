@@ -83,9 +83,11 @@ fn texts() {
         match parse(path, bytes, &fields, &problems) {
             Ok(rows) => {
                 assert!(rows.iter().all(|row| row.line > 0 && !row.text.is_empty() && !row.label.is_empty()));
-                // Nothing vanishes: a damaged copy of these has at most a few rows less than lines.
+                // Nothing vanishes: a damaged copy of these has at most a few rows less than lines. With another number
+                // of columns in the header nothing is a row.
                 let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
-                let csv = path.extension().is_some_and(|end| end == "csv");
+                let csv =
+                    bytes.starts_with(b"label,text\n") && path.extension().is_some_and(|end| end == "csv");
                 assert!(
                     !csv || rows.len() + problems.count() + 12 >= lines,
                     "{} {lines}: {problems}",

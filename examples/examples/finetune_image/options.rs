@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// What the paths of list files are relative to [default: the folder of the list]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) root: Option<PathBuf>,
-    /// Stop at an image that cannot be read, instead of counting and naming it
+    /// Stop at an image that cannot be read, or another file among images, instead of counting and naming it
     #[arg(long)]
     pub(crate) strict: bool,
     /// Start from CLIP's zero-shot classifier instead of a new head; takes tokenizer.json in the folder of the model
