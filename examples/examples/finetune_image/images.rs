@@ -85,6 +85,12 @@ impl Images {
             let mut size = format!("{name} {}", list.len());
             if let Some(possible) = list.possible() {
                 size += &format!(" (of {} classes)", possible.len());
+            } else if let [first, others @ ..] = &list.empty_classes()[..] {
+                size += &format!(" (none of class {first}");
+                if !others.is_empty() {
+                    size += &format!(" and {} others", others.len());
+                }
+                size += ")";
             }
             if list.numbered() {
                 size += " (folders are positions of classes)";
@@ -92,13 +98,6 @@ impl Images {
             size
         };
         let sizes: Vec<_> = lists.into_iter().chain(tests).map(size).collect();
-        let mut described = format!("{} classes; images: {}", self.classes().len(), sizes.join(", "));
-        match self.train.empty_classes()[..] {
-            [] => {}
-            [first, ref others @ ..] => {
-                described += &format!("\nclass {first} and {} others have no training images", others.len());
-            }
-        }
-        described
+        format!("{} classes; images: {}", self.classes().len(), sizes.join(", "))
     }
 }

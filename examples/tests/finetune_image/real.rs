@@ -143,6 +143,30 @@ fn folders_that_are_no_classes_are_named() {
     has(&lines, &["apple/more: is a folder in the folder of a class: the 1 files in it"]);
 }
 
+/// What could be a mistake is said: positions, and classes without images.
+#[test]
+fn the_start_says_how_classes_are_understood() {
+    let out = tempfile::tempdir().unwrap();
+    let test = out.path().join("numbered");
+    for (position, class) in ["apple", "cherry"].into_iter().enumerate() {
+        fs::create_dir_all(test.join(format!("{}", 2 * position))).unwrap();
+        fs::copy(real(&format!("sets/test/{class}/0.png")), test.join(format!("{}/0.png", 2 * position)))
+            .unwrap();
+    }
+    let (train, list) = (real("sets/train"), out.path().join("list.txt"));
+    let lines = (0..3).map(|number| format!("apple/{number}.png 1\ncherry/{number}.png 2\n"));
+    fs::write(&list, lines.collect::<String>()).unwrap();
+    let (numbered, list) = (test.to_str().unwrap(), format!("list={}", list.display()));
+    let options = ["--test", numbered, "--test", &list, "--root", &train];
+    let (result, lines) = command(&out.path().join("out"), &options);
+    result.unwrap();
+    has(
+        &lines,
+        &["numbered 2 (of 2 classes) (folders are positions of classes), list 6 (none of class apple)"],
+    );
+    has(&fails(out.path(), &[&options[..], &["--train", &list[5..]]].concat()), &["class 0 has no images"]);
+}
+
 #[test]
 fn a_run_is_not_resumed_with_other_images() {
     let out = tempfile::tempdir().unwrap();

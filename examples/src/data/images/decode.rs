@@ -188,6 +188,35 @@ mod tests {
         assert!(error(&without).contains("CMYK colors without Adobe's marker"), "{}", error(&without));
     }
 
+    /// Width and height of a file of a few hundred bytes become 65000: nothing is allocated for them.
+    #[test]
+    fn an_image_that_claims_more_than_there_is_memory_is_refused() {
+        let image = RgbImage::new(40, 30);
+        for (format, at, big_endian) in [
+            (ImageFormat::Bmp, [18, 22], false),
+            (ImageFormat::Gif, [6, 8], false),
+            (ImageFormat::Jpeg, [usize::MAX; 2], true),
+        ] {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).unwrap();
+            let mut bytes = bytes.into_inner();
+            let frame = bytes.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap_or(0);
+            for (at, length) in at.into_iter().zip([40u16, 30]) {
+                // Of JPEG: marker, length of the segment, bits, height, width.
+                let at = if at == usize::MAX { frame + if length == 40 { 7 } else { 5 } } else { at };
+                let [before, after] =
+                    [length, 65_000].map(|n| if big_endian { n.to_be_bytes() } else { n.to_le_bytes() });
+                assert_eq!(bytes[at..at + 2], before, "{format:?}");
+                bytes[at..at + 2].copy_from_slice(&after);
+            }
+            assert!(
+                error(&bytes).contains("65000 x 65000 pixels take more than"),
+                "{format:?}: {}",
+                error(&bytes)
+            );
+        }
+    }
+
     #[test]
     fn what_is_no_image_says_so() {
         assert!(error(b"not an image").contains("no JPEG, PNG"));

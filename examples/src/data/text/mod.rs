@@ -103,6 +103,22 @@ impl Rows<'_> {
         self.problems.note(format!("{}:{line}", self.path.display()), why)
     }
 
+    /// The number of a column.
+    fn column(&self, header: &Record, name: &str) -> Result<usize> {
+        let path = self.path.display();
+        let mut found = (0..header.fields.len()).filter(|column| header.fields[*column] == name.as_bytes());
+        let Some(column) = found.next() else {
+            let names: Vec<_> = header.fields.iter().map(|field| String::from_utf8_lossy(field)).collect();
+            let hint = match names[..] {
+                [ref one] if one.contains([';', '\t']) => ": columns are separated by commas",
+                _ => "",
+            };
+            bail!("{path} has no column `{name}`, only {}{hint}", names.join(", "))
+        };
+        ensure!(found.next().is_none(), "{path} has two columns `{name}`: one of them needs another name");
+        Ok(column)
+    }
+
     /// Adds all rows of a CSV file.
     fn add_csv(&mut self, bytes: &[u8]) -> Result<()> {
         let path = self.path.display();
@@ -111,14 +127,8 @@ impl Rows<'_> {
         if let Some(long) = header.long.first() {
             bail!("{path}:{}: a quote of the header does not close on its line", long.line);
         }
-        let find = |name: &str| {
-            header.fields.iter().position(|field| field == name.as_bytes()).ok_or_else(|| {
-                let names: Vec<_> =
-                    header.fields.iter().map(|field| String::from_utf8_lossy(field)).collect();
-                anyhow!("{path} has no column `{name}`, only {}", names.join(", "))
-            })
-        };
-        let (label, text) = (find(&self.fields.label)?, find(&self.fields.text)?);
+        let (label, text) =
+            (self.column(&header, &self.fields.label)?, self.column(&header, &self.fields.text)?);
         let columns = header.fields.len();
         let pattern = Pattern::new(records.clone(), columns, label);
         let mut anew = 0;

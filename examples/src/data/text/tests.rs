@@ -199,6 +199,10 @@ fn a_file_that_is_cut_off_within_a_text_loses_that_text() {
     let error =
         parse(Path::new("t.csv"), b"label,\"text\nA,a\n", &fields(), &Problems::default()).unwrap_err();
     assert!(error.to_string().contains("t.csv:1: a quote of the header"), "{error}");
+    let header =
+        |bytes| parse(Path::new("t.csv"), bytes, &fields(), &Problems::default()).unwrap_err().to_string();
+    assert!(header(b"label,text,text\nA,a,b\n").contains("two columns `text`"));
+    assert!(header(b"label;text\nA;a\n").contains("only label;text: columns are separated by commas"));
     let error = parse(Path::new("t.csv"), b"\n", &fields(), &Problems::default()).unwrap_err();
     assert!(error.to_string().contains("t.csv is empty"), "{error}");
 }
