@@ -8,6 +8,12 @@ pub(super) struct Record {
     pub(super) line: u64,
     /// Its quoted fields that do not end on the line where they begin.
     pub(super) long: Vec<Long>,
+    /// Whether it has a quoted field.
+    pub(super) quoted: bool,
+    /// Whether text follows the end of a quoted field.
+    pub(super) odd: bool,
+    /// Whether there is a quote in a field that is not quoted.
+    pub(super) bare: bool,
 }
 
 /// A quoted field of several lines.
@@ -19,7 +25,9 @@ pub(super) struct Long {
     pub(super) line: u64,
     /// Where the line after that begins.
     pub(super) rest: usize,
-    /// Where the line ends that the field ends on.
+    /// Where the line begins that the field ends on, and its number.
+    pub(super) last: (usize, u64),
+    /// Where that line ends.
     pub(super) end: usize,
     /// What comes after it.
     pub(super) closed: Closed,
@@ -43,13 +51,22 @@ pub(super) enum Closed {
 #[derive(Debug, Clone)]
 pub(super) struct Scanner<'a> {
     bytes: &'a [u8],
-    pub(super) at: usize,
-    pub(super) line: u64,
+    at: usize,
+    line: u64,
+    /// Where the line begins.
+    begin: usize,
 }
 
 impl<'a> Scanner<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0, line: 1 }
+        Self { bytes, at: 0, line: 1, begin: 0 }
+    }
+
+    /// Goes on at the begin of a line; returns how many bytes that is back.
+    pub(super) fn go_back(&mut self, (at, line): (usize, u64)) -> usize {
+        let back = self.at - at;
+        (self.at, self.line, self.begin) = (at, line, at);
+        back
     }
 
     fn peek(&self) -> Option<u8> {
@@ -62,6 +79,7 @@ impl<'a> Scanner<'a> {
         self.at += 1;
         if byte == b'\n' || (byte == b'\r' && self.peek() != Some(b'\n')) {
             self.line += 1;
+            self.begin = self.at;
         }
         Some(byte)
     }
@@ -74,7 +92,7 @@ impl<'a> Scanner<'a> {
         self.peek()?;
         let mut record = Record { line: self.line, ..Record::default() };
         loop {
-            let field = self.field(record.fields.len(), &mut record.long);
+            let field = self.field(&mut record);
             record.fields.push(field);
             match self.take() {
                 Some(b',') => {}
@@ -88,9 +106,11 @@ impl<'a> Scanner<'a> {
     }
 
     /// A field; what ends it is left.
-    fn field(&mut self, number: usize, long: &mut Vec<Long>) -> Vec<u8> {
+    fn field(&mut self, record: &mut Record) -> Vec<u8> {
         let mut field = Vec::new();
-        if self.peek() == Some(b'"') {
+        let quoted = self.peek() == Some(b'"');
+        record.quoted |= quoted;
+        if quoted {
             let line = self.line;
             self.take();
             let (mut rest, mut closed) = (None, Closed::Never);
@@ -113,6 +133,7 @@ impl<'a> Scanner<'a> {
                     rest = Some(self.at);
                 }
             }
+            record.odd |= matches!(closed, Closed::Field | Closed::Amid);
             if closed == Closed::Never && rest.is_none() {
                 rest = Some(self.at);
             }
@@ -120,10 +141,12 @@ impl<'a> Scanner<'a> {
                 let here = self.at;
                 let end = self.bytes[here..].iter().position(|byte| matches!(byte, b'\r' | b'\n'));
                 let end = end.map_or(self.bytes.len(), |length| here + length);
-                long.push(Long { field: number, line, rest, end, closed });
+                let last = (self.begin, self.line);
+                record.long.push(Long { field: record.fields.len(), line, rest, last, end, closed });
             }
         }
         while let Some(byte) = self.peek().filter(|byte| !matches!(byte, b',' | b'\r' | b'\n')) {
+            record.bare |= byte == b'"' && !quoted;
             field.push(byte);
             self.take();
         }

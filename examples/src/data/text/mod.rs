@@ -136,14 +136,13 @@ impl Rows<'_> {
             match pattern.judge(bytes, &record) {
                 Verdict::Row => self.add(record.line, csv_row(record, columns, [label, text]))?,
                 Verdict::Lost { why } => self.note(record.line, why)?,
-                Verdict::Rows { why, at, line } => {
-                    self.note(line - 1, why)?;
-                    anew += records.at - at;
+                Verdict::Rows { line, why, from } => {
+                    self.note(line, why)?;
+                    anew += records.go_back(from);
                     ensure!(
                         anew / ANEW <= bytes.len(),
                         "{path}: its quotes make no sense, up to line {line}"
                     );
-                    (records.at, records.line) = (at, line);
                 }
             }
         }

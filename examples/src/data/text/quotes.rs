@@ -2,7 +2,8 @@
 //!
 //! A quote at the begin of a field makes all that follows part of the field, up to the next quote: rows, thousands of
 //! them if no other field is quoted. RFC 4180 allows fields of several lines, so what such a field holds decides. If its
-//! lines are rows, of as many fields as the header and of known classes, the quote is a stray one.
+//! lines are rows, of as many fields as the header and of known classes, the quote is a stray one. So it is if the quote
+//! that ends the field stands where a field of the next row begins.
 
 use std::collections::{HashMap, HashSet};
 
@@ -30,7 +31,7 @@ pub(super) enum Verdict {
     /// It is a row.
     Row,
     /// A quote has swallowed the lines after it: they are read anew from a place and line.
-    Rows { why: String, at: usize, line: u64 },
+    Rows { line: u64, why: String, from: (usize, u64) },
     /// A quote never closes, and what follows are no rows.
     Lost { why: String },
 }
@@ -39,15 +40,31 @@ impl Pattern {
     /// Looks through all records after the header.
     pub(super) fn new(mut records: Scanner<'_>, columns: usize, label: usize) -> Self {
         let mut pattern = Self { columns, label, classes: HashSet::new(), rows: 0 };
+        // After a field that ended amid text, what comes may be the rest of that text, up to a quote that closes it.
+        let mut doubtful: Option<Vec<Record>> = None;
         while let Some(record) = records.record() {
-            if let Some(class) = pattern.class(&record).filter(|_| record.long.is_empty()) {
-                pattern.rows += 1;
-                if !pattern.classes.contains(class) {
-                    pattern.classes.insert(class.to_vec());
+            let amid = record.long.iter().any(|long| long.closed != Closed::Well);
+            match &mut doubtful {
+                Some(rows) if !amid && record.bare => rows.clear(),
+                Some(rows) if !amid && !record.quoted => {
+                    rows.push(record);
+                    continue;
                 }
+                _ => pattern.learn(&record),
             }
+            doubtful.take().into_iter().flatten().for_each(|row| pattern.learn(&row));
+            doubtful = amid.then(Vec::new);
         }
+        doubtful.into_iter().flatten().for_each(|row| pattern.learn(&row));
         pattern
+    }
+
+    /// Takes the class of a row without a field of several lines.
+    fn learn(&mut self, record: &Record) {
+        if let Some(class) = self.class(record).filter(|_| record.long.is_empty()).map(<[u8]>::to_vec) {
+            self.rows += 1;
+            self.classes.insert(class);
+        }
     }
 
     /// The class of a record that may be a row.
@@ -66,7 +83,11 @@ impl Pattern {
                 Closed::Field | Closed::Amid | Closed::Never => mostly,
             };
             if stray {
-                return Verdict::Rows { why: swallowed(long, rows), at: long.rest, line: long.line + 1 };
+                let from = (long.rest, long.line + 1);
+                return Verdict::Rows { line: long.line, why: swallowed(long, rows), from };
+            }
+            if long.closed == Closed::Field && self.begins_row(&bytes[long.last.0..long.end]) {
+                return Verdict::Rows { line: long.line, why: open(long), from: long.last };
             }
             if long.closed == Closed::Never {
                 return Verdict::Lost { why: never(long, lines) };
@@ -75,15 +96,25 @@ impl Pattern {
         Verdict::Row
     }
 
+    /// Whether the line that a field ends on is the first one of a row: its first field is quoted, or it has a known class.
+    fn begins_row(&self, line: &[u8]) -> bool {
+        let row = Scanner::new(line).record().unwrap_or_default();
+        let class = row.fields.get(self.label).filter(|_| row.fields.len() <= self.columns);
+        line.starts_with(b"\"") || class.is_some_and(|class| self.classes.contains(class.trim_ascii()))
+    }
+
     /// How many lines there are in a field, and how many of them are rows.
     fn lines(&self, bytes: &[u8], closed: Closed) -> (usize, usize) {
-        let (mut lines, mut classes) = (0, HashMap::<Vec<u8>, usize>::new());
+        let (mut lines, mut new, mut classes) = (0, 0, HashMap::<Vec<u8>, usize>::new());
         for line in
             bytes.split(|byte| matches!(byte, b'\r' | b'\n')).filter(|line| !line.trim_ascii().is_empty())
         {
             lines += 1;
             let row = Scanner::new(line).record().unwrap_or_default();
-            if let Some(class) = self.class(&row) {
+            let class = self.class(&row);
+            // Of the last line, which begins as a row.
+            new = usize::from(class.is_some_and(|class| !row.odd && !self.classes.contains(class)));
+            if let Some(class) = class {
                 *classes.entry(class.to_vec()).or_default() += 1;
             }
         }
@@ -95,7 +126,8 @@ impl Pattern {
         // a poem has none that begins with a class.
         let most = lines > self.rows && (closed != Closed::Well || known > 0);
         let rows = match most {
-            _ if closed == Closed::Field => classes.values().sum(),
+            // The class of that line may be one that does not occur elsewhere.
+            _ if closed == Closed::Field => known + new,
             true => count(&|class, count| count > 1 || self.rows == 0 || self.classes.contains(class)),
             false => known,
         };
@@ -109,6 +141,14 @@ fn swallowed(long: &Long, rows: usize) -> String {
         Closed::Never => "never closes",
     };
     format!("the quote that opens field {} {until}: {rows} rows after it are in the field", long.field + 1)
+}
+
+fn open(long: &Long) -> String {
+    let lines = long.last.1 - long.line - 1;
+    format!(
+        "the quote that opens field {} does not close before the next row; {lines} lines after it are lost with it",
+        long.field + 1
+    )
 }
 
 fn never(long: &Long, lines: usize) -> String {

@@ -129,6 +129,34 @@ fn a_class_that_occurs_once_is_not_lost_behind_a_stray_quote() {
     assert!(problems.contains("t.csv:3: the quote"), "{problems}");
 }
 
+/// Texts of several lines, one of which does not close: the next row is found by how it begins.
+#[test]
+fn the_row_after_a_text_of_several_lines_that_does_not_close_is_read() {
+    let letter = "one\ntwo, or three\nfour\nfive";
+    let with = |row: &dyn Fn(&str, bool) -> String, header: &str| {
+        let rows: Vec<_> =
+            ["A", "B", "A", "C", "B"].iter().zip(0..).map(|(class, n)| row(class, n == 2)).collect();
+        let (rows, problems) = csv(&format!("{header}\n{}\n", rows.join("\n")));
+        let classes: Vec<_> = rows.iter().map(|row| row.label.as_str()).collect();
+        assert_eq!(classes, ["A", "B", "C", "B"], "{problems}");
+        assert!(rows.iter().all(|row| row.text == letter), "{rows:?}");
+        assert!(problems.contains("3 lines after it are lost with it"), "{problems}");
+    };
+    let close = |open: bool| if open { "" } else { "\"" };
+    with(&|class, open| format!("\"{letter}{},{class}", close(open)), "text,label");
+    with(&|class, open| format!("\"{class}\",\"{letter}{}", close(open)), "label,text");
+    let (rows, problems) = csv(&format!("label,text\nA,x\nB,x\nA,\"{letter}\nB,\"{letter}\"\n"));
+    assert_eq!((rows.len(), rows[2].text.as_str()), (3, letter), "{problems}");
+}
+
+/// A quote in the middle of a text opens no row.
+#[test]
+fn words_in_quotes_within_a_text_are_no_class() {
+    let (rows, _) = csv("label,text\nA,x\nB,x\nA,\"one\nhe said,\"two\" and went\"\nB,y\n");
+    assert!(rows.iter().all(|row| row.label == "A" || row.label == "B"), "{rows:?}");
+    assert_eq!(rows.last().unwrap().text, "y");
+}
+
 /// Every line has one: each costs its own row, and time grows with the file only.
 #[test]
 fn many_stray_quotes_are_counted() {
