@@ -144,7 +144,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         let report = found.write(&start, prompts.as_ref())?;
         progress.line(report.to_string().trim_end());
         if let Some(path) = &args.tuned {
-            Found { path, prefix: "", ..found }.write_whole(&tuned)?;
+            let report = Found { path, prefix: "", ..found }.write_whole(&tuned)?;
+            progress.line(report.to_string().trim_end());
         }
     }
     let task = Classification {

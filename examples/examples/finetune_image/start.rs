@@ -78,19 +78,20 @@ impl Found<'_> {
         Ok(clip.zero_shot(&prompts)?)
     }
 
-    /// Writes the network's tensors with its head: a model that was fine-tuned elsewhere.
+    /// Writes the network's tensors with its head: a model that was fine-tuned elsewhere. Returns what became of it.
     ///
     /// # Errors
     ///
     /// The checkpoint does not fit the network, or has no head for these classes; the file cannot be written.
-    pub(crate) fn write_whole(&self, out: &Path) -> Result<()> {
+    pub(crate) fn write_whole(&self, out: &Path) -> Result<Report> {
         let params = self.params()?;
         self.shape
             .network(self.classes.len(), &DropoutRng::new(0), params.var_builder())
             .with_context(|| format!("{} does not fit the network with its head", self.path.display()))?;
         let tensors: HashMap<String, Tensor> = params.values().into_iter().collect();
         ensure!(!tensors.is_empty(), "{} has no tensors of the network", self.path.display());
-        save(&tensors, out)
+        save(&tensors, out)?;
+        Ok(params.report()?)
     }
 }
 
