@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::data::utf8;
+
 /// Writes a file beside its place and renames it; creates missing folders.
 ///
 /// # Errors
@@ -45,7 +47,8 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    serde_json::from_slice(&text).map(Some).with_context(|| format!("cannot understand {}", path.display()))
+    let understood = || anyhow::Ok(Some(serde_json::from_slice(&utf8(&text)?)?));
+    understood().with_context(|| format!("cannot understand {}", path.display()))
 }
 
 #[cfg(test)]
@@ -59,6 +62,8 @@ mod tests {
         assert_eq!(read_json::<Vec<u32>>(&path).unwrap(), None);
         write_json(&path, &[1, 2]).unwrap();
         assert_eq!(read_json(&path).unwrap(), Some(vec![1, 2]));
+        fs::write(&path, "\u{feff}[3]").unwrap();
+        assert_eq!(read_json(&path).unwrap(), Some(vec![3]));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 

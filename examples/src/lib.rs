@@ -5,6 +5,7 @@ pub mod data;
 pub mod device;
 pub mod environment;
 pub mod files;
+pub mod fingerprint;
 pub mod folder;
 pub mod hub;
 pub mod loader;

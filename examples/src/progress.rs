@@ -1,5 +1,6 @@
 //! Progress bars and lines on the terminal.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -8,17 +9,27 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 #[derive(Clone)]
 pub struct Progress {
     bars: MultiProgress,
+    /// The lines so far, if they are kept.
+    kept: Option<Arc<Mutex<Vec<String>>>>,
 }
 
 impl Progress {
     /// Bars on standard error where that is a terminal; lines on standard output.
     pub fn terminal() -> Self {
-        Self { bars: MultiProgress::new() }
+        Self { bars: MultiProgress::new(), kept: None }
     }
 
-    /// No bars: for tests.
+    /// No bars, and lines are kept: for tests.
     pub fn hidden() -> Self {
-        Self { bars: MultiProgress::with_draw_target(ProgressDrawTarget::hidden()) }
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        Self { bars, kept: Some(Arc::default()) }
+    }
+
+    /// The lines so far of [`Progress::hidden`].
+    pub fn lines(&self) -> String {
+        let kept =
+            self.kept.as_ref().map(|kept| kept.lock().unwrap_or_else(PoisonError::into_inner).join("\n"));
+        kept.unwrap_or_default()
     }
 
     /// A bar of `steps` steps.
@@ -34,5 +45,8 @@ impl Progress {
     #[expect(clippy::print_stdout, reason = "the results of an example are for the terminal")]
     pub fn line(&self, text: impl AsRef<str>) {
         self.bars.suspend(|| println!("{}", text.as_ref()));
+        if let Some(kept) = &self.kept {
+            kept.lock().unwrap_or_else(PoisonError::into_inner).push(text.as_ref().to_owned());
+        }
     }
 }

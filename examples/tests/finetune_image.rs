@@ -12,10 +12,14 @@ mod images;
 mod network;
 #[path = "../examples/finetune_image/options.rs"]
 mod options;
+#[path = "../examples/finetune_image/prepare.rs"]
+mod prepare;
 #[path = "../examples/finetune_image/preset.rs"]
 mod preset;
 #[path = "../examples/finetune_image/published.rs"]
 mod published;
+#[path = "finetune_image/real.rs"]
+mod real;
 #[path = "../examples/finetune_image/start.rs"]
 mod start;
 #[path = "../examples/finetune_image/task.rs"]
@@ -217,6 +221,28 @@ fn the_imagenet_preset_goes_from_zero_shot_to_a_model_tuned_elsewhere() {
             .unwrap()
             .contains("| WiSE-FT 0.5 | published |")
     );
+}
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_clip_is_named() {
+    let root = study();
+    clip(&root.path().join("clip"), false);
+    // The same words, and `banana` where the model knows nothing more.
+    let words = [
+        "[PAD]", "[UNK]", "a", "photo", "of", "apple", "?", "cherry", ".", "drawing", "[START]", "[END]",
+        "banana",
+    ];
+    tokenizer(&root.path().join("clip/tokenizer.json"), &words, [Some("[START]"), Some("[END]")]);
+    let options = ["--arch", "clip-vit", "--model", "ROOT/clip", "--zero-shot", "--methods", "zero-shot"];
+    let error = format!("{:#}", command(root.path(), "out", &options, &Stop::never()).unwrap_err());
+    for part in [
+        "a prompt of `banana`: token 12 (`banana`)",
+        "clip/tokenizer.json",
+        "clip/model.safetensors",
+        "knows 12 tokens",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
 }
 
 #[test]

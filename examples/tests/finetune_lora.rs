@@ -123,6 +123,36 @@ fn resuming_needs_a_run_of_the_same_options() {
 }
 
 #[test]
+fn a_run_is_not_resumed_with_another_text_or_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    model(&folder.path().join("m"), 4);
+    fs::write(at("m/tokenizer.json"), TOKENIZER).unwrap();
+    let (m, text, out) = (at("m"), at("m/text"), folder.path().join("out"));
+    let options = ["--model", &m, "--text", &text, "--steps", "6", "--length", "16", "--sample-tokens", "0"];
+    let resume = || command(&out, &[&options[..], &["--resume"]].concat(), &Stop::never());
+    let refused = |part: &str| {
+        let error = format!("{:#}", resume().unwrap_err());
+        assert!(error.contains("other options or other data") && error.contains(part), "{part}: {error}");
+    };
+    command(&out, &options, &Stop::after(3)).unwrap();
+    let whole = fs::read_to_string(&text).unwrap();
+    for other in [&whole[..whole.len() / 4], &whole.repeat(2), &whole.replace('c', "a")] {
+        fs::write(&text, other).unwrap();
+        refused("files, text: 1200 bytes");
+    }
+    fs::write(&text, format!("\u{feff}{whole}")).unwrap();
+    refused("files, text: 1200 bytes");
+    fs::write(&text, &whole).unwrap();
+    resume().unwrap();
+    let weights = at("m/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    refused("files, model.safetensors: ");
+}
+
+#[test]
 fn options_that_make_no_sense_are_named() {
     assert!(error(&["--tiny", "--held-out", "1.5"]).contains("--held-out is 1.5"));
     assert!(error(&["--tiny", "--steps", "0"]).contains("--steps"));
@@ -176,13 +206,18 @@ fn a_model_with_a_tokenizer_is_adapted() {
 
     model(&folder.path().join("m"), 3);
     let unknown = format!("{:#}", run().unwrap_err());
-    assert!(unknown.contains("token 3") && unknown.contains("the model knows 3"), "{unknown}");
+    assert!(
+        ["token 3 (`c`)", "m/tokenizer.json", "none of", "text to train on", "the model knows 3 tokens"]
+            .iter()
+            .all(|part| unknown.contains(part)),
+        "{unknown}"
+    );
 }
 
 #[test]
 fn windows_predict_every_token_but_the_first_once() {
     for count in 2..40u32 {
-        let windows = Windows::new("t", (0..count).map(|i| i + 1).collect(), 7, 100).unwrap();
+        let windows = Windows::new("t", (0..count).map(|i| i + 1).collect(), 7).unwrap();
         let batch = windows.batch(&(0..windows.len()).collect::<Vec<_>>()).unwrap();
         let (ids, counted) = (batch.ids.to_vec2::<u32>().unwrap(), batch.counted.to_vec2::<u8>().unwrap());
         let mut predicted = Vec::new();
@@ -194,7 +229,7 @@ fn windows_predict_every_token_but_the_first_once() {
         assert_eq!(predicted, (2..=count).collect::<Vec<_>>(), "{count}");
         assert_eq!(batch.predicted, predicted.len());
     }
-    assert!(Windows::new("short", vec![1], 7, 100).err().unwrap().to_string().contains("short"));
+    assert!(Windows::new("short", vec![1], 7).err().unwrap().to_string().contains("short"));
 }
 
 #[test]
@@ -235,7 +270,7 @@ fn perplexity_is_over_tokens_and_a_sample_without_temperature_takes_the_likelies
         }
     }
     let expected = (losses.iter().sum::<f64>() / 17.0).exp();
-    let windows = Windows::new("t", tokens, 8, 16).unwrap();
+    let windows = Windows::new("t", tokens, 8).unwrap();
     let got = perplexity(&model, &windows, 2).unwrap();
     assert!((got / expected - 1.0).abs() < 1e-5, "{got} {expected}");
 

@@ -8,6 +8,8 @@ mod cli;
 mod common;
 #[path = "../examples/finetune_text/pooling.rs"]
 mod pooling;
+#[path = "finetune_text/real.rs"]
+mod real;
 #[path = "../examples/finetune_text/task.rs"]
 mod task;
 #[path = "../examples/finetune_text/texts.rs"]
@@ -157,7 +159,7 @@ fn a_sweep_repeats_the_chosen_settings_with_other_seeds() {
 fn held_out_texts_come_from_the_training_file_if_there_are_no_others() {
     let folder = study();
     let path = |name: &str| folder.path().join(name);
-    let encoder = tpgm_examples::data::text::TextEncoder::open(&path("model"), 16).unwrap();
+    let encoder = tpgm_examples::data::text::TextEncoder::open(&path("model"), 16, 9).unwrap();
     let fields = tpgm_examples::data::text::Fields { label: "label".to_owned(), text: "text".to_owned() };
     let tests = [("id".to_owned(), path("id.csv"))];
     texts(&path("train.csv"), 60);

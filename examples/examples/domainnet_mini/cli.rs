@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tpgm_examples::device::DeviceArgs;
+use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe};
@@ -76,12 +77,14 @@ const WORLD: u64 = 0;
 const SEEDS: u64 = 3;
 
 /// What must be the same to go on with a run.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Config {
     full: bool,
     seed: u64,
     scale: Scale,
     checkpoint: PathBuf,
+    /// What the checkpoint holds.
+    files: Fingerprint,
 }
 
 /// Does what the command line asks for.
@@ -96,7 +99,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     }
     let jobs = args.device.place.runs_at_once(args.jobs.map(NonZero::get), workers::default_count())?;
     let begun = Instant::now();
-    let config = args.config();
+    let config = args.config()?;
     let scale = config.scale;
     ensure!(scale.batch > 0, "--batch is 0: a step needs at least one image");
     ensure!(scale.steps > 0, "--steps is 0: there is nothing to compare without training");
@@ -159,7 +162,7 @@ pub(crate) fn recipe(scale: &Scale, full: bool) -> Recipe {
 }
 
 impl Args {
-    fn config(&self) -> Config {
+    fn config(&self) -> Result<Config> {
         let mut scale = if self.quick { Scale::QUICK } else { Scale::NORMAL };
         scale.classes = self.classes.unwrap_or(scale.classes);
         scale.train = self.images.unwrap_or(scale.train);
@@ -168,6 +171,7 @@ impl Args {
         let own =
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/domainnet_mini/pretrained.safetensors");
         let checkpoint = self.checkpoint.clone().unwrap_or_else(own);
-        Config { full: self.full, seed: self.seed, scale, checkpoint }
+        let files = Fingerprint::default().file("checkpoint", &checkpoint)?;
+        Ok(Config { full: self.full, seed: self.seed, scale, checkpoint, files })
     }
 }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tpgm_candle::DataOrder;
-use tpgm_examples::data::images::{Augmentation, Transform};
+use tpgm_examples::data::images::{Augmentation, PREPROCESSING_FILES, Transform};
 use tpgm_examples::data::{Problems, Strictness, named};
+use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Recipe, Task};
@@ -17,12 +18,13 @@ use tpgm_examples::{files, folder, hub};
 use crate::images::{Images, Places};
 use crate::network::Arch;
 use crate::options::Args;
+use crate::prepare::Preparation;
 use crate::preset::{Defaults, Preset, Schedule};
 use crate::start::{Found, Prompts};
 use crate::task::Classification;
 
 /// What must be the same to go on with a run.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Config {
     preset: Option<Preset>,
     arch: Arch,
@@ -45,6 +47,8 @@ struct Config {
     head_lr: Option<f64>,
     transform: Transform,
     augmentation: Augmentation,
+    /// What the model and the images are.
+    files: Fingerprint,
 }
 
 /// Does what the command line asks for.
@@ -60,19 +64,44 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
     let (model, checkpoint) = locate(args)?;
     let beside = model.join("config.json");
-    // The files of CLIP's and other ResNets come without one, or with one of another kind.
-    let has_config = beside.exists() && matches!(args.arch, Arch::Vit | Arch::ClipVit);
+    // The files of CLIP's and other ResNets come without one, or with one of another kind, and so do those of timm.
+    let has_config = matches!(args.arch, Arch::Vit | Arch::ClipVit) && beside.exists() && !is_timm(&beside)?;
     let shape_file = args.config.clone().or(has_config.then_some(beside));
     let shape = args.arch.shape(shape_file.as_deref())?;
-    let side = shape.side().unwrap_or(args.side);
-    let usual = args.arch.transform();
-    let transform = Transform { side, resize: (side * usual.resize).div_ceil(usual.side), ..usual };
+    let prepared = Preparation::find(args, &model, shape.side())?;
+    let transform = prepared.transform;
     let augmentation = Augmentation { smallest_area: args.smallest_area, mirror: true };
     ensure!(
         args.smallest_area > 0.0 && args.smallest_area <= 1.0,
         "--smallest-area is {}: it must be above 0 and at most 1",
         args.smallest_area
     );
+    ensure!(
+        args.tuned.is_none() || args.zero_shot,
+        "--tuned goes with --zero-shot: from which WiSE-FT and TPGM start"
+    );
+
+    let problems = Problems::new(if args.strict { Strictness::Fail } else { Strictness::PassOver });
+    let places = Places {
+        train: &args.train,
+        held_out: args.held_out.as_deref(),
+        tests: &tests,
+        root: args.root.as_deref(),
+    };
+    let images = problems.explain(Images::find(&places, &problems))?;
+    progress.line(images.describe());
+    progress.line(prepared.describe());
+    let mut prints = images.prints.clone().file("checkpoint", &checkpoint)?;
+    let named =
+        [("shape", &shape_file), ("class names", &args.class_names), ("tuned checkpoint", &args.tuned)];
+    for (what, path) in named {
+        if let Some(path) = path {
+            prints = prints.file(what, path)?;
+        }
+    }
+    if args.zero_shot {
+        prints = prints.files(&model, &["tokenizer.json"])?;
+    }
     let config = Config {
         preset: args.preset,
         arch: args.arch,
@@ -95,23 +124,10 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         head_lr: args.head_lr.or(defaults.head_lr),
         transform,
         augmentation,
+        files: prints,
     };
     ensure!(config.epochs > 0, "--epochs is 0: there is nothing to compare without training");
     ensure!(!config.rates.is_empty(), "--rates is empty");
-    ensure!(
-        args.tuned.is_none() || args.zero_shot,
-        "--tuned goes with --zero-shot: from which WiSE-FT and TPGM start"
-    );
-
-    let problems = Problems::new(if args.strict { Strictness::Fail } else { Strictness::PassOver });
-    let places = Places {
-        train: &args.train,
-        held_out: args.held_out.as_deref(),
-        tests: &tests,
-        root: args.root.as_deref(),
-    };
-    let images = Images::find(&places, transform, augmentation, problems)?;
-    progress.line(images.describe());
     let recipe = recipe(args, &defaults, &config, images.train.len())?;
     recipe.validate()?;
 
@@ -125,12 +141,21 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
             templates: &args.templates,
             tokenizer: model.join("tokenizer.json"),
         });
-        found.write(&start, prompts.as_ref())?;
+        let report = found.write(&start, prompts.as_ref())?;
+        progress.line(report.to_string().trim_end());
         if let Some(path) = &args.tuned {
-            Found { path, prefix: "", ..found }.write_whole(&tuned)?;
+            let report = Found { path, prefix: "", ..found }.write_whole(&tuned)?;
+            progress.line(report.to_string().trim_end());
         }
     }
-    let task = Classification { head: found.head()?, shape: shape.clone(), images };
+    let task = Classification {
+        head: found.head()?,
+        shape: shape.clone(),
+        images,
+        transform,
+        augmentation,
+        problems,
+    };
     let lab = Lab {
         task: &task,
         recipe: &recipe,
@@ -141,15 +166,16 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         progress,
         stop,
     };
-    lab.audit(args.seed)?;
+    task.problems.explain(lab.audit(args.seed))?;
 
     let outcomes = if args.full {
-        study::sweep(&lab, jobs, args.seed, args.seeds)?
+        study::sweep(&lab, jobs, args.seed, args.seeds)
     } else {
-        study::once(&lab, jobs, args.seed)?
+        study::once(&lab, jobs, args.seed)
     };
-    if task.images.problems.count() > 0 {
-        progress.line(task.images.problems.to_string());
+    let outcomes = task.problems.explain(outcomes)?;
+    if task.problems.count() > 0 {
+        progress.line(task.problems.to_string());
     }
     let Some(outcomes) = outcomes else {
         progress.line(folder::how_to_resume());
@@ -177,10 +203,16 @@ fn locate(args: &Args) -> Result<(PathBuf, PathBuf)> {
     if path.is_file() {
         return Ok((path.parent().unwrap_or(Path::new(".")).to_owned(), path.to_owned()));
     }
-    let optional = ["config.json", "tokenizer.json"];
+    let optional = [&PREPROCESSING_FILES[..], &["tokenizer.json"]].concat();
     let folder = hub::model_folder(&args.model, &["model.safetensors"], &optional)?;
     let checkpoint = folder.join("model.safetensors");
     Ok((folder, checkpoint))
+}
+
+/// Whether a `config.json` is one of timm: it names the network, but has not its shape.
+fn is_timm(path: &Path) -> Result<bool> {
+    let config: Option<serde_json::Value> = files::read_json(path)?;
+    Ok(config.is_some_and(|config| config.get("architecture").is_some_and(serde_json::Value::is_string)))
 }
 
 fn recipe(args: &Args, defaults: &Defaults, config: &Config, images: usize) -> Result<Recipe> {

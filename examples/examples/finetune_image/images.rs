@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use tpgm_examples::data::images::{Augmentation, ImageList, Source, Transform};
+use tpgm_examples::data::images::{ImageList, Source};
 use tpgm_examples::data::{Problems, hold_out};
+use tpgm_examples::fingerprint::Fingerprint;
 
 /// Share of the training images that is held out when there are no others.
 const HELD_OUT: f64 = 0.1;
@@ -32,12 +33,8 @@ pub(crate) struct Images {
     pub(crate) choice: ImageList,
     /// That no choice depends on.
     pub(crate) tests: Vec<(String, ImageList)>,
-    /// In evaluations and for learning radii.
-    pub(crate) transform: Transform,
-    /// Of training images.
-    pub(crate) augmentation: Augmentation,
-    /// What could not be read.
-    pub(crate) problems: Problems,
+    /// What tells them from other images.
+    pub(crate) prints: Fingerprint,
 }
 
 impl Images {
@@ -47,28 +44,32 @@ impl Images {
     /// # Errors
     ///
     /// A folder or list that cannot be read or has no images, or too few images to hold some out.
-    pub(crate) fn find(
-        places: &Places<'_>,
-        transform: Transform,
-        augmentation: Augmentation,
-        problems: Problems,
-    ) -> Result<Self> {
+    pub(crate) fn find(places: &Places<'_>, problems: &Problems) -> Result<Self> {
         let source = |path: &Path| Source::new(path, places.root);
-        let all = ImageList::training(&source(places.train)?)?;
-        let test = |path: &Path| ImageList::test(&source(path)?, all.classes());
+        let all = ImageList::training(&source(places.train)?, problems)?;
+        let test = |path: &Path| ImageList::test(&source(path)?, all.classes(), problems);
+        let mut prints = Fingerprint::default().with("training images", &all.digest());
         let split = |list: &ImageList, share| {
             hold_out(list.labels(), share, SPLIT_SEED)
                 .map(|(rest, out)| (list.select(&rest), list.select(&out)))
                 .with_context(|| format!("held-out images from {}", list.name().display()))
         };
         let (train, held_out) = match places.held_out {
-            Some(path) => (all.clone(), test(path)?),
+            Some(path) => {
+                let held_out = test(path)?;
+                prints = prints.with("held-out images", &held_out.digest());
+                (all.clone(), held_out)
+            }
             None => split(&all, HELD_OUT)?,
         };
         let (radii, choice) = split(&held_out, 0.5)?;
-        let tests = places.tests.iter().map(|(name, path)| Ok((name.clone(), test(path)?)));
-        let tests = tests.collect::<Result<_>>()?;
-        Ok(Self { train, radii, choice, tests, transform, augmentation, problems })
+        let mut tests = Vec::new();
+        for (number, (name, path)) in places.tests.iter().enumerate() {
+            let list = test(path)?;
+            prints = prints.with(format!("test images {}, {name}", number + 1), &list.digest());
+            tests.push((name.clone(), list));
+        }
+        Ok(Self { train, radii, choice, tests, prints })
     }
 
     /// The names of the classes.
@@ -80,9 +81,21 @@ impl Images {
     pub(crate) fn describe(&self) -> String {
         let lists = [("training", &self.train), ("radii", &self.radii), ("choice", &self.choice)];
         let tests = self.tests.iter().map(|(name, list)| (name.as_str(), list));
-        let size = |(name, list): (&str, &ImageList)| match list.possible() {
-            Some(possible) => format!("{name} {} (of {} classes)", list.len(), possible.len()),
-            None => format!("{name} {}", list.len()),
+        let size = |(name, list): (&str, &ImageList)| {
+            let mut size = format!("{name} {}", list.len());
+            if let Some(possible) = list.possible() {
+                size += &format!(" (of {} classes)", possible.len());
+            } else if let [first, others @ ..] = &list.empty_classes()[..] {
+                size += &format!(" (none of class {first}");
+                if !others.is_empty() {
+                    size += &format!(" and {} others", others.len());
+                }
+                size += ")";
+            }
+            if list.numbered() {
+                size += " (folders are positions of classes)";
+            }
+            size
         };
         let sizes: Vec<_> = lists.into_iter().chain(tests).map(size).collect();
         format!("{} classes; images: {}", self.classes().len(), sizes.join(", "))

@@ -5,6 +5,7 @@ mod cli;
 mod images;
 mod network;
 mod options;
+mod prepare;
 mod preset;
 mod published;
 mod start;

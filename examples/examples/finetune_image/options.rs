@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::Parser;
+use tpgm_examples::data::images::Resample;
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::study::Method;
 use tpgm_examples::workers;
@@ -46,7 +47,7 @@ pub(crate) struct Args {
     /// What the paths of list files are relative to [default: the folder of the list]
     #[arg(long, value_name = "FOLDER")]
     pub(crate) root: Option<PathBuf>,
-    /// Stop at an image that cannot be read, instead of counting and naming it
+    /// Stop at an image that cannot be read, or another file among images, instead of counting and naming it
     #[arg(long)]
     pub(crate) strict: bool,
     /// Start from CLIP's zero-shot classifier instead of a new head; takes tokenizer.json in the folder of the model
@@ -94,9 +95,28 @@ pub(crate) struct Args {
     /// Smallest share of a training image that is cut out at random
     #[arg(long, default_value_t = 0.08)]
     pub(crate) smallest_area: f64,
-    /// Side of the images in pixels, for networks that take any
-    #[arg(long, default_value_t = 224)]
-    pub(crate) side: usize,
+    /// How images are prepared: Hugging Face's preprocessor_config.json, timm's config.json or open_clip_config.json [default:
+    /// the first of them beside the checkpoint; without one, as the pre-training of --arch usually did]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) preprocessor: Option<PathBuf>,
+    /// Side of the images in pixels, for networks that take any [default: that of the preprocessor, or 224]
+    #[arg(long)]
+    pub(crate) side: Option<usize>,
+    /// The length that the shorter side is scaled to, before the middle is cut out [default: that of the preprocessor]
+    #[arg(long, value_name = "PIXELS")]
+    pub(crate) resize: Option<usize>,
+    /// Scale both sides to that length (true) or the shorter one (false) [default: what the preprocessor says]
+    #[arg(long, value_name = "true|false")]
+    pub(crate) squash: Option<bool>,
+    /// How images are scaled [default: what the preprocessor says, or bicubic]
+    #[arg(long, value_enum, value_name = "FILTER")]
+    pub(crate) resample: Option<Resample>,
+    /// Mean of red, green and blue, of values from 0 to 1 [default: that of the preprocessor]
+    #[arg(long, value_delimiter = ',', value_name = "R,G,B")]
+    pub(crate) mean: Option<Vec<f32>>,
+    /// Standard deviation of red, green and blue [default: that of the preprocessor]
+    #[arg(long, value_delimiter = ',', value_name = "R,G,B")]
+    pub(crate) deviation: Option<Vec<f32>>,
     /// Steps between two checkpoints; 0 saves only when stopped
     #[arg(long, default_value_t = 500)]
     pub(crate) save_every: u64,

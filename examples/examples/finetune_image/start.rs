@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
-use tpgm_candle::Params;
 use tpgm_candle::models::clip::Clip;
 use tpgm_candle::nn::DropoutRng;
+use tpgm_candle::{Params, Report};
+use tpgm_examples::data::ModelTokens;
 
 use crate::network::Shape;
 use crate::zero_shot::{names, prompts};
@@ -43,49 +44,54 @@ impl Found<'_> {
         Ok(self.shape.head(&self.params()?.var_builder()))
     }
 
-    /// Writes the network's tensors without its head; with `prompts`, with the zero-shot head.
+    /// Writes the network's tensors without its head; with `prompts`, with the zero-shot head. Returns what became of the
+    /// checkpoint.
     ///
     /// # Errors
     ///
     /// The checkpoint does not fit the network, the prompts cannot be made, or the file cannot be written.
-    pub(crate) fn write(&self, out: &Path, prompts: Option<&Prompts<'_>>) -> Result<()> {
+    pub(crate) fn write(&self, out: &Path, prompts: Option<&Prompts<'_>>) -> Result<Report> {
         let head = self.head()?;
         let params = self.params()?.head(format!("{head}.*"));
         let fits = || format!("{} does not fit the network", self.path.display());
         self.shape
             .network(self.classes.len(), &DropoutRng::new(0), params.var_builder())
             .with_context(fits)?;
+        let report = params.report()?;
         let mut tensors: HashMap<String, Tensor> = params.values().into_iter().collect();
         tensors.retain(|name, _| !name.starts_with(&format!("{head}.")));
         if let Some(prompts) = prompts {
             tensors.insert(format!("{head}.weight"), self.zero_shot(prompts).with_context(fits)?);
         }
-        save(&tensors, out)
+        save(&tensors, out)?;
+        Ok(report)
     }
 
     fn zero_shot(&self, options: &Prompts<'_>) -> Result<Tensor> {
         let Shape::Clip(config) = self.shape else { bail!("zero-shot needs a text tower: CLIP") };
         let names = names(options.names, self.classes)?;
         let longest = config.text.max_position_embeddings;
-        let prompts = prompts(&options.tokenizer, &names, options.templates, longest)?;
+        let tokens = ModelTokens::open(&options.tokenizer, self.path, config.text.vocab_size)?;
+        let prompts = prompts(tokens, &names, options.templates, longest)?;
         let frozen = self.params()?.freeze("*");
         let clip = Clip::new(config, frozen.var_builder())?;
         Ok(clip.zero_shot(&prompts)?)
     }
 
-    /// Writes the network's tensors with its head: a model that was fine-tuned elsewhere.
+    /// Writes the network's tensors with its head: a model that was fine-tuned elsewhere. Returns what became of it.
     ///
     /// # Errors
     ///
     /// The checkpoint does not fit the network, or has no head for these classes; the file cannot be written.
-    pub(crate) fn write_whole(&self, out: &Path) -> Result<()> {
+    pub(crate) fn write_whole(&self, out: &Path) -> Result<Report> {
         let params = self.params()?;
         self.shape
             .network(self.classes.len(), &DropoutRng::new(0), params.var_builder())
             .with_context(|| format!("{} does not fit the network with its head", self.path.display()))?;
         let tensors: HashMap<String, Tensor> = params.values().into_iter().collect();
         ensure!(!tensors.is_empty(), "{} has no tensors of the network", self.path.display());
-        save(&tensors, out)
+        save(&tensors, out)?;
+        Ok(params.report()?)
     }
 }
 

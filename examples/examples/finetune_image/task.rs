@@ -6,7 +6,8 @@ use candle_nn::VarBuilder;
 use tpgm_candle::DataOrder;
 use tpgm_candle::data::Shuffle;
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
-use tpgm_examples::data::images::{ImageBatch, ImageList, Transform, read_batch};
+use tpgm_examples::data::Problems;
+use tpgm_examples::data::images::{Augmentation, ImageBatch, ImageList, Transform, read_batch};
 use tpgm_examples::loader::Loader;
 use tpgm_examples::metrics::Confusion;
 use tpgm_examples::study::{Mode, Pool, Scores, Task};
@@ -25,15 +26,19 @@ pub(crate) struct Classification {
     pub(crate) shape: Shape,
     pub(crate) head: &'static str,
     pub(crate) images: Images,
+    /// In evaluations and for learning radii.
+    pub(crate) transform: Transform,
+    /// Of training images.
+    pub(crate) augmentation: Augmentation,
+    /// What could not be read.
+    pub(crate) problems: Problems,
 }
 
 impl Classification {
     fn pool(&self, pool: Pool) -> (&ImageList, Transform) {
-        let plain = self.images.transform;
+        let plain = self.transform;
         match pool {
-            Pool::Train => {
-                (&self.images.train, Transform { augmentation: Some(self.images.augmentation), ..plain })
-            }
+            Pool::Train => (&self.images.train, Transform { augmentation: Some(self.augmentation), ..plain }),
             Pool::Radii => (&self.images.radii, plain),
         }
     }
@@ -46,7 +51,7 @@ impl Classification {
         std::thread::scope(|scope| {
             let read = |positions: &[usize], _| {
                 // A batch of which nothing can be read counts for nothing, but must come: they are counted.
-                let batch = read_batch(list, positions, &self.images.transform, 0, &self.images.problems)?;
+                let batch = read_batch(list, positions, &self.transform, 0, &self.problems)?;
                 Ok(Some(batch))
             };
             let mut loader = Loader::new(scope, order, AHEAD, read);
@@ -91,7 +96,7 @@ impl Task for Classification {
 
     fn batch(&self, pool: Pool, samples: &[usize], epoch: u64) -> Result<Option<ImageBatch>> {
         let (list, transform) = self.pool(pool);
-        read_batch(list, samples, &transform, epoch, &self.images.problems)
+        read_batch(list, samples, &transform, epoch, &self.problems)
     }
 
     fn ahead(&self) -> usize {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{Device, Tensor};
-use tokenizers::Tokenizer;
+use tpgm_examples::data::{ModelTokens, unicode_text};
 
 /// The names that prompts call the classes.
 ///
@@ -16,7 +16,8 @@ pub(crate) fn names(file: Option<&Path>, classes: &[String]) -> Result<Vec<Strin
     let Some(file) = file else {
         return Ok(classes.iter().map(|class| class.replace('_', " ")).collect());
     };
-    let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = unicode_text(&bytes).with_context(|| file.display().to_string())?;
     let names: Vec<_> =
         text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     ensure!(
@@ -33,9 +34,9 @@ pub(crate) fn names(file: Option<&Path>, classes: &[String]) -> Result<Vec<Strin
 ///
 /// # Errors
 ///
-/// A template without `{}`, a tokenizer that cannot be read, or a prompt longer than `longest` tokens.
+/// A template without `{}`, a prompt longer than `longest` tokens, or with a token that the model does not know.
 pub(crate) fn prompts(
-    tokenizer: &Path,
+    mut tokens: ModelTokens,
     names: &[String],
     templates: &[String],
     longest: usize,
@@ -43,13 +44,11 @@ pub(crate) fn prompts(
     for template in templates {
         ensure!(template.contains("{}"), "--template `{template}` has no `{{}}` for the class");
     }
-    let mut encoder =
-        Tokenizer::from_file(tokenizer).map_err(|error| anyhow!("{}: {error}", tokenizer.display()))?;
-    encoder.with_padding(None);
+    tokens.tokenizer_mut().with_padding(None);
     let class = |name: &String| {
         let texts: Vec<_> = templates.iter().map(|template| template.replace("{}", name)).collect();
-        let encoded =
-            encoder.encode_batch(texts, true).map_err(|error| anyhow!("prompts of {name}: {error}"))?;
+        let encoded = tokens.tokenizer().encode_batch(texts, true);
+        let encoded = encoded.map_err(|error| anyhow!("prompts of {name}: {error}"))?;
         let length = encoded.iter().map(tokenizers::Encoding::len).max().unwrap_or(0);
         ensure!(
             length <= longest,
@@ -57,6 +56,7 @@ pub(crate) fn prompts(
         );
         let mut ids = Vec::with_capacity(encoded.len() * length);
         for text in &encoded {
+            tokens.check(text.get_ids()).with_context(|| format!("a prompt of `{name}`"))?;
             ids.extend_from_slice(text.get_ids());
             ids.resize(ids.len() + length - text.len(), 0);
         }

@@ -1,6 +1,6 @@
 //! The command line, and the order of things.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
@@ -10,6 +10,7 @@ use tpgm_candle::Params;
 use tpgm_candle::lora::{LoraConfig, save_adapter};
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
 use tpgm_examples::device::DeviceArgs;
+use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::table::Table;
@@ -102,7 +103,7 @@ pub(crate) struct Args {
 }
 
 /// What must be the same to go on with a run.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Config {
     model: Option<PathBuf>,
     /// Without a model.
@@ -112,6 +113,8 @@ struct Config {
     length: usize,
     lora: LoraConfig,
     training: Training,
+    /// What the files hold.
+    files: Fingerprint,
 }
 
 /// What came out.
@@ -142,16 +145,23 @@ struct Texts {
 pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let config = args.config()?;
     let device = &args.device.place.open()?;
-    let checkpoints = folder::prepare(&args.out, "checkpoints", args.resume, &config)?;
     let texts = args.texts()?;
-    let (pretrained, encoder) = match &args.model {
-        Some(folder) => (folder.clone(), Encoder::open(folder)?),
-        None => (args.pretrained(&config, device, progress)?, Encoder::Bytes),
+    let checkpoints = folder::prepare(&args.out, "checkpoints", args.resume, &config)?;
+    let pretrained = match &args.model {
+        Some(folder) => folder.clone(),
+        None => args.pretrained(&config, device, progress)?,
     };
     let shape = LlamaConfig::from_file(pretrained.join("config.json"))?;
     check_length(config.length, &shape)?;
+    let encoder = match &args.model {
+        Some(folder) => Encoder::open(folder, shape.vocab_size)?,
+        None => Encoder::Bytes,
+    };
+    if let Some(warning) = encoder.warning() {
+        progress.line(warning);
+    }
     let windows = |name: &str, text: &str| -> Result<Windows> {
-        Ok(Windows::new(name, encoder.encode(text)?, config.length, shape.vocab_size)?.on(device))
+        Ok(Windows::new(name, encoder.encode(name, text)?, config.length)?.on(device))
     };
     let train = windows("text to train on", &texts.train)?;
     let mut measured = vec![("held out".to_owned(), windows("held-out text", &texts.held_out)?)];
@@ -162,6 +172,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let params = Params::open(&pretrained, device)?.freeze("*");
     let model = Llama::with_lora(&shape, &config.lora, &params)
         .with_context(|| format!("cannot adapt {}", pretrained.display()))?;
+    progress.line(params.report()?.to_string().trim_end());
     let batch = train.batch(&[0])?;
     let report = params.audit(|| model.loss(&batch.ids, &batch.counted, false))?;
     let numbers: usize = params.all().iter().map(|param| param.var().elem_count()).sum();
@@ -183,7 +194,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
             seed: args.seed,
             length: config.length,
         };
-        encoder.decode(&continued(model, device, &encoder.encode(&prompt)?, sampling)?)
+        encoder.decode(&continued(model, device, &encoder.encode("prompt", &prompt)?, sampling)?)
     };
     // The factors do nothing yet, also where a run goes on: they are loaded by it.
     let before = (perplexities(&model)?, say(&model)?);
@@ -237,7 +248,24 @@ impl Args {
         let length = self.length.unwrap_or(otherwise(96, 256) as usize);
         let (model, text) = (self.model.clone(), self.text.clone());
         let pretrain_steps = self.tiny.then_some(self.pretrain_steps);
-        Ok(Config { model, pretrain_steps, text, held_out: self.held_out, length, lora, training })
+        let files = self.fingerprint()?;
+        Ok(Config { model, pretrain_steps, text, held_out: self.held_out, length, lora, training, files })
+    }
+
+    fn fingerprint(&self) -> Result<Fingerprint> {
+        let mut files = Fingerprint::default();
+        if let Some(folder) = &self.model {
+            for path in model_files(folder)? {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                files = files.file(name, &path)?;
+            }
+        }
+        if let Some(path) = &self.text {
+            files = files.file("text", path)?;
+        }
+        self.ood
+            .iter()
+            .try_fold(files, |files, path| files.file(format!("other text {}", path.display()), path))
     }
 
     fn texts(&self) -> Result<Texts> {
@@ -268,14 +296,28 @@ impl Args {
         let folder = self.out.join("pretrained");
         if !(self.resume && folder.join("model.safetensors").exists()) {
             check_length(config.length, &tiny::config())?;
-            let tokens = Encoder::Bytes.encode(&self.farm().0)?;
-            let windows =
-                Windows::new("text of pre-training", tokens, config.length, tiny::config().vocab_size)?;
+            let name = "text of pre-training";
+            let tokens = Encoder::Bytes.encode(name, &self.farm().0)?;
+            let windows = Windows::new(name, tokens, config.length)?;
             let how = Pretraining { steps: self.pretrain_steps, batch: 16, seed: self.seed };
             tiny::pretrain(&folder, &windows.on(device), how, progress)?;
         }
         Ok(folder)
     }
+}
+
+/// The files that a model is read from: in JSON, and its weights.
+fn model_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let read = || {
+        let paths = std::fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+        paths.collect::<std::io::Result<Vec<_>>>()
+    };
+    let mut paths = read().with_context(|| format!("cannot read {}", folder.display()))?;
+    let kinds = ["json", "safetensors", "bin", "pt", "pth"];
+    paths.retain(|path| {
+        path.is_file() && kinds.iter().any(|kind| path.extension().is_some_and(|end| end == *kind))
+    });
+    Ok(paths)
 }
 
 fn check_length(length: usize, shape: &LlamaConfig) -> Result<()> {

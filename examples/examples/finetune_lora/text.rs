@@ -4,36 +4,47 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{Device, Tensor};
-use tokenizers::Tokenizer;
+use tpgm_examples::data::{ModelTokens, unicode_text};
 
 /// How text becomes tokens and back.
 pub(crate) enum Encoder {
     /// Each byte is a token.
     Bytes,
     /// As a `tokenizer.json` says.
-    Tokenizer(Box<Tokenizer>),
+    Tokenizer(Box<ModelTokens>),
 }
 
 impl Encoder {
-    /// The `tokenizer.json` of a folder.
+    /// The `tokenizer.json` in the folder of a model that knows `known` tokens.
     ///
     /// # Errors
     ///
     /// The file is not there, or is not one; names it.
-    pub(crate) fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        let tokenizer =
-            Tokenizer::from_file(&path).map_err(|error| anyhow!("{}: {error}", path.display()))?;
-        Ok(Self::Tokenizer(Box::new(tokenizer)))
+    pub(crate) fn open(folder: &Path, known: usize) -> Result<Self> {
+        let tokens = ModelTokens::open(&folder.join("tokenizer.json"), folder, known)?;
+        Ok(Self::Tokenizer(Box::new(tokens)))
     }
 
-    /// The tokens of a text, without any that mark its begin or end.
-    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    /// See [`ModelTokens::warning`].
+    pub(crate) fn warning(&self) -> Option<String> {
+        match self {
+            Encoder::Bytes => None,
+            Encoder::Tokenizer(tokens) => tokens.warning(),
+        }
+    }
+
+    /// The tokens of a text, without any that mark its begin or end. `name` tells of the text in messages.
+    ///
+    /// # Errors
+    ///
+    /// The tokenizer fails, or gives a token that the model does not know.
+    pub(crate) fn encode(&self, name: &str, text: &str) -> Result<Vec<u32>> {
         match self {
             Encoder::Bytes => Ok(text.bytes().map(u32::from).collect()),
-            Encoder::Tokenizer(tokenizer) => {
-                let encoded =
-                    tokenizer.encode_fast(text, false).map_err(|error| anyhow!("tokenizer: {error}"))?;
+            Encoder::Tokenizer(tokens) => {
+                let encoded = tokens.tokenizer().encode_fast(text, false);
+                let encoded = encoded.map_err(|error| anyhow!("{name}: tokenizer: {error}"))?;
+                tokens.check(encoded.get_ids()).with_context(|| name.to_owned())?;
                 Ok(encoded.get_ids().to_vec())
             }
         }
@@ -47,16 +58,21 @@ impl Encoder {
                     tokens.iter().map(|token| u8::try_from(*token).unwrap_or(b'?')).collect();
                 Ok(String::from_utf8_lossy(&bytes).into_owned())
             }
-            Encoder::Tokenizer(tokenizer) => {
-                tokenizer.decode(tokens, false).map_err(|error| anyhow!("tokenizer: {error}"))
+            Encoder::Tokenizer(model) => {
+                model.tokenizer().decode(tokens, false).map_err(|error| anyhow!("tokenizer: {error}"))
             }
         }
     }
 }
 
 /// Reads a text file.
+///
+/// # Errors
+///
+/// It cannot be read, or is in another encoding; names it.
 pub(crate) fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    unicode_text(&bytes).with_context(|| path.display().to_string())
 }
 
 /// Cuts off the last `share` of a text, and the word before it that this would divide.
@@ -90,14 +106,10 @@ impl Windows {
     ///
     /// # Errors
     ///
-    /// There are fewer than two tokens, or one that the vocabulary of `vocabulary` tokens lacks.
-    pub(crate) fn new(name: &str, tokens: Vec<u32>, length: usize, vocabulary: usize) -> Result<Self> {
+    /// There are fewer than two tokens.
+    pub(crate) fn new(name: &str, tokens: Vec<u32>, length: usize) -> Result<Self> {
         ensure!(length >= 2, "--length is {length}: a window needs a token to read and one to predict");
         ensure!(tokens.len() >= 2, "{name}: {} tokens are too few to predict one", tokens.len());
-        let unknown = tokens.iter().find(|token| **token as usize >= vocabulary);
-        if let Some(token) = unknown {
-            anyhow::bail!("{name}: the tokenizer gives token {token}, but the model knows {vocabulary}");
-        }
         Ok(Self { tokens, length, device: Device::Cpu })
     }
 

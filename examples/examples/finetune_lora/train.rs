@@ -92,7 +92,10 @@ impl Training {
             let saved = found.checkpoint;
             saved.restore(params)?;
             optimizer.resume(&saved.value("config")?, &saved.state("optimizer")?)?;
-            position = saved.value("position")?;
+            let found: Position = saved.value("position")?;
+            // Checked: with another number of windows, the order would name some that are not there.
+            position.order.load_state(&found.order)?;
+            position.times = found.times;
         }
         let save = |optimizer: &RobustOptimizer, position: &Position| -> Result<()> {
             let state = TrainState::new(optimizer.steps())

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tpgm_candle::models::bert::BertConfig;
 use tpgm_examples::data::text::{Fields, TextEncoder};
 use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::device::DeviceArgs;
+use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Task};
@@ -101,7 +102,7 @@ const NINE: [Method; 9] = [
 ];
 
 /// What must be the same to go on with a run.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 struct Config {
     model: PathBuf,
     train: PathBuf,
@@ -115,7 +116,12 @@ struct Config {
     max_length: usize,
     rates: Vec<f64>,
     head_lr: f64,
+    /// What the files hold.
+    files: Fingerprint,
 }
+
+/// Files of a model besides its weights and its tokenizer.
+const OPTIONAL: [&str; 1] = [pooling::FILE];
 
 impl Args {
     fn jobs(&self) -> Result<usize> {
@@ -145,7 +151,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let (jobs, device) = (args.jobs()?, args.device.place.open()?);
     let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
     let files = ["config.json", "model.safetensors", "tokenizer.json"];
-    let model = hub::model_folder(&args.model, &files, &[pooling::FILE])?;
+    let model = hub::model_folder(&args.model, &files, &OPTIONAL)?;
     let bert = BertConfig::from_file(model.join("config.json"))?;
     ensure!(
         args.max_length <= bert.max_position_embeddings,
@@ -153,6 +159,14 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         args.max_length,
         bert.max_position_embeddings
     );
+    let mut prints = Fingerprint::default().files(&model, &files)?.files(&model, &OPTIONAL)?;
+    prints = prints.file("training texts", &args.train)?;
+    if let Some(path) = &args.held_out {
+        prints = prints.file("held-out texts", path)?;
+    }
+    for (number, (name, path)) in tests.iter().enumerate() {
+        prints = prints.file(format!("test texts {}, {name}", number + 1), path)?;
+    }
     let config = Config {
         model: model.clone(),
         train: args.train.clone(),
@@ -166,12 +180,17 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         max_length: args.max_length,
         rates: args.rates.clone(),
         head_lr: args.head_lr,
+        files: prints,
     };
 
     let problems = Problems::new(if args.strict { Strictness::Fail } else { Strictness::PassOver });
     let fields = Fields { label: args.label_column.clone(), text: args.text_column.clone() };
     let files = Files { train: &args.train, held_out: args.held_out.as_deref(), tests: &tests, fields };
-    let texts = Texts::read(&files, &TextEncoder::open(&model, args.max_length)?, &problems)?;
+    let encoder = TextEncoder::open(&model, args.max_length, bert.vocab_size)?;
+    if let Some(warning) = encoder.warning() {
+        progress.line(warning);
+    }
+    let texts = problems.explain(Texts::read(&files, &encoder, &problems))?;
     describe(&texts, &problems, progress);
     let steps = texts.train.len().div_ceil(args.batch.get()) as u64 * args.epochs;
     let task = Classification { config: bert, pooling: pooling::of_model(&model)?, texts };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 /// What a sample that cannot be read means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,6 +40,15 @@ impl Problems {
         }
         self.found.lock().unwrap_or_else(PoisonError::into_inner).entry(sample).or_insert(why.to_string());
         Ok(())
+    }
+
+    /// Adds the samples that were passed over to an error: they are often its reason.
+    ///
+    /// # Errors
+    ///
+    /// That of `result`.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| if self.count() > 0 { anyhow!("{error:#}\n{self}") } else { error })
     }
 
     /// How many.
@@ -82,6 +91,19 @@ mod tests {
         let text = problems.to_string();
         assert!(text.starts_with("6 samples were passed over:\n  train.csv:1: no text\n"), "{text}");
         assert!(text.ends_with("train.csv:5: no text\n  and 1 more"), "{text}");
+    }
+
+    #[test]
+    fn they_explain_an_error() {
+        let problems = Problems::default();
+        let none = || problems.explain(Err::<(), _>(anyhow!("0 classes").context("t.csv")));
+        assert_eq!(none().unwrap_err().root_cause().to_string(), "0 classes");
+        problems.note("t.csv:1".to_owned(), "no text").unwrap();
+        assert_eq!(
+            none().unwrap_err().to_string(),
+            "t.csv: 0 classes\n1 samples were passed over:\n  t.csv:1: no text"
+        );
+        assert_eq!(problems.explain(Ok(3)).unwrap(), 3);
     }
 
     #[test]

@@ -77,13 +77,14 @@ pub struct Lab<'a, T> {
 }
 
 impl<T: Task> Lab<'_, T> {
-    /// Checks that every trainable tensor of the model gets a gradient, and says so.
+    /// Says what became of the checkpoint, and checks that every trainable tensor of the model gets a gradient.
     ///
     /// # Errors
     ///
     /// The checkpoint does not fit, or a tensor gets no gradient.
     pub fn audit(&self, seed: u64) -> Result<()> {
         let net = Net::open(self.task, self.recipe, &self.checkpoint, Start::Pretrained, seed, self.device)?;
+        self.progress.line(net.params.report()?.to_string().trim_end());
         let samples: Vec<_> = (0..self.recipe.batch.min(self.task.samples(Pool::Train))).collect();
         let batch =
             self.task.batch(Pool::Train, &samples, 0)?.context("none of the first samples can be read")?;

@@ -146,7 +146,11 @@ impl<T: Task> Run<'_, T> {
             let saved = found.checkpoint;
             saved.restore(&net.params)?;
             optimizer.load_state(&saved.state("optimizer")?)?;
-            position = saved.value("position")?;
+            let found: Position = saved.value("position")?;
+            // Checked: with another number of samples, the order would name some that are not there.
+            position.train.load_state(&found.train)?;
+            position.radii.load_state(&found.radii)?;
+            position = Position { train: position.train, radii: position.radii, ..found };
             net.dropout.load_state(position.dropout);
         }
         let Position { train, radii, mut times, .. } = position;

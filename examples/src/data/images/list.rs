@@ -5,31 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Where a list of images comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// A folder with a folder per class, as ImageNet and its variants have.
-    Folders(PathBuf),
-    /// A file with lines `path class`, the class being a number from 0, as DomainNet's splits; paths are relative to the
-    /// second path.
-    List(PathBuf, PathBuf),
-}
-
-impl Source {
-    /// A folder is one of folders, a file is a list whose paths are relative to `root`, or to its own folder.
-    ///
-    /// # Errors
-    ///
-    /// There is neither.
-    pub fn new(path: &Path, root: Option<&Path>) -> Result<Self> {
-        if path.is_dir() {
-            return Ok(Source::Folders(path.to_owned()));
-        }
-        ensure!(path.is_file(), "there is no folder or list file {}", path.display());
-        let root = root.or(path.parent()).unwrap_or(Path::new("."));
-        Ok(Source::List(path.to_owned(), root.to_owned()))
-    }
-}
+use super::find::{Folder, Source, folders, parse_list};
+use crate::data::Problems;
+use crate::fingerprint::Digest;
 
 /// Image files with their classes.
 #[derive(Debug, Clone)]
@@ -40,85 +18,122 @@ pub struct ImageList {
     classes: Vec<String>,
     /// The classes that can occur, ascending; `None` if all can.
     possible: Option<Vec<u32>>,
+    numbered: bool,
 }
 
-/// Ends of the names of image files, in lower case.
-const ENDS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
+/// The most classes that a list may have: a number beyond is something else than a class.
+const CLASSES: u32 = 1_000_000;
 
 impl ImageList {
     /// The images of a training set. Their classes are the folders, sorted by name, or the numbers of the list file.
+    /// What is in the folders besides images is noted in `problems`.
     ///
     /// # Errors
     ///
-    /// A folder or file that cannot be read, a line that is not `path class`, fewer than two classes, or no images.
-    pub fn training(source: &Source) -> Result<Self> {
-        let (name, found) = read(source)?;
+    /// A folder or file that cannot be read, a line that is not `path class`, a class without images if it is a folder or
+    /// number 0, fewer than two classes, or a problem that is not to be passed over.
+    pub fn training(source: &Source, problems: &Problems) -> Result<Self> {
+        let name = source.path();
+        let found = read(source, problems)?;
         let classes = match &found {
             Found::Folders(folders) => folders.iter().map(|(class, _)| class.clone()).collect(),
-            Found::Lines(lines) => {
-                let count = lines.iter().map(|(_, class)| class + 1).max().unwrap_or(0);
-                (0..count).map(|class| class.to_string()).collect::<Vec<_>>()
-            }
+            Found::Lines(lines) => numbers(name, lines)?,
         };
         ensure!(classes.len() > 1, "{} has {} classes, at least 2 are needed", name.display(), classes.len());
         Self::new(name, found, classes)
     }
 
-    /// The images of a test set, of the classes of a training set. If folders are named by numbers, as in ImageNet-V2, a
-    /// number is the position of the class. If there are folders for some classes only, as in ImageNet-A and -R, the
-    /// others cannot occur, and a prediction is made among those that can.
+    /// The images of a test set, of the classes of a training set.
+    ///
+    /// If there are folders for some classes only, as in ImageNet-A and -R, the others cannot occur, and a prediction is made
+    /// among those that can. If all folders are named by numbers and no class is, as in ImageNet-V2, a number is the position
+    /// of the class, from 0; see [`ImageList::numbered`].
     ///
     /// # Errors
     ///
     /// As [`ImageList::training`], or a class that is not in `classes`.
-    pub fn test(source: &Source, classes: &[String]) -> Result<Self> {
-        let (name, found) = read(source)?;
-        Self::new(name, found, classes.to_vec())
+    pub fn test(source: &Source, classes: &[String], problems: &Problems) -> Result<Self> {
+        Self::new(source.path(), read(source, problems)?, classes.to_vec())
     }
 
-    fn new(name: PathBuf, found: Found, classes: Vec<String>) -> Result<Self> {
-        let (mut paths, mut labels, mut possible) = (Vec::new(), Vec::new(), None);
+    fn new(name: &Path, found: Found, classes: Vec<String>) -> Result<Self> {
+        let mut list = Self {
+            name: name.to_owned(),
+            paths: Vec::new(),
+            labels: Vec::new(),
+            classes,
+            possible: None,
+            numbered: false,
+        };
         match found {
-            Found::Folders(folders) => {
-                let numbers = folders.iter().all(|(folder, _)| folder.parse::<usize>().is_ok());
-                let numbered = numbers && folders.iter().any(|(folder, _)| !classes.contains(folder));
-                let class = |folder: &str| match numbered {
-                    true => folder.parse().ok().filter(|class| *class < classes.len()),
-                    false => classes.binary_search_by(|class| class.as_str().cmp(folder)).ok(),
-                };
-                let mut present = Vec::new();
-                for (folder, images) in folders {
-                    let Some(class) = class(&folder) else {
-                        bail!(
-                            "{}: folder `{folder}` is not one of the training set's classes",
-                            name.display()
-                        )
-                    };
-                    present.push(class as u32);
-                    labels.extend(std::iter::repeat_n(class as u32, images.len()));
-                    paths.extend(images);
-                }
-                if present.len() < classes.len() {
-                    present.sort_unstable();
-                    possible = Some(present);
-                }
-            }
-            Found::Lines(lines) => {
-                for (path, class) in lines {
-                    ensure!(
-                        (class as usize) < classes.len(),
-                        "{}: class {class} of {} is not one of the training set's {}",
-                        name.display(),
-                        path.display(),
-                        classes.len()
-                    );
-                    paths.push(path);
-                    labels.push(class);
-                }
-            }
+            Found::Folders(folders) => list.add_folders(folders)?,
+            Found::Lines(lines) => list.add_lines(lines)?,
         }
-        ensure!(!paths.is_empty(), "{} has no images", name.display());
-        Ok(Self { name, paths, labels, classes, possible })
+        ensure!(!list.paths.is_empty(), "{} has no images", name.display());
+        Ok(list)
+    }
+
+    fn add_folders(&mut self, folders: Vec<Folder>) -> Result<()> {
+        // A class with a number for a name would be taken for a position, or a position for a class.
+        self.numbered = folders.iter().all(|(folder, _)| is_number(folder))
+            && !self.classes.iter().any(|class| is_number(class));
+        let mut present = Vec::new();
+        for (folder, images) in folders {
+            let class = match self.numbered {
+                true => folder.parse().ok().filter(|class| *class < self.classes.len()),
+                false => self.classes.iter().position(|class| *class == folder),
+            };
+            let Some(class) = class.map(|class| class as u32) else {
+                bail!(
+                    "{}: folder `{folder}` is not one of the training set's classes, {}",
+                    self.name.display(),
+                    self.shown()
+                )
+            };
+            present.push(class);
+            self.labels.extend(std::iter::repeat_n(class, images.len()));
+            self.paths.extend(images);
+        }
+        present.sort_unstable();
+        present.dedup();
+        self.possible = (present.len() < self.classes.len()).then_some(present);
+        Ok(())
+    }
+
+    fn add_lines(&mut self, lines: Vec<(PathBuf, u32)>) -> Result<()> {
+        for (path, class) in lines {
+            ensure!(
+                (class as usize) < self.classes.len(),
+                "{}: class {class} of {} is not one of the training set's {}",
+                self.name.display(),
+                path.display(),
+                self.classes.len()
+            );
+            self.paths.push(path);
+            self.labels.push(class);
+        }
+        Ok(())
+    }
+
+    /// The first classes, for messages.
+    fn shown(&self) -> String {
+        let shown: Vec<_> = self.classes.iter().take(5).map(|class| format!("`{class}`")).collect();
+        let more = if shown.len() < self.classes.len() { ", …" } else { "" };
+        let numbers = if self.numbered { "; numbers are their positions, from 0" } else { "" };
+        format!("which are {}{more}{numbers}", shown.join(", "))
+    }
+
+    /// Whether the names of folders are numbers that were taken as positions of the classes.
+    pub fn numbered(&self) -> bool {
+        self.numbered
+    }
+
+    /// Classes without an image: numbers of a list that it leaves out.
+    pub fn empty_classes(&self) -> Vec<&str> {
+        let mut has = vec![false; self.classes.len()];
+        self.labels.iter().for_each(|class| has[*class as usize] = true);
+        let empty = self.classes.iter().zip(has).filter(|(_, has)| !has);
+        empty.map(|(class, _)| class.as_str()).collect()
     }
 
     /// Where it was read from.
@@ -156,6 +171,29 @@ impl ImageList {
         &self.paths[position]
     }
 
+    /// What tells this set from another one: classes, files, their sizes and, of a set of up to 256 MiB, their content.
+    /// Larger ones take too long to read twice.
+    pub fn digest(&self) -> Digest {
+        const MOST: u64 = 256 << 20;
+        let size = |path: &PathBuf| fs::metadata(path).map_or(u64::MAX, |file| file.len());
+        let sizes: Vec<_> = self.paths.iter().map(size).collect();
+        let small =
+            sizes.iter().try_fold(0u64, |sum, size| sum.checked_add(*size)).is_some_and(|sum| sum <= MOST);
+        let mut digest = Digest::new("images");
+        self.classes.iter().for_each(|class| digest.add(class.as_bytes()));
+        for ((path, class), size) in self.paths.iter().zip(&self.labels).zip(sizes) {
+            digest.add(path.file_name().unwrap_or_default().as_encoded_bytes());
+            digest.add(&class.to_le_bytes());
+            digest.add(&size.to_le_bytes());
+            if small {
+                // What cannot be read is noted when it is needed.
+                digest.add(&fs::read(path).unwrap_or_default());
+            }
+            digest.count();
+        }
+        digest
+    }
+
     /// The images at some positions.
     #[must_use]
     pub fn select(&self, positions: &[usize]) -> Self {
@@ -168,130 +206,43 @@ impl ImageList {
 }
 
 enum Found {
-    /// Folders and the images in each, both sorted by name.
-    Folders(Vec<(String, Vec<PathBuf>)>),
+    Folders(Vec<Folder>),
     /// Images with the numbers of their classes.
     Lines(Vec<(PathBuf, u32)>),
 }
 
-fn read(source: &Source) -> Result<(PathBuf, Found)> {
-    match source {
-        Source::Folders(root) => {
-            let mut folders = Vec::new();
-            for path in entries(root)?.into_iter().filter(|path| path.is_dir()) {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                folders.push((name, entries(&path)?.into_iter().filter(|path| is_image(path)).collect()));
-            }
-            Ok((root.clone(), Found::Folders(folders)))
-        }
+fn read(source: &Source, problems: &Problems) -> Result<Found> {
+    Ok(match source {
+        Source::Folders(root) => Found::Folders(folders(root, problems)?),
         Source::List(file, root) => {
-            let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-            let read = |(number, line): (usize, &str)| {
-                let parts = line.trim().rsplit_once(char::is_whitespace);
-                let parsed =
-                    parts.and_then(|(path, class)| Some((root.join(path.trim()), class.parse().ok()?)));
-                parsed.with_context(|| {
-                    format!("{}:{}: expected `path class`, found `{line}`", file.display(), number + 1)
-                })
-            };
-            Ok((file.clone(), Found::Lines(lines.map(read).collect::<Result<_>>()?)))
+            let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            Found::Lines(parse_list(file, &bytes, root)?)
         }
-    }
+    })
 }
 
-/// What is in a folder, sorted by name, without hidden files.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    let read = || {
-        let mut paths = fs::read_dir(folder)?
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<std::io::Result<Vec<_>>>()?;
-        paths.retain(|path| !path.file_name().unwrap_or_default().to_string_lossy().starts_with('.'));
-        paths.sort();
-        Ok::<_, std::io::Error>(paths)
-    };
-    read().with_context(|| format!("cannot read {}", folder.display()))
+/// The classes of a list: the numbers from 0 to the largest.
+fn numbers(name: &Path, lines: &[(PathBuf, u32)]) -> Result<Vec<String>> {
+    let Some((path, largest)) = lines.iter().max_by_key(|(_, class)| class) else { return Ok(Vec::new()) };
+    ensure!(
+        *largest < CLASSES,
+        "{}: class {largest} of {}: classes are numbers from 0 to {}",
+        name.display(),
+        path.display(),
+        CLASSES - 1
+    );
+    ensure!(
+        lines.iter().any(|(_, class)| *class == 0),
+        "{}: class 0 has no images, but classes are numbered from 0: subtract 1 from all numbers of this list and of the test \
+         lists if they begin at 1",
+        name.display()
+    );
+    Ok((0..=*largest).map(|class| class.to_string()).collect())
 }
 
-fn is_image(path: &Path) -> bool {
-    let end = path.extension().map(|end| end.to_string_lossy().to_lowercase());
-    end.is_some_and(|end| ENDS.contains(&end.as_str()))
+fn is_number(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tree(files: &[&str]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for file in files {
-            let path = folder.path().join(file);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, "").unwrap();
-        }
-        folder
-    }
-
-    fn source(folder: &tempfile::TempDir) -> Source {
-        Source::new(folder.path(), None).unwrap()
-    }
-
-    #[test]
-    fn folders_are_classes_sorted_by_name() {
-        let folder =
-            tree(&["n02/b.JPEG", "n02/a.png", "n01/c.jpg", "n01/notes.txt", "n01/.d.jpg", "readme.jpg"]);
-        let list = ImageList::training(&source(&folder)).unwrap();
-        assert_eq!(list.classes(), ["n01", "n02"]);
-        let names: Vec<_> =
-            (0..list.len()).map(|i| list.path(i).file_name().unwrap().to_str().unwrap()).collect();
-        assert_eq!(
-            (names.as_slice(), list.labels()),
-            (["c.jpg", "a.png", "b.JPEG"].as_slice(), [0, 1, 1].as_slice())
-        );
-        assert_eq!(list.select(&[2, 0]).labels(), [1, 0]);
-    }
-
-    #[test]
-    fn a_test_set_of_some_classes_knows_which_can_occur() {
-        let classes = ["n01", "n02", "n07", "n09"].map(str::to_owned);
-        let list = ImageList::test(&source(&tree(&["n07/a.jpg", "n02/b.jpg"])), &classes).unwrap();
-        assert_eq!((list.labels(), list.possible()), ([1, 2].as_slice(), Some([1, 2].as_slice())));
-        let numbered = tree(&["0/a.jpg", "1/a.jpg", "10/a.jpg", "2/a.jpg", "3/a.jpg"]);
-        let eleven: Vec<_> = (0..11).map(|class| format!("n{class:02}")).collect();
-        assert_eq!(ImageList::test(&source(&numbered), &eleven).unwrap().labels(), [0, 1, 10, 2, 3]);
-        let error = ImageList::test(&source(&numbered), &classes).unwrap_err().to_string();
-        assert!(error.contains("folder `10` is not one"), "{error}");
-        let error = ImageList::test(&source(&tree(&["n03/a.jpg"])), &classes).unwrap_err().to_string();
-        assert!(error.contains("folder `n03` is not one"), "{error}");
-    }
-
-    #[test]
-    fn list_files_have_paths_with_spaces_and_classes() {
-        let folder = tree(&[]);
-        let path = folder.path().join("real_train.txt");
-        fs::write(&path, "real/alarm clock/a.jpg 0\n\nreal/zebra/b.jpg 2\n").unwrap();
-        let list = ImageList::training(&Source::new(&path, None).unwrap()).unwrap();
-        assert_eq!((list.classes().len(), list.labels()), (3, [0, 2].as_slice()));
-        assert_eq!(list.path(0), folder.path().join("real/alarm clock/a.jpg"));
-        assert!(list.possible().is_none());
-        let other = Source::new(&path, Some(Path::new("/images"))).unwrap();
-        assert_eq!(
-            ImageList::test(&other, list.classes()).unwrap().path(1),
-            Path::new("/images/real/zebra/b.jpg")
-        );
-        let two = &list.classes()[..2];
-        assert!(ImageList::test(&other, two).unwrap_err().to_string().contains("class 2 of"));
-        fs::write(&path, "a.jpg 0\nb.jpg one\n").unwrap();
-        let error = ImageList::training(&Source::new(&path, None).unwrap()).unwrap_err().to_string();
-        assert!(error.contains("real_train.txt:2: expected `path class`"), "{error}");
-    }
-
-    #[test]
-    fn nothing_to_read_is_an_error() {
-        assert!(Source::new(Path::new("/nowhere"), None).unwrap_err().to_string().contains("/nowhere"));
-        let error = ImageList::training(&source(&tree(&["a/b.jpg"]))).unwrap_err().to_string();
-        assert!(error.contains("has 1 classes"), "{error}");
-        let error = ImageList::training(&source(&tree(&["a/b.txt", "b/c.txt"]))).unwrap_err().to_string();
-        assert!(error.contains("has no images"), "{error}");
-    }
-}
+mod tests;

@@ -1,10 +1,16 @@
 //! Classified images from folders and list files.
 
+mod decode;
+mod find;
 mod list;
+mod preprocess;
 mod transform;
 
-pub use self::list::{ImageList, Source};
-pub use self::transform::{Augmentation, Transform};
+pub use self::decode::decode;
+pub use self::find::{Source, parse_list};
+pub use self::list::ImageList;
+pub use self::preprocess::{PREPROCESSING_FILES, Preprocessing};
+pub use self::transform::{Augmentation, Resample, Transform};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};

@@ -1,13 +1,17 @@
 //! From a file to the numbers that a model takes.
 
+use std::fmt;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use image::RgbImage;
 use image::imageops::{self, FilterType};
-use image::{ImageReader, RgbImage};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
+
+use super::decode;
 
 /// What is done to a training image at random.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -18,6 +22,40 @@ pub struct Augmentation {
     pub mirror: bool,
 }
 
+/// How an image is scaled. Where it gets smaller, all are anti-aliased but the first, as in PIL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Resample {
+    /// The nearest pixel
+    Nearest,
+    /// Linear in both directions
+    Bilinear,
+    /// Cubic in both directions (Catmull-Rom)
+    Bicubic,
+    /// A windowed sinc of three lobes
+    Lanczos,
+}
+
+impl Resample {
+    fn filter(self) -> FilterType {
+        match self {
+            Resample::Nearest => FilterType::Nearest,
+            Resample::Bilinear => FilterType::Triangle,
+            Resample::Bicubic => FilterType::CatmullRom,
+            Resample::Lanczos => FilterType::Lanczos3,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Resample::Nearest => "nearest",
+            Resample::Bilinear => "bilinear",
+            Resample::Bicubic => "bicubic",
+            Resample::Lanczos => "lanczos",
+        }
+    }
+}
+
 /// How an image is prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Transform {
@@ -25,6 +63,10 @@ pub struct Transform {
     pub side: usize,
     /// Without augmentation the shorter side is scaled to this length and the middle is cut out; at least `side`.
     pub resize: usize,
+    /// Whether both sides are scaled to that length, which changes their proportion.
+    pub squash: bool,
+    /// How it is scaled.
+    pub resample: Resample,
     /// Mean of each color, of values in `[0, 1]`: subtracted.
     pub mean: [f32; 3],
     /// Standard deviation of each color: divided by.
@@ -47,6 +89,8 @@ impl Transform {
     pub const IMAGENET: Self = Self {
         side: 224,
         resize: 256,
+        squash: false,
+        resample: Resample::Bicubic,
         mean: [0.485, 0.456, 0.406],
         deviation: [0.229, 0.224, 0.225],
         augmentation: None,
@@ -56,27 +100,26 @@ impl Transform {
     pub const CLIP: Self = Self {
         side: 224,
         resize: 224,
+        squash: false,
+        resample: Resample::Bicubic,
         mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
         deviation: [0.268_629_54, 0.261_302_6, 0.275_777_1],
         augmentation: None,
     };
 
     /// As Google's ViT of Hugging Face expects.
-    pub const VIT: Self =
-        Self { side: 224, resize: 224, mean: [0.5; 3], deviation: [0.5; 3], augmentation: None };
+    pub const VIT: Self = Self { mean: [0.5; 3], deviation: [0.5; 3], ..Self::CLIP };
 
-    /// Reads an image and gives `3 * side * side` numbers: all of red, then green, then blue, row by row. Transparency is
-    /// dropped, gray becomes color. `seed` makes the augmentation.
+    /// Reads an image and gives `3 * side * side` numbers: all of red, then green, then blue, row by row; see [`decode`].
+    /// `seed` makes the augmentation.
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or is not a JPEG, PNG or WebP image.
+    /// The file cannot be read, or as [`decode`].
     pub fn read(&self, path: &Path, seed: u64) -> Result<Vec<f32>> {
+        let bytes = std::fs::read(path).context("cannot be read")?;
         // By content: data sets have PNG images called `.jpg`.
-        let reader = ImageReader::open(path).context("cannot be read")?.with_guessed_format()?;
-        let image = reader.decode().context("cannot be decoded")?.into_rgb8();
-        ensure!(image.width() > 0 && image.height() > 0, "has no pixels");
-        Ok(self.apply(&image, seed))
+        Ok(self.apply(&decode(&bytes)?, seed))
     }
 
     fn apply(&self, image: &RgbImage, seed: u64) -> Vec<f32> {
@@ -91,8 +134,7 @@ impl Transform {
         };
         let Window { left, top, width, height } = window;
         let part = imageops::crop_imm(image, left, top, width, height);
-        // Anti-aliased where it gets smaller, as in PIL.
-        let mut scaled = imageops::resize(&*part, side, side, FilterType::CatmullRom);
+        let mut scaled = imageops::resize(&*part, side, side, self.resample.filter());
         if mirrored {
             imageops::flip_horizontal_in_place(&mut scaled);
         }
@@ -106,11 +148,26 @@ impl Transform {
         values
     }
 
-    /// The square that remains after scaling the shorter side to `resize` and cutting out the middle, in the image's pixels.
+    /// What remains after scaling and cutting out the middle, in the image's pixels.
     fn middle(&self, width: u32, height: u32) -> Window {
+        let share = self.side as f64 / self.resize as f64;
+        let part = |length: u32| ((f64::from(length) * share).round() as u32).clamp(1, length);
         let shorter = width.min(height);
-        let side = (f64::from(shorter) * self.side as f64 / self.resize as f64).round().max(1.0) as u32;
-        Window { left: (width - side) / 2, top: (height - side) / 2, width: side, height: side }
+        let (w, h) = if self.squash { (part(width), part(height)) } else { (part(shorter), part(shorter)) };
+        Window { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
+    }
+}
+
+impl fmt::Display for Transform {
+    /// For the terminal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { side, resize, mean, deviation, .. } = self;
+        let sides = if self.squash { "both sides" } else { "the shorter side" };
+        write!(f, "{sides} scaled to {resize} pixels ({})", self.resample.name())?;
+        if side < resize || !self.squash {
+            write!(f, ", the middle {side} x {side} cut out")?;
+        }
+        write!(f, "; mean {mean:?}, deviation {deviation:?}")
     }
 }
 
@@ -158,7 +215,7 @@ mod tests {
     use super::*;
 
     const PLAIN: Transform =
-        Transform { side: 4, resize: 4, mean: [0.0; 3], deviation: [1.0; 3], augmentation: None };
+        Transform { side: 4, resize: 4, mean: [0.0; 3], deviation: [1.0; 3], ..Transform::VIT };
 
     /// Red grows to the right, green downwards.
     fn ramp(width: u32, height: u32) -> RgbImage {
@@ -178,6 +235,9 @@ mod tests {
         // Scaled to 8 first, the middle 4 is half of the shorter side.
         let window = Transform { resize: 8, ..PLAIN }.middle(100, 40);
         assert_eq!(window, Window { left: 40, top: 10, width: 20, height: 20 });
+        // Squashed to 8 by 8 first, it is half of both sides.
+        let window = Transform { resize: 8, squash: true, ..PLAIN }.middle(100, 40);
+        assert_eq!(window, Window { left: 25, top: 10, width: 50, height: 20 });
     }
 
     #[test]
