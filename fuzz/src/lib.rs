@@ -7,6 +7,7 @@
 
 mod checkpoints;
 mod configs;
+mod data;
 mod scratch;
 
 /// Hands bytes to a reader.
@@ -21,6 +22,13 @@ pub const TARGETS: &[(&str, Run)] = &[
     ("checkpoint", checkpoints::checkpoint),
     ("telemetry", checkpoints::telemetry),
     ("config", configs::models),
+    ("csv", data::csv),
+    ("jsonl", data::jsonl),
+    ("list", data::list),
+    ("image", data::image),
+    ("preprocessing", data::preprocessing),
+    ("tokenizer", data::tokenizer),
+    ("run", data::run),
 ];
 
 /// The target of this name.

@@ -1,5 +1,7 @@
 //! Every seed goes through its target, and there are some for each.
 
+#![allow(clippy::unwrap_used)] // in helpers of tests
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

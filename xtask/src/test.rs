@@ -76,7 +76,10 @@ const STAGES: &[Stage] = &[
         ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
     },
     // A short turn from every seed; what needs longer is found by hand.
-    Stage { skip: crate::fuzz::missing, ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "3"]) },
+    Stage {
+        skip: crate::fuzz::missing,
+        ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "3"])
+    },
     stage("lints of the CUDA features", &["xtask", "cuda-check"]),
     Stage { skip: crate::ptx::missing, ..stage("committed kernels", &["xtask", "ptx", "--check"]) },
     stage("kernels on the CPU", &["xtask", "emulate"]),
