@@ -21,6 +21,7 @@ mod activation;
 mod attention;
 mod block;
 mod config;
+mod ids;
 mod image;
 mod residual;
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::clip::{self as other, text_model, vision_model};
+use tpgm_candle::models::Activation;
 use tpgm_candle::models::clip::{
     Clip, ClipClassifier, ClipConfig, ClipImage, ClipImageConfig, ClipLayout, ClipResNetConfig, ClipText,
     ClipTextConfig, ClipVitConfig,
@@ -272,10 +273,10 @@ fn a_saved_zero_shot_head_has_an_anchor() {
 #[test]
 fn sizes_are_those_of_openai() {
     for (config, count) in [
-        (ClipConfig::vit_b32(), 151_277_313),
-        (ClipConfig::vit_b16(), 149_620_737),
-        (ClipConfig::vit_l14(), 427_616_513),
-        (ClipConfig::rn50(), 102_007_137),
+        (ClipConfig::vit_b32(Activation::QuickGelu), 151_277_313),
+        (ClipConfig::vit_b16(Activation::QuickGelu), 149_620_737),
+        (ClipConfig::vit_l14(Activation::QuickGelu), 427_616_513),
+        (ClipConfig::rn50(Activation::QuickGelu), 102_007_137),
     ] {
         assert_eq!(parameters(|vb| Clip::new(&config, vb)), count, "{config:?}");
     }
@@ -306,7 +307,8 @@ fn bad_configurations_and_inputs_are_named() {
     let resnet = |change: fn(&mut ClipResNetConfig)| {
         let mut image = ClipResNetConfig::default();
         change(&mut image);
-        let config = ClipConfig { image: ClipImageConfig::ResNet(image), ..ClipConfig::rn50() };
+        let config =
+            ClipConfig { image: ClipImageConfig::ResNet(image), ..ClipConfig::rn50(Activation::QuickGelu) };
         config.validate().unwrap_err().to_string()
     };
     assert!(resnet(|c| c.width = 3).contains("`width`"));

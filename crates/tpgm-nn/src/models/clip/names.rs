@@ -91,18 +91,25 @@ const HUGGING_FACE_BLOCK: BlockNames = BlockNames {
         output: "self_attn.out_proj",
     },
     feed: ["mlp.fc1", "mlp.fc2"],
+    gated_feed: &[],
+    scales: None,
+    qk_norms: None,
 };
 
 const OPEN_AI_BLOCK: BlockNames = BlockNames {
     norms: ["ln_1", "ln_2"],
     attention: AttentionNames { inputs: InputNames::InProjection("attn"), output: "attn.out_proj" },
     feed: ["mlp.c_fc", "mlp.c_proj"],
+    gated_feed: &[],
+    scales: Some(["ls_1.gamma", "ls_2.gamma"]), // of some of OpenCLIP's
+    qk_norms: None,
 };
 
 const HUGGING_FACE_IMAGE: ImageNames = ImageNames {
     patches: "embeddings.patch_embedding",
     patch_bias: false,
     class_token: "embeddings.class_embedding",
+    registers: &[],
     positions: "embeddings.position_embedding.weight",
     batched: false,
     first_norm: Some("pre_layrnorm"), // so misspelled there
@@ -115,6 +122,7 @@ const OPEN_AI_IMAGE: ImageNames = ImageNames {
     patches: "conv1",
     patch_bias: false,
     class_token: "class_embedding",
+    registers: &[],
     positions: "positional_embedding",
     batched: false,
     first_norm: Some("ln_pre"),
