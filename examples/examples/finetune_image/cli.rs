@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tpgm_candle::DataOrder;
+use tpgm_candle::models::Activation;
 use tpgm_examples::data::images::{Augmentation, Transform};
 use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::progress::Progress;
@@ -28,6 +29,7 @@ struct Config {
     arch: Arch,
     model: String,
     config: Option<PathBuf>,
+    activation: Option<Activation>,
     prefix: String,
     train: PathBuf,
     held_out: Option<PathBuf>,
@@ -63,7 +65,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     // The files of CLIP's and other ResNets come without one, or with one of another kind.
     let has_config = beside.exists() && matches!(args.arch, Arch::Vit | Arch::ClipVit);
     let shape_file = args.config.clone().or(has_config.then_some(beside));
-    let shape = args.arch.shape(shape_file.as_deref())?;
+    let shape = args.arch.shape(shape_file.as_deref(), args.activation)?;
     let side = shape.side().unwrap_or(args.side);
     let usual = args.arch.transform();
     let transform = Transform { side, resize: (side * usual.resize).div_ceil(usual.side), ..usual };
@@ -78,6 +80,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         arch: args.arch,
         model: args.model.clone(),
         config: args.config.clone(),
+        activation: args.activation,
         prefix: args.prefix.clone(),
         train: args.train.clone(),
         held_out: args.held_out.clone(),

@@ -242,7 +242,7 @@ impl Default for HuggingFace {
 const KIND: Kind = Kind {
     what: "the configuration of a CLIP model",
     types: &[("clip", "CLIP")],
-    entries: &["text_config", "vision_config", "text_config_dict", "vision_config_dict"],
+    entries: &["projection_dim", "text_config", "vision_config", "text_config_dict", "vision_config_dict"],
 };
 
 /// The entries of a tower. Old files have them twice, and those of `..._dict` count.
