@@ -6,6 +6,7 @@ use candle_nn::{Init, VarBuilder};
 
 use super::Activation;
 use super::attention::{Attention, AttentionNames, Heads};
+use super::config::full_name;
 use crate::error::{Error, Result as OurResult};
 use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear, silu};
 
@@ -75,7 +76,7 @@ impl BlockParts {
         if let Some(norm) = qk_norms.iter().flatten().find(no_bias) {
             let problem = "without a bias: whether it is a layer norm or an RMS norm is not known, so it is not supported";
             return Err(Error::ModelTensor {
-                tensor: format!("{}.{}", first.prefix(), weight(norm)),
+                tensor: full_name(first, &weight(norm)),
                 problem: problem.to_owned(),
             });
         }

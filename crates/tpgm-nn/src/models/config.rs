@@ -1,7 +1,10 @@
 //! Reading a `config.json`.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+use candle_nn::VarBuilder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -10,6 +13,16 @@ use crate::error::{Error, Result};
 
 /// The entries of a `config.json`, by name.
 pub(super) type Entries = Map<String, Value>;
+
+/// Bytes of the longest file that can be a configuration.
+const LONGEST: usize = 1 << 24;
+
+/// The bytes of a file, one more than the longest can have if it has more.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![];
+    File::open(path)?.take(LONGEST as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// What a model's configuration must look like to be taken for one.
 pub(super) struct Kind {
@@ -30,7 +43,10 @@ impl Kind {
     /// [`Error::Io`], [`Error::BadFile`] if it is no JSON object or has none of the model's entries, [`Error::ModelType`]
     /// for a type that is not supported, or weights that are quantized.
     pub(super) fn read(&self, path: &Path) -> Result<Entries> {
-        let bytes = std::fs::read(path).map_err(Error::io(path))?;
+        let bytes = read(path).map_err(Error::io(path))?;
+        if bytes.len() > LONGEST {
+            return Err(Error::file(path, self.what, format!("it has more than {LONGEST} bytes")));
+        }
         let json: Value =
             serde_json::from_slice(&bytes).map_err(|problem| Error::file(path, self.what, problem))?;
         let Value::Object(mut entries) = json else {
@@ -98,7 +114,7 @@ impl Kind {
             () if entries.contains_key("model_cfg") => {
                 "; it is OpenCLIP's, whose models need Hugging Face's `config.json`, or a preset"
             }
-            () if entries.contains_key("pretrained_cfg") => "; it is timm's, whose models have presets",
+            () if entries.contains_key("pretrained_cfg") => "; it is timm's, of which only ViTs are known",
             () => "",
         };
         format!("it has neither `model_type` nor any of {wanted}{whose}")
@@ -146,7 +162,7 @@ pub(super) fn rename(entries: &mut Entries, names: &[(&'static str, &str)]) -> R
 }
 
 /// The largest size that an entry may have: products of two of them, and what is a few times as large, are numbers.
-const LARGEST: usize = 1 << 28;
+const LARGEST: usize = 1 << 24;
 
 /// Sizes must be such that a model could have them.
 ///
@@ -159,5 +175,13 @@ pub(super) fn check_sizes(sizes: &[(&'static str, usize)]) -> Result<()> {
             Err(Error::ModelConfig { entry, problem: format!("{size} is more than any model has") })
         }
         None => Ok(()),
+    }
+}
+
+/// The name that a tensor of `vb` has in the checkpoint.
+pub(super) fn full_name(vb: &VarBuilder, tensor: &str) -> String {
+    match vb.prefix() {
+        prefix if prefix.is_empty() => tensor.to_owned(),
+        prefix => format!("{prefix}.{tensor}"),
     }
 }

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 
 use super::attention::check_heads;
 use super::block::{Block, BlockNames, BlockParts, BlockShape};
-use super::config::check_sizes;
+use super::config::{check_sizes, full_name};
 use crate::error::{Error, Result as OurResult};
 use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm};
 
@@ -205,7 +205,7 @@ fn registers(shape: &ImageShape, names: &ImageNames, vb: &VarBuilder) -> OurResu
         [1, count, width] if count > 0 && width == size => Ok(Some(registers)),
         _ => {
             let problem = format!("with shape {:?}, where [1, count, {size}] is needed", registers.dims());
-            Err(Error::ModelTensor { tensor: name.to_owned(), problem })
+            Err(Error::ModelTensor { tensor: full_name(vb, name), problem })
         }
     }
 }

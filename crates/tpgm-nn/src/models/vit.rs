@@ -23,6 +23,7 @@
 
 mod config;
 mod names;
+mod timm;
 
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;

@@ -326,7 +326,23 @@ fn bad_configurations_and_inputs_are_named() {
     let error = ClipImage::new(&resnet, ClipLayout::HuggingFace, params.var_builder()).unwrap_err();
     assert!(matches!(error, nn::Error::ModelConfig { entry: "image", .. }), "{error}");
 
+    // CoCa and SigLIP are other models under OpenCLIP's names.
+    let other = tempfile::tempdir().unwrap();
+    for extra in ["visual.attn_pool.query", "logit_bias"] {
+        self::params(other.path(), &tiny(), ClipLayout::OpenAi);
+        let path = other.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        tensors.insert(extra.to_owned(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let params = Params::open(&path, &Device::Cpu).unwrap().dtype(DType::F64);
+        let error = Clip::new(&tiny(), params.var_builder()).unwrap_err();
+        assert!(matches!(&error, nn::Error::ModelTensor { tensor, .. } if tensor == extra), "{error}");
+    }
+
     let clip = Clip::new(&tiny(), params.var_builder()).unwrap();
+    let unknown = Tensor::new(&[[17u32, 19, 18]], &Device::Cpu).unwrap();
+    let error = clip.text().forward(&unknown).unwrap_err().to_string();
+    assert!(error.contains("token 19 of sequence 0"), "{error}");
     let long = Tensor::zeros((1, 8), DType::U32, &Device::Cpu).unwrap();
     let error = clip.text().forward(&long).unwrap_err().to_string();
     assert!(error.contains("8 tokens") && error.contains("up to 7"), "{error}");

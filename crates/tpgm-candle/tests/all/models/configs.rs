@@ -26,8 +26,7 @@ fn errors(path: &Path) -> [Option<nn::Error>; 5] {
 #[test]
 fn a_file_with_none_of_the_entries_is_no_configuration() {
     let folder = tempfile::tempdir().unwrap();
-    let timm =
-        r#"{"architecture": "vit_giant", "num_classes": 0, "pretrained_cfg": {"input_size": [3, 518, 518]}}"#;
+    let timm = r#"{"num_classes": 0, "pretrained_cfg": {"input_size": [3, 518, 518]}}"#;
     let tokenizer = r#"{"version": "1.0", "truncation": null, "model": {"vocab": {}}}"#;
     let open_clip = std::fs::read_to_string(real_file("image/open_clip_config.json")).unwrap();
     for text in ["{}", timm, tokenizer, &open_clip, "[]", "null", "3", r#""hidden_size""#] {
@@ -117,4 +116,59 @@ fn a_resnets_file_has_all_of_its_entries() {
     let text = text.replace("64", "0");
     let error = ResNetConfig::from_file(written(folder.path(), &text)).unwrap_err();
     assert!(matches!(error, nn::Error::ModelConfig { entry: "width", .. }), "{error}");
+}
+
+#[test]
+fn architectures_of_timm_have_their_sizes() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |architecture: &str, more: &str| {
+        let text = format!(r#"{{"architecture": "{architecture}", "num_classes": 1000{more}}}"#);
+        VitConfig::from_file(written(folder.path(), &text))
+    };
+    // Sizes are those of timm's `vision_transformer.py` and `deit.py`.
+    for (architecture, sizes) in [
+        ("vit_base_patch16_224", (768, 12, 12, 16, 224, 0)),
+        ("vit_large_patch16_384", (1024, 24, 16, 16, 384, 0)),
+        ("vit_small_patch14_dinov2", (384, 12, 6, 14, 518, 0)),
+        ("vit_giant_patch14_reg4_dinov2", (1536, 40, 24, 14, 518, 4)),
+        ("deit_tiny_patch16_224", (192, 12, 3, 16, 224, 0)),
+        ("deit3_base_patch16_384", (768, 12, 12, 16, 384, 0)),
+    ] {
+        let config = read(architecture, r#", "global_pool": "token""#).unwrap();
+        let VitConfig { hidden_size, num_hidden_layers, num_attention_heads, patch_size, image_size, .. } =
+            config;
+        let registers = config.num_register_tokens;
+        let got = (hidden_size, num_hidden_layers, num_attention_heads, patch_size, image_size, registers);
+        assert_eq!((got, config.layer_norm_eps), (sizes, 1e-6), "{architecture}");
+    }
+    let size = r#", "pretrained_cfg": {"input_size": [3, 224, 224]}"#;
+    assert_eq!(read("vit_base_patch14_dinov2", size).unwrap().image_size, 224);
+    let both = format!(r#"{size}, "model_args": {{"img_size": 448, "init_values": 1e-5}}"#);
+    assert_eq!(read("vit_base_patch14_dinov2", &both).unwrap().image_size, 448);
+
+    for architecture in [
+        "resnet50",
+        "vit_base_patch16_clip_224",
+        "vit_giant_patch14_224",
+        "vit_small_patch16_18x2_224",
+        "deit_base_distilled_patch16_224",
+        "vit_base_patchx_224",
+        "vit",
+        "",
+    ] {
+        let error = read(architecture, "").unwrap_err();
+        assert!(
+            matches!(&error, nn::Error::ModelType { entry: "architecture", value, .. } if value == architecture),
+            "{architecture}: {error}"
+        );
+    }
+    for (more, named) in [
+        (r#", "global_pool": "avg""#, "global_pool"),
+        (r#", "model_args": {"qk_norm": true}"#, "model_args"),
+        (r#", "model_args": {"img_size": "large"}"#, "input_size"),
+        (r#", "model_args": {"img_size": 225}"#, "image_size"),
+    ] {
+        let error = read("vit_base_patch16_224", more).unwrap_err();
+        assert!(matches!(&error, nn::Error::ModelConfig { entry, .. } if *entry == named), "{more}: {error}");
+    }
 }

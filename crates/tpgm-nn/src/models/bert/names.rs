@@ -5,6 +5,7 @@ use candle_nn::VarBuilder;
 use super::BertFamily;
 use crate::error::{Error, Result};
 use crate::models::attention::{AttentionNames, InputNames};
+use crate::models::config::full_name;
 
 /// What a checkpoint calls the parts of a block.
 pub(super) struct BertNames {
@@ -85,8 +86,7 @@ pub(super) fn encoder<'a>(family: BertFamily, vb: &VarBuilder<'a>) -> Result<Var
 }
 
 fn of_another_family(family: BertFamily, tensor: &str, vb: &VarBuilder) -> Error {
-    let prefix = vb.prefix();
-    let tensor = if prefix.is_empty() { tensor.to_owned() } else { format!("{prefix}.{tensor}") };
+    let tensor = full_name(vb, tensor);
     let family = family.name();
     let problem = format!(
         "a model whose `model_type` is `{family}` has no such name: the configuration is that of another model, or lacks \

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use super::file;
 use crate::error::{Error, Result};
 use crate::layers::Statistics;
 use crate::models::Activation;
 use crate::models::attention::check_heads;
 use crate::models::block::BlockShape;
-use crate::models::config::{Entries, Kind, check_sizes, in_file};
+use crate::models::config::{check_sizes, in_file};
 use crate::models::image::ImageShape;
 use crate::models::residual::{Halving, ResNetBlock, StagesShape};
 
@@ -224,54 +224,6 @@ impl ClipResNetConfig {
     }
 }
 
-/// What a `config.json` from Hugging Face has.
-#[derive(Serialize, Deserialize)]
-#[serde(default)]
-struct HuggingFace {
-    projection_dim: usize,
-    text_config: ClipTextConfig,
-    vision_config: ClipVitConfig,
-}
-
-impl Default for HuggingFace {
-    fn default() -> Self {
-        Self { projection_dim: 512, text_config: Default::default(), vision_config: Default::default() }
-    }
-}
-
-const KIND: Kind = Kind {
-    what: "the configuration of a CLIP model",
-    types: &[("clip", "CLIP")],
-    entries: &["projection_dim", "text_config", "vision_config", "text_config_dict", "vision_config_dict"],
-};
-
-/// The entries of a tower. Old files have them twice, and those of `..._dict` count.
-fn tower(path: &Path, entries: &mut Entries, [name, old]: [&str; 2], kind: &Kind) -> Result<()> {
-    let mut tower = match entries.remove(name) {
-        Some(Value::Object(tower)) => tower,
-        None | Some(Value::Null) => Entries::new(),
-        Some(_) => return Err(Error::file(path, KIND.what, format!("`{name}` is no object"))),
-    };
-    if let Some(Value::Object(old)) = entries.remove(old) {
-        tower.extend(old);
-    }
-    kind.check_type(path, &tower)?;
-    entries.insert(name.to_owned(), Value::Object(tower));
-    Ok(())
-}
-
-const TEXT: Kind = Kind {
-    what: "the configuration of CLIP's text tower",
-    types: &[("clip_text_model", "CLIPText")],
-    entries: &[],
-};
-
-const IMAGE: Kind = Kind {
-    what: "the configuration of CLIP's image tower",
-    types: &[("clip_vision_model", "CLIPVision")],
-    entries: &[],
-};
-
 /// The activation of a preset is asked for: OpenAI's models have [`Activation::QuickGelu`], and so have those of OpenCLIP's whose
 /// names end in `-quickgelu`; OpenCLIP's others have [`Activation::Gelu`]. Checkpoints of both have the same names, and the wrong
 /// one costs some points of accuracy without a word.
@@ -330,12 +282,7 @@ impl ClipConfig {
     /// [`Error::ModelType`] for other models (SigLIP, Chinese CLIP, one tower alone) or [`Error::ModelConfig`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let mut entries = KIND.read(path)?;
-        tower(path, &mut entries, ["text_config", "text_config_dict"], &TEXT)?;
-        tower(path, &mut entries, ["vision_config", "vision_config_dict"], &IMAGE)?;
-        let HuggingFace { projection_dim, text_config, vision_config } =
-            KIND.parse(path, entries, &HuggingFace::default())?;
-        let config = Self { projection_dim, text: text_config, image: ClipImageConfig::Vit(vision_config) };
+        let config = file::read(path)?;
         in_file(path, config.validate())?;
         Ok(config)
     }

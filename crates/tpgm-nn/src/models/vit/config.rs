@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::timm;
 use crate::error::{Error, Result};
 use crate::models::Activation;
 use crate::models::block::BlockShape;
@@ -12,7 +13,7 @@ use crate::models::config::{Entries, Kind, in_file};
 use crate::models::image::ImageShape;
 
 /// The shape of a model: `config.json` of a checkpoint from Hugging Face. Unknown entries are ignored; defaults are those
-/// of ViT-B/16. Checkpoints from timm have presets instead.
+/// of ViT-B/16. Checkpoints from timm have presets, or a `config.json` that names one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VitConfig {
@@ -83,6 +84,7 @@ const KIND: Kind = Kind {
         "num_channels",
         "hidden_act",
         "mlp_ratio",
+        "architecture",
     ],
 };
 
@@ -119,7 +121,8 @@ impl VitConfig {
     }
 
     /// Reads a `config.json` of a ViT or of DINOv2, with registers or without: its `model_type` says which, or the class in
-    /// `architectures`; without both it is a ViT.
+    /// `architectures`; without both it is a ViT. timm's, whose `architecture` is for example `vit_base_patch16_224`, has the
+    /// sizes of that name.
     ///
     /// # Errors
     ///
@@ -128,6 +131,20 @@ impl VitConfig {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let mut entries = KIND.read(path)?;
+        if let Some(architecture) =
+            entries.get("architecture").filter(|_| !entries.contains_key("model_type"))
+        {
+            let name = architecture.as_str().unwrap_or_default();
+            let config = in_file(path, timm::read(name, &entries))?.ok_or_else(|| Error::ModelType {
+                path: path.to_owned(),
+                entry: "architecture",
+                value: architecture.as_str().map_or_else(|| architecture.to_string(), str::to_owned),
+                what: KIND.what,
+                supported: timm::SUPPORTED.to_vec(),
+            })?;
+            in_file(path, config.validate())?;
+            return Ok(config);
+        }
         let defaults = match entries.get("model_type").and_then(Value::as_str) {
             None | Some("vit") => Self::default(),
             Some(dinov2) => {
@@ -183,7 +200,7 @@ impl VitConfig {
 fn dinov2_width(entries: &mut Entries) -> Result<()> {
     let bad = |entry, problem: &str| Err(Error::ModelConfig { entry, problem: problem.to_owned() });
     let size = match entries.get("hidden_size").map_or(Some(768), Value::as_u64) {
-        Some(size) if size < 1 << 28 => size as f64,
+        Some(size) if size < 1 << 24 => size as f64,
         _ => return bad("hidden_size", "it is no size"),
     };
     let ratio = match entries.get("mlp_ratio").map_or(Some(4.0), Value::as_f64) {

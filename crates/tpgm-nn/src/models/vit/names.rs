@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::models::attention::{AttentionNames, InputNames};
 use crate::models::block::BlockNames;
+use crate::models::config::full_name;
 use crate::models::image::ImageNames;
 
 /// Whose names a checkpoint has.
@@ -60,9 +61,8 @@ impl VitLayout {
     pub(super) fn found(self, vb: &VarBuilder) -> Result<ImageNames> {
         for (tensor, problem) in UNSUPPORTED {
             if vb.contains_tensor(tensor) {
-                let prefix = vb.prefix();
-                let tensor = if prefix.is_empty() { tensor.to_owned() } else { format!("{prefix}.{tensor}") };
-                return Err(Error::ModelTensor { tensor, problem: problem.to_owned() });
+                let (tensor, problem) = (full_name(vb, tensor), problem.to_owned());
+                return Err(Error::ModelTensor { tensor, problem });
             }
         }
         let names = *self.names();
