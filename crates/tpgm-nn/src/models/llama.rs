@@ -52,7 +52,8 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// [`Error::ModelConfig`](crate::Error::ModelConfig), [`Error::ModelTensor`](crate::Error::ModelTensor), or a parameter that `vb` has not, or not in this shape.
+    /// [`Error::ModelConfig`](crate::Error::ModelConfig), [`Error::ModelTensor`](crate::Error::ModelTensor), or a parameter that
+    /// `vb` has not, or not in this shape.
     pub fn new(config: &LlamaConfig, vb: VarBuilder) -> OurResult<Self> {
         Self::build(config, &|_, layer| Ok(Lora::plain(layer)), vb)
     }

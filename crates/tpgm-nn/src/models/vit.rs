@@ -98,9 +98,9 @@ pub struct VitClassifier {
 
 impl VitClassifier {
     /// Takes the parameters under the names that `vb` has: see [`VitLayout`]. An encoder from Hugging Face may be under
-    /// `vit.`, `dinov2.` or `dinov2_with_registers.`, or not. The head sees the class token; that of Hugging Face's DINOv2
-    /// sees the mean over the patches too, so it does not fit. A checkpoint without a head, or with one for other classes: declare it with
-    /// `Params::head` of `tpgm-candle`.
+    /// `vit.`, `dinov2.` or `dinov2_with_registers.`, or not. A checkpoint without a head, or with one for other classes:
+    /// declare it with `Params::head` of `tpgm-candle`. So too for DINOv2 with Hugging Face's own head, which sees the mean over
+    /// the patches beside the class token; the one here sees the class token.
     ///
     /// # Errors
     ///

@@ -46,6 +46,20 @@ fn each_family_computes_what_transformers_computes() {
 }
 
 #[test]
+fn distilbert_does_not_drop_out_behind_an_attention() {
+    // Masks of one pass: that of the embeddings, and in each of two blocks those of attention weights, of what is behind the
+    // attention, and of the feed-forward network.
+    for (name, masks) in [("roberta", 1 + 2 * 3), ("distilbert", 1 + 2 * 2)] {
+        let (reference, dropout) = (Reference::family(name), DropoutRng::new(0));
+        let config = BertConfig::from_file(reference.config()).unwrap();
+        let model = Bert::new(&config, &dropout, reference.params().var_builder()).unwrap();
+        let input = BertInput::new(&reference.get("ids"), &reference.get("mask"));
+        model.forward(&input, true).unwrap();
+        assert_eq!(dropout.state().draws, masks, "{name}");
+    }
+}
+
+#[test]
 fn every_gradient_agrees_with_finite_differences() {
     for (name, tensors) in [("roberta", 39), ("distilbert", 38)] {
         let reference = Reference::family(name);
