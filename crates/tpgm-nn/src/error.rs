@@ -84,6 +84,31 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A configuration is that of another kind of model, which the code does not compute.
+    #[error(
+        "{path}: not {what}: its `{entry}` is `{value}`, which is not supported{}",
+        supported_types(supported)
+    )]
+    ModelType {
+        /// The file.
+        path: PathBuf,
+        /// The entry that says so: `model_type` or `architectures`.
+        entry: &'static str,
+        /// Its value.
+        value: String,
+        /// What was expected.
+        what: &'static str,
+        /// Every `model_type` that is supported.
+        supported: Vec<&'static str>,
+    },
+    /// A checkpoint has a tensor that the model would have to use, and cannot.
+    #[error("tensor `{tensor}`: the checkpoint has it, but {problem}")]
+    ModelTensor {
+        /// The tensor.
+        tensor: String,
+        /// Why it cannot be used, and what to do.
+        problem: String,
+    },
     /// A checkpoint has none of the tensors by which a model's layouts are told apart.
     #[error(
         "model {model}: the checkpoint has none of {tensors:?}{}, so its layout is unknown",
@@ -167,6 +192,13 @@ pub enum Error {
 
 /// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+fn supported_types(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        _ => format!("; {} are", names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+    }
+}
 
 /// For the traits of candle, whose functions return candle's error.
 impl From<Error> for candle_core::Error {

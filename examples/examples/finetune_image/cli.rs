@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use tpgm_candle::DataOrder;
+use tpgm_candle::models::Activation;
 use tpgm_examples::data::images::{Augmentation, PREPROCESSING_FILES, Transform};
 use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::fingerprint::Fingerprint;
@@ -30,6 +31,7 @@ struct Config {
     arch: Arch,
     model: String,
     config: Option<PathBuf>,
+    activation: Option<Activation>,
     prefix: String,
     train: PathBuf,
     held_out: Option<PathBuf>,
@@ -67,7 +69,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     // The files of CLIP's and other ResNets come without one, or with one of another kind, and so do those of timm.
     let has_config = matches!(args.arch, Arch::Vit | Arch::ClipVit) && beside.exists() && !is_timm(&beside)?;
     let shape_file = args.config.clone().or(has_config.then_some(beside));
-    let shape = args.arch.shape(shape_file.as_deref())?;
+    let shape = args.arch.shape(shape_file.as_deref(), args.activation)?;
     let prepared = Preparation::find(args, &model, shape.side())?;
     let transform = prepared.transform;
     let augmentation = Augmentation { smallest_area: args.smallest_area, mirror: true };
@@ -107,6 +109,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         arch: args.arch,
         model: args.model.clone(),
         config: args.config.clone(),
+        activation: args.activation,
         prefix: args.prefix.clone(),
         train: args.train.clone(),
         held_out: args.held_out.clone(),

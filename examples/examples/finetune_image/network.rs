@@ -8,6 +8,7 @@ use candle_nn::VarBuilder;
 use clap::ValueEnum;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tpgm_candle::models::Activation;
 use tpgm_candle::models::clip::{ClipClassifier, ClipConfig, ClipImageConfig};
 use tpgm_candle::models::resnet::{ResNetClassifier, ResNetConfig};
 use tpgm_candle::models::vit::{VitClassifier, VitConfig};
@@ -42,16 +43,27 @@ impl Arch {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or describes no such network.
-    pub(crate) fn shape(self, config: Option<&Path>) -> Result<Shape> {
+    /// The file cannot be read, or describes no such network; an activation where there is nothing to choose, or none where
+    /// names leave it open.
+    pub(crate) fn shape(self, config: Option<&Path>, activation: Option<Activation>) -> Result<Shape> {
+        ensure!(
+            activation.is_none() || (self.is_clip() && config.is_none()),
+            "--activation is for a CLIP without a configuration: here the network has it"
+        );
+        let asked = || {
+            activation.context(
+                "--activation quick-gelu or gelu: names of CLIP's checkpoints do not say which it is (OpenAI's have \
+                 quick-gelu, OpenCLIP's gelu unless their name ends in -quickgelu); a config.json does, with --config",
+            )
+        };
         Ok(match (self, config) {
             (Arch::Vit, None) => Shape::Vit(VitConfig::base_patch16_224()),
             (Arch::Vit, Some(path)) => Shape::Vit(VitConfig::from_file(path)?),
             (Arch::Resnet50, None) => Shape::ResNet(ResNetConfig::resnet50()),
-            (Arch::Resnet50, Some(path)) => Shape::ResNet(own(path)?),
-            (Arch::ClipVit, None) => Shape::Clip(ClipConfig::vit_b16()),
+            (Arch::Resnet50, Some(path)) => Shape::ResNet(ResNetConfig::from_file(path)?),
+            (Arch::ClipVit, None) => Shape::Clip(ClipConfig::vit_b16(asked()?)),
             (Arch::ClipVit, Some(path)) => Shape::Clip(ClipConfig::from_file(path)?),
-            (Arch::ClipResnet50, None) => Shape::Clip(ClipConfig::rn50()),
+            (Arch::ClipResnet50, None) => Shape::Clip(ClipConfig::rn50(asked()?)),
             (Arch::ClipResnet50, Some(path)) => Shape::Clip(own(path)?),
         })
     }
@@ -69,6 +81,15 @@ impl Arch {
     pub(crate) fn is_clip(self) -> bool {
         matches!(self, Arch::ClipVit | Arch::ClipResnet50)
     }
+}
+
+/// An activation, by its name in configurations or with dashes.
+///
+/// # Errors
+///
+/// There is none of this name.
+pub(crate) fn activation(name: &str) -> Result<Activation, serde_json::Error> {
+    serde_json::from_value(name.replace('-', "_").into())
 }
 
 /// A configuration of ours: its checkpoints come without one.

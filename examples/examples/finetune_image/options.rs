@@ -4,12 +4,13 @@ use std::num::NonZero;
 use std::path::PathBuf;
 
 use clap::Parser;
+use tpgm_candle::models::Activation;
 use tpgm_examples::data::images::Resample;
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::study::Method;
 use tpgm_examples::workers;
 
-use crate::network::Arch;
+use crate::network::{self, Arch};
 use crate::preset::Preset;
 
 /// Fine-tunes an image classifier with methods of robust fine-tuning, and tests it on shifted images.
@@ -31,6 +32,10 @@ pub(crate) struct Args {
     /// Shape of the network [default: config.json beside the checkpoint, or the usual shape]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Activation of a CLIP that has no --config and no config.json: quick-gelu for OpenAI's models and those of OpenCLIP whose
+    /// names end in -quickgelu, gelu for OpenCLIP's others
+    #[arg(long, value_parser = network::activation)]
+    pub(crate) activation: Option<Activation>,
     /// What the checkpoint's names begin with, for example `module.base_encoder.`
     #[arg(long, default_value = "")]
     pub(crate) prefix: String,

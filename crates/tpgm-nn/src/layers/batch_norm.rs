@@ -32,7 +32,8 @@ pub enum Statistics {
 ///
 /// While training these are the batch's (the variance divided by the number of elements), and the running statistics move:
 /// `running = (1 - momentum) * running + momentum * batch`, where the variance is divided by the number of elements less
-/// one, as in PyTorch. They are computed in f64, whatever the element type.
+/// one, as in PyTorch. They are computed in f64, whatever the element type. They stay as they are if a batch would make one
+/// of them NaN or infinite; its result has the NaN all the same.
 ///
 /// Under `Params` of `tpgm-candle` the running statistics are buffers: part of `Params::values` and
 /// so of every checkpoint, without anchor, and not trained. Ranks of a distributed run move their own, each by its part of
@@ -122,7 +123,8 @@ impl BatchNorm {
         self.eps
     }
 
-    /// Takes the statistics of a batch of `count` elements per channel into the running ones.
+    /// Takes the statistics of a batch of `count` elements per channel into the running ones, if all are finite then: one
+    /// batch with a NaN would otherwise stay in them for good, though the step on it is refused.
     fn update(&self, batch: &Moments, count: usize) -> Result<()> {
         let unbiased = count as f64 / (count - 1) as f64;
         let moved = |running: &Var, batch: &[f64], factor: f64| {
@@ -131,10 +133,18 @@ impl BatchNorm {
                 *running += self.momentum * (factor * batch - *running);
             }
             let values = Tensor::from_vec(values, running.shape(), &Device::Cpu)?;
-            running.set(&values.to_dtype(running.dtype())?.to_device(running.device())?)
+            values.to_dtype(running.dtype())
         };
-        moved(&self.running_mean, &batch.mean, 1.0)?;
-        moved(&self.running_var, &batch.variance, unbiased)
+        let mean = moved(&self.running_mean, &batch.mean, 1.0)?;
+        let variance = moved(&self.running_var, &batch.variance, unbiased)?;
+        // In the type of the statistics: what is finite here may be too large for it.
+        for values in [&mean, &variance] {
+            if !numbers(values)?.iter().all(|value| value.is_finite()) {
+                return Ok(());
+            }
+        }
+        self.running_mean.set(&mean.to_device(self.running_mean.device())?)?;
+        self.running_var.set(&variance.to_device(self.running_var.device())?)
     }
 
     fn running(&self) -> Result<Moments> {

@@ -4,7 +4,10 @@ use candle_core::{D, DType, Device, Module, ModuleT, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::error::{Error, Result as OurResult};
-use crate::layers::{Dropout, Linear, linear, linear_no_bias, matmul, matmul_transposed, softmax_last_dim};
+use crate::layers::{
+    Dropout, LayerNorm, Linear, layer_norm, linear, linear_no_bias, matmul, matmul_transposed,
+    softmax_last_dim,
+};
 
 /// Heads that attend: `softmax(q k^T / sqrt(width of a head)) v`.
 #[derive(Debug, Clone)]
@@ -65,6 +68,8 @@ pub(super) enum InputNames {
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
     inputs: Inputs,
+    /// Of queries and keys, over the width of a head.
+    norms: Option<[LayerNorm; 2]>,
     heads: Heads,
     output: Linear,
 }
@@ -99,7 +104,20 @@ impl Attention {
                 Inputs::Joined(Linear::new(vb.get((3 * size, size), "in_proj_weight")?, bias))
             }
         };
-        Ok(Self { inputs, heads, output: linear(size, size, vb.pp(names.output))? })
+        Ok(Self { inputs, norms: None, heads, output: linear(size, size, vb.pp(names.output))? })
+    }
+
+    /// Adds norms of queries and keys (Henry et al., arXiv 2010.04245), named `names`.
+    pub(super) fn with_norms(
+        self,
+        size: usize,
+        eps: f64,
+        [query, key]: [&str; 2],
+        vb: &VarBuilder,
+    ) -> Result<Self> {
+        let width = size / self.heads.count;
+        let norm = |name: &str| layer_norm(width, eps, vb.pp(name));
+        Ok(Self { norms: Some([norm(query)?, norm(key)?]), ..self })
     }
 
     /// Maps `x` of shape (batch, length, size) to the same shape; `mask` is that of [`Heads::attend`].
@@ -112,7 +130,16 @@ impl Attention {
                 [part(0)?, part(1)?, part(2)?]
             }
         };
+        let [query, key] = match &self.norms {
+            Some([of_query, of_key]) => [self.normed(&query, of_query)?, self.normed(&key, of_key)?],
+            None => [query, key],
+        };
         self.output.forward(&self.heads.attend(&query, &key, &value, mask, train)?)
+    }
+
+    fn normed(&self, x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
+        let (batch, length, _) = x.dims3()?;
+        norm.forward(&x.reshape((batch, length, self.heads.count, ()))?)?.reshape(x.shape())
     }
 }
 

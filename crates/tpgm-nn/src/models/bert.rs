@@ -1,4 +1,5 @@
-//! BERT encoders (Devlin et al., arXiv 1810.04805): BERT, MiniLM, E5, BGE and other sentence encoders of this kind.
+//! BERT encoders (Devlin et al., arXiv 1810.04805) and their family: MiniLM, E5, BGE and other sentence encoders; RoBERTa
+//! (arXiv 1907.11692), XLM-RoBERTa and CamemBERT; DistilBERT (arXiv 1910.01108). [`BertConfig::from_file`] finds out which.
 //!
 //! ```no_run
 //! use candle_core::{DType, Device, ModuleT, Tensor};
@@ -16,95 +17,25 @@
 //! # Ok::<(), tpgm_nn::Error>(())
 //! ```
 
-use std::path::Path;
+mod config;
+mod names;
 
 use candle_core::{DType, Module, ModuleT, Result, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding};
 use serde::{Deserialize, Serialize};
 
+pub use self::config::{BertConfig, BertFamily};
+use self::names::BertNames;
 use super::Activation;
-use super::attention::{Attention, AttentionNames, Heads, InputNames, check_heads, forbidden};
-use super::config;
-use crate::error::{Error, Result as OurResult};
+use super::attention::{Attention, Heads, forbidden};
+use super::ids::checked;
+use crate::error::Result as OurResult;
 use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
 
-/// The shape of a model: `config.json` of a checkpoint. Unknown entries are ignored; defaults are those of BERT base.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct BertConfig {
-    /// Number of tokens.
-    pub vocab_size: usize,
-    /// Width of a token's vector; a multiple of `num_attention_heads`.
-    pub hidden_size: usize,
-    /// Number of blocks.
-    pub num_hidden_layers: usize,
-    /// Heads of an attention.
-    pub num_attention_heads: usize,
-    /// Width inside a feed-forward block.
-    pub intermediate_size: usize,
-    /// Activation inside a feed-forward block.
-    pub hidden_act: Activation,
-    /// Probability of dropout after embeddings, attentions and feed-forward blocks, in `[0, 1)`.
-    pub hidden_dropout_prob: f64,
-    /// Probability of dropout of attention weights, in `[0, 1)`.
-    pub attention_probs_dropout_prob: f64,
-    /// Longest sequence in tokens.
-    pub max_position_embeddings: usize,
-    /// Number of segments.
-    pub type_vocab_size: usize,
-    /// Epsilon of the layer norms.
-    pub layer_norm_eps: f64,
-    /// How positions enter; only `absolute` is supported.
-    pub position_embedding_type: String,
-}
-
-impl Default for BertConfig {
-    fn default() -> Self {
-        Self {
-            vocab_size: 30522,
-            hidden_size: 768,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            intermediate_size: 3072,
-            hidden_act: Activation::Gelu,
-            hidden_dropout_prob: 0.1,
-            attention_probs_dropout_prob: 0.1,
-            max_position_embeddings: 512,
-            type_vocab_size: 2,
-            layer_norm_eps: 1e-12,
-            position_embedding_type: "absolute".to_owned(),
-        }
-    }
-}
-
-impl BertConfig {
-    /// Reads a `config.json`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`], [`Error::BadFile`] or [`Error::ModelConfig`].
-    pub fn from_file(path: impl AsRef<Path>) -> OurResult<Self> {
-        let config: Self = config::read(path.as_ref(), "the configuration of a BERT model")?;
-        config.validate()?;
-        Ok(config)
-    }
-
-    /// Checks that the numbers fit together.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ModelConfig`].
-    pub fn validate(&self) -> OurResult<()> {
-        check_heads("hidden_size", self.hidden_size, self.num_attention_heads)?;
-        if self.position_embedding_type != "absolute" {
-            let problem = format!("`{}` is not supported, only `absolute`", self.position_embedding_type);
-            return Err(Error::ModelConfig { entry: "position_embedding_type", problem });
-        }
-        Ok(())
-    }
-}
-
 /// A batch of token sequences.
+///
+/// RoBERTa and its like take positions from the ids: each token but the padding's, [`BertConfig::pad_token_id`], has the
+/// position after the one before it, whatever the mask says, as in Hugging Face's code. So pad with that token.
 #[derive(Debug, Clone)]
 pub struct BertInput {
     ids: Tensor,
@@ -131,35 +62,39 @@ impl BertInput {
 pub struct Bert {
     words: Embedding,
     positions: Embedding,
-    segments: Embedding,
+    segments: Option<Embedding>,
     norm: LayerNorm,
     dropout: Dropout,
     blocks: Vec<Block>,
-    max_length: usize,
+    config: BertConfig,
 }
 
 impl Bert {
-    /// Takes `embeddings.*` and `encoder.layer.*`; for a checkpoint with a prefix (`bert.`), give `vb.pp("bert")`.
+    /// Takes `embeddings.*` and `encoder.layer.*`, or DistilBERT's `transformer.layer.*`; for a checkpoint with a prefix
+    /// (`bert.`, `roberta.`, `distilbert.`), give `vb.pp("bert")`.
     ///
     /// # Errors
     ///
-    /// [`Error::ModelConfig`], or a parameter that `vb` has not, or not in this shape.
+    /// [`Error::ModelConfig`](crate::Error::ModelConfig), [`Error::ModelTensor`](crate::Error::ModelTensor) for a checkpoint
+    /// of another family than `config`'s, or a parameter that `vb` has not, or not in this shape.
     pub fn new(config: &BertConfig, dropout: &DropoutRng, vb: VarBuilder) -> OurResult<Self> {
         config.validate()?;
+        let names = BertNames::of(config.model_type, &vb)?;
         let embeddings = vb.pp("embeddings");
         let size = config.hidden_size;
         let table = |n, name: &str| embedding(n, size, embeddings.pp(name));
+        let segments = config.segments();
         let blocks = (0..config.num_hidden_layers)
-            .map(|i| Block::new(config, dropout, vb.pp("encoder.layer").pp(i)))
+            .map(|i| Block::new(config, names, dropout, vb.pp(names.blocks).pp(i)))
             .collect::<OurResult<_>>()?;
         Ok(Self {
             words: table(config.vocab_size, "word_embeddings")?,
             positions: table(config.max_position_embeddings, "position_embeddings")?,
-            segments: table(config.type_vocab_size, "token_type_embeddings")?,
+            segments: (segments > 0).then(|| table(segments, "token_type_embeddings")).transpose()?,
             norm: layer_norm(size, config.layer_norm_eps, embeddings.pp("LayerNorm"))?,
             dropout: Dropout::new(config.hidden_dropout_prob, dropout)?,
             blocks,
-            max_length: config.max_position_embeddings,
+            config: config.clone(),
         })
     }
 
@@ -167,25 +102,58 @@ impl Bert {
     ///
     /// # Errors
     ///
-    /// Sequences longer than the position embeddings, a token outside the vocabulary, or wrong shapes.
+    /// Sequences longer than [`BertConfig::max_length`], a token outside the vocabulary, segments that the model does not
+    /// have, or wrong shapes.
     pub fn forward(&self, input: &BertInput, train: bool) -> Result<Tensor> {
-        let (_, length) = input.ids.dims2()?;
-        if length > self.max_length {
-            candle_core::bail!("sequences have {length} tokens, the model takes up to {}", self.max_length)
+        let BertInput { ids, segments, mask } = input;
+        let (_, length) = ids.dims2()?;
+        let longest = self.config.max_length();
+        if length > longest {
+            candle_core::bail!("sequences have {length} tokens, the model takes up to {longest}")
         }
-        let positions = Tensor::arange(0, length as u32, input.ids.device())?;
-        let words = self.words.forward(&input.ids)?;
-        let segments = match &input.segments {
-            Some(segments) => self.segments.forward(segments)?,
-            None => self.segments.forward(&input.ids.zeros_like()?)?,
-        };
-        let x = (words + segments)?.broadcast_add(&self.positions.forward(&positions)?)?;
+        if mask.dims() != ids.dims() {
+            candle_core::bail!("the mask has shape {:?}, the ids {:?}", mask.dims(), ids.dims())
+        }
+        let tokens = checked("token", ids, self.config.vocab_size)?;
+        let mut x = self.words.forward(ids)?;
+        match (&self.segments, segments) {
+            (Some(table), Some(segments)) => {
+                checked("segment", segments, self.config.segments())?;
+                x = (x + table.forward(segments)?)?;
+            }
+            (Some(table), None) => x = (x + table.forward(&ids.zeros_like()?)?)?,
+            (None, Some(_)) => {
+                candle_core::bail!("a {} has no segments", self.config.model_type.name())
+            }
+            (None, None) => {}
+        }
+        let positions = self.positions(&tokens, length)?.to_device(ids.device())?;
+        let x = x.broadcast_add(&self.positions.forward(&positions)?)?;
         let mut x = self.dropout.forward_t(&self.norm.forward(&x)?, train)?;
-        let mask = additive_mask(&input.mask, x.dtype())?;
+        let mask = additive_mask(mask, x.dtype())?;
         for block in &self.blocks {
             x = block.forward(&x, &mask, train)?;
         }
         Ok(x)
+    }
+
+    /// Positions that broadcast to (batch, length).
+    fn positions(&self, tokens: &[Vec<i64>], length: usize) -> Result<Tensor> {
+        let device = &candle_core::Device::Cpu;
+        if !self.config.model_type.counts_behind_padding() {
+            return Tensor::arange(0, length as u32, device);
+        }
+        let padding = self.config.padding();
+        let mut positions = Vec::with_capacity(tokens.len() * length);
+        for row in tokens {
+            let mut last = padding;
+            positions.extend(row.iter().map(|&id| {
+                let pads = id == i64::from(padding);
+                last += u32::from(!pads);
+                if pads { padding } else { last }
+            }));
+        }
+        Tensor::from_vec(positions, (tokens.len(), length), device)
     }
 }
 
@@ -197,14 +165,10 @@ fn additive_mask(mask: &Tensor, dtype: DType) -> Result<Tensor> {
     mask.to_dtype(dtype)?.reshape((batch, 1, 1, length))
 }
 
-const ATTENTION: AttentionNames = AttentionNames {
-    inputs: InputNames::Separate(["attention.self.query", "attention.self.key", "attention.self.value"]),
-    output: "attention.output.dense",
-};
-
 #[derive(Debug, Clone)]
 struct Block {
     attention: Attention,
+    attended_dropout: Dropout,
     attended_norm: LayerNorm,
     wide: Linear,
     activation: Activation,
@@ -214,24 +178,29 @@ struct Block {
 }
 
 impl Block {
-    fn new(config: &BertConfig, dropout: &DropoutRng, vb: VarBuilder) -> OurResult<Self> {
+    fn new(config: &BertConfig, names: &BertNames, dropout: &DropoutRng, vb: VarBuilder) -> OurResult<Self> {
         let (size, eps) = (config.hidden_size, config.layer_norm_eps);
         let attention_dropout = Dropout::new(config.attention_probs_dropout_prob, dropout)?;
         let heads = Heads::new(config.num_attention_heads, attention_dropout);
+        let after_attention = match config.model_type {
+            BertFamily::DistilBert => 0.0,
+            _ => config.hidden_dropout_prob,
+        };
         Ok(Self {
-            attention: Attention::new(size, true, heads, &ATTENTION, &vb)?,
-            attended_norm: layer_norm(size, eps, vb.pp("attention.output.LayerNorm"))?,
-            wide: linear(size, config.intermediate_size, vb.pp("intermediate.dense"))?,
+            attention: Attention::new(size, true, heads, &names.attention, &vb)?,
+            attended_dropout: Dropout::new(after_attention, dropout)?,
+            attended_norm: layer_norm(size, eps, vb.pp(names.attended_norm))?,
+            wide: linear(size, config.intermediate_size, vb.pp(names.feed[0]))?,
             activation: config.hidden_act,
-            narrow: linear(config.intermediate_size, size, vb.pp("output.dense"))?,
-            norm: layer_norm(size, eps, vb.pp("output.LayerNorm"))?,
+            narrow: linear(config.intermediate_size, size, vb.pp(names.feed[1]))?,
+            norm: layer_norm(size, eps, vb.pp(names.norm))?,
             dropout: Dropout::new(config.hidden_dropout_prob, dropout)?,
         })
     }
 
     fn forward(&self, x: &Tensor, mask: &Tensor, train: bool) -> Result<Tensor> {
         let attended = self.attention.forward(x, Some(mask), train)?;
-        let x = self.attended_norm.forward(&(self.dropout.forward_t(&attended, train)? + x)?)?;
+        let x = self.attended_norm.forward(&(self.attended_dropout.forward_t(&attended, train)? + x)?)?;
         let fed = self.narrow.forward(&self.activation.apply(&self.wide.forward(&x)?)?)?;
         self.norm.forward(&(self.dropout.forward_t(&fed, train)? + x)?)
     }
@@ -277,8 +246,9 @@ pub struct BertClassifier {
 }
 
 impl BertClassifier {
-    /// Takes the encoder's parameters as [`Bert::new`] does, under `bert.` if `vb` has them there, and `classifier.weight` and `classifier.bias`, which a checkpoint
-    /// without a head lacks: declare it with `Params::head` of `tpgm-candle`.
+    /// Takes the encoder's parameters as [`Bert::new`] does, under its family's prefix (`bert.`, `roberta.`, `distilbert.`)
+    /// if `vb` has them there, and `classifier.weight` and `classifier.bias`, which a checkpoint without a head lacks:
+    /// declare it with `Params::head` of `tpgm-candle`.
     ///
     /// # Errors
     ///
@@ -290,9 +260,7 @@ impl BertClassifier {
         dropout: &DropoutRng,
         vb: VarBuilder,
     ) -> OurResult<Self> {
-        // Checkpoints that were saved with a head of their own have the encoder beside it.
-        let prefixed = vb.contains_tensor("bert.embeddings.word_embeddings.weight");
-        let encoder = if prefixed { vb.pp("bert") } else { vb.clone() };
+        let encoder = names::encoder(config.model_type, &vb)?;
         Ok(Self {
             encoder: Bert::new(config, dropout, encoder)?,
             pooling,

@@ -1,13 +1,14 @@
 //! The transformer block of ViT and CLIP: norms first, then attention and a feed-forward network, each added to its input
 //! (Xiong et al., arXiv 2002.04745, figure 1b).
 
-use candle_core::{Module, ModuleT, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{D, Module, ModuleT, Tensor};
+use candle_nn::{Init, VarBuilder};
 
 use super::Activation;
 use super::attention::{Attention, AttentionNames, Heads};
-use crate::error::Result as OurResult;
-use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
+use super::config::full_name;
+use crate::error::{Error, Result as OurResult};
+use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear, silu};
 
 /// What a checkpoint calls the parts of a block.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,12 @@ pub(super) struct BlockNames {
     pub(super) attention: AttentionNames,
     /// The two halves of the feed-forward network.
     pub(super) feed: [&'static str; 2],
+    /// What these may be called where the network is gated; in a model made anew, the first.
+    pub(super) gated_feed: &'static [[&'static str; 2]],
+    /// Factors of what attention and feed-forward network add.
+    pub(super) scales: Option<[&'static str; 2]>,
+    /// Norms of queries and keys.
+    pub(super) qk_norms: Option<[&'static str; 2]>,
 }
 
 /// Sizes and options of a block.
@@ -30,8 +37,59 @@ pub(super) struct BlockShape {
     pub(super) eps: f64,
     /// Whether query, key and value have a bias.
     pub(super) input_bias: bool,
+    /// Whether the feed-forward network is a SwiGLU; names that only such a network has say so too.
+    pub(super) gated: bool,
+    /// What LayerScale's factors start with in a model made anew. A checkpoint has them or not; with a value it must.
+    pub(super) layer_scale: Option<f64>,
     pub(super) dropout: f64,
     pub(super) attention_dropout: f64,
+}
+
+/// The parts that blocks of one kind have and others lack: the same for all blocks of a model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BlockParts {
+    feed: [&'static str; 2],
+    gated: bool,
+    /// Names and first value of LayerScale's factors.
+    scales: Option<([&'static str; 2], f64)>,
+    qk_norms: Option<[&'static str; 2]>,
+}
+
+impl BlockParts {
+    /// What the configuration asks for, and what the first block of a checkpoint has. The others must have the same.
+    ///
+    /// # Errors
+    ///
+    /// Norms of queries and keys without biases: these are of two kinds, which names do not tell apart.
+    pub(super) fn find(shape: &BlockShape, names: &BlockNames, first: &VarBuilder) -> OurResult<Self> {
+        let has = |name: &str| first.contains_tensor(name);
+        let weight = |name: &str| format!("{name}.weight");
+        let only_gated = names.gated_feed.iter().copied().filter(|feed| *feed != names.feed);
+        let gated_feed = only_gated.into_iter().find(|[wide, _]| has(&weight(wide)));
+        let made_anew = !has(&weight(names.feed[0]));
+        let usual = match names.gated_feed.first() {
+            Some(&gated) if shape.gated && made_anew => gated,
+            _ => names.feed,
+        };
+        let qk_norms = names.qk_norms.filter(|norms| norms.iter().any(|norm| has(&weight(norm))));
+        let no_bias = |norm: &&&str| has(&weight(norm)) && !has(&format!("{norm}.bias"));
+        if let Some(norm) = qk_norms.iter().flatten().find(no_bias) {
+            let problem = "without a bias: whether it is a layer norm or an RMS norm is not known, so it is not supported";
+            return Err(Error::ModelTensor {
+                tensor: full_name(first, &weight(norm)),
+                problem: problem.to_owned(),
+            });
+        }
+        Ok(Self {
+            feed: gated_feed.unwrap_or(usual),
+            gated: shape.gated || gated_feed.is_some(),
+            scales: names
+                .scales
+                .filter(|scales| shape.layer_scale.is_some() || scales.iter().any(|scale| has(scale)))
+                .map(|scales| (scales, shape.layer_scale.unwrap_or(1.0))),
+            qk_norms,
+        })
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -39,28 +97,65 @@ pub(super) struct Block {
     attention_norm: LayerNorm,
     attention: Attention,
     feed_norm: LayerNorm,
+    feed: Feed,
+    /// LayerScale (Touvron et al., arXiv 2103.17239): a factor for each feature of what attention and network add.
+    scales: Option<[Tensor; 2]>,
+    dropout: Dropout,
+}
+
+/// The feed-forward network.
+#[derive(Debug, Clone)]
+struct Feed {
     wide: Linear,
     activation: Activation,
+    /// A SwiGLU (Shazeer, arXiv 2002.05202): the first half of `wide` is the gate of the second.
+    gated: bool,
     narrow: Linear,
-    dropout: Dropout,
+}
+
+impl Feed {
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let wide = self.wide.forward(x)?;
+        let inner = if self.gated {
+            let half = wide.dim(D::Minus1)? / 2;
+            (silu(&wide.narrow(D::Minus1, 0, half)?)? * wide.narrow(D::Minus1, half, half)?)?
+        } else {
+            self.activation.apply(&wide)?
+        };
+        self.narrow.forward(&inner)
+    }
 }
 
 impl Block {
     pub(super) fn new(
         shape: &BlockShape,
         names: &BlockNames,
+        parts: &BlockParts,
         dropout: &DropoutRng,
         vb: &VarBuilder,
     ) -> OurResult<Self> {
         let &BlockShape { size, inner, eps, .. } = shape;
         let heads = Heads::new(shape.heads, Dropout::new(shape.attention_dropout, dropout)?);
+        let attention = Attention::new(size, shape.input_bias, heads, &names.attention, vb)?;
+        let scale = |name: &str, value| vb.get_with_hints(size, name, Init::Const(value));
+        let scales = match parts.scales {
+            Some(([first, second], value)) => Some([scale(first, value)?, scale(second, value)?]),
+            None => None,
+        };
         Ok(Self {
             attention_norm: layer_norm(size, eps, vb.pp(names.norms[0]))?,
-            attention: Attention::new(size, shape.input_bias, heads, &names.attention, vb)?,
+            attention: match parts.qk_norms {
+                Some(norms) => attention.with_norms(size, eps, norms, vb)?,
+                None => attention,
+            },
             feed_norm: layer_norm(size, eps, vb.pp(names.norms[1]))?,
-            wide: linear(size, inner, vb.pp(names.feed[0]))?,
-            activation: shape.activation,
-            narrow: linear(inner, size, vb.pp(names.feed[1]))?,
+            feed: Feed {
+                wide: linear(size, if parts.gated { 2 * inner } else { inner }, vb.pp(parts.feed[0]))?,
+                activation: shape.activation,
+                gated: parts.gated,
+                narrow: linear(inner, size, vb.pp(parts.feed[1]))?,
+            },
+            scales,
             dropout: Dropout::new(shape.dropout, dropout)?,
         })
     }
@@ -72,9 +167,16 @@ impl Block {
         mask: Option<&Tensor>,
         train: bool,
     ) -> candle_core::Result<Tensor> {
+        let added = |y: Tensor, part: usize| {
+            let y = self.dropout.forward_t(&y, train)?;
+            match &self.scales {
+                Some(scales) => y.broadcast_mul(&scales[part]),
+                None => Ok(y),
+            }
+        };
         let attended = self.attention.forward(&self.attention_norm.forward(x)?, mask, train)?;
-        let x = (self.dropout.forward_t(&attended, train)? + x)?;
-        let wide = self.activation.apply(&self.wide.forward(&self.feed_norm.forward(&x)?)?)?;
-        self.dropout.forward_t(&self.narrow.forward(&wide)?, train)? + x
+        let x = (added(attended, 0)? + x)?;
+        let fed = self.feed.forward(&self.feed_norm.forward(&x)?)?;
+        added(fed, 1)? + x
     }
 }

@@ -24,6 +24,7 @@ use candle_nn::{Embedding, VarBuilder, embedding};
 
 use self::config::Rotary;
 pub use self::config::{Family, LlamaConfig, RopeScaling};
+use super::ids::checked;
 use crate::error::Result as OurResult;
 use crate::layers::{
     Linear, RmsNorm, cross_entropy, linear, linear_no_bias, matmul, matmul_transposed, rms_norm, rope, silu,
@@ -45,9 +46,14 @@ pub struct Llama {
 impl Llama {
     /// Takes `model.*` and, if the head is not the embedding, `lm_head.weight`.
     ///
+    /// Under [`LlamaConfig::tie_word_embeddings`] a checkpoint may have a `lm_head.weight` all the same, a copy of the
+    /// embedding; it is asked for, to be compared, and then not used, so freeze it: with `tpgm-candle`,
+    /// `params.freeze("lm_head.weight")`. One with other values is an error: the model that it was saved from is not tied.
+    ///
     /// # Errors
     ///
-    /// [`Error::ModelConfig`](crate::Error::ModelConfig), or a parameter that `vb` has not, or not in this shape.
+    /// [`Error::ModelConfig`](crate::Error::ModelConfig), [`Error::ModelTensor`](crate::Error::ModelTensor), or a parameter that
+    /// `vb` has not, or not in this shape.
     pub fn new(config: &LlamaConfig, vb: VarBuilder) -> OurResult<Self> {
         Self::build(config, &|_, layer| Ok(Lora::plain(layer)), vb)
     }
@@ -81,7 +87,10 @@ impl Llama {
         let (size, model) = (config.hidden_size, vb.pp("model"));
         let words = embedding(config.vocab_size, size, model.pp("embed_tokens"))?;
         let head = match config.tie_word_embeddings {
-            true => Lora::plain(Linear::new(words.embeddings().clone(), None)),
+            true => {
+                check_tied(words.embeddings(), &vb)?;
+                Lora::plain(Linear::new(words.embeddings().clone(), None))
+            }
             false => make(adapt, size, config.vocab_size, false, vb.pp("lm_head"))?,
         };
         let blocks = (0..config.num_hidden_layers)
@@ -149,6 +158,7 @@ impl Llama {
         if length > self.max_length {
             candle_core::bail!("sequences have {length} tokens, the model takes up to {}", self.max_length)
         }
+        checked("token", ids, self.words.embeddings().dim(0)?)?;
         let mut x = self.words.forward(ids)?;
         let [cos, sin] = self.rotary.tables(length, x.dtype(), x.device())?;
         let place = Place { cos, sin, mask: causal_mask(length, x.dtype(), x.device())? };
@@ -157,6 +167,22 @@ impl Llama {
         }
         self.norm.forward(&x)
     }
+}
+
+/// A head beside an embedding that it is tied to must be the same.
+fn check_tied(words: &Tensor, vb: &VarBuilder) -> OurResult<()> {
+    const HEAD: &str = "lm_head.weight";
+    if !vb.contains_tensor(HEAD) {
+        return Ok(());
+    }
+    let head = vb.get(words.shape(), HEAD)?;
+    let differing = head.ne(words)?.to_dtype(DType::F32)?.max_all()?.to_scalar::<f32>()?;
+    if differing == 0.0 {
+        return Ok(());
+    }
+    let problem = "its values are not those of `model.embed_tokens.weight`, which `tie_word_embeddings: true` puts in its \
+                   place: write `false` into the configuration to use it, or take it out of the checkpoint";
+    Err(crate::Error::ModelTensor { tensor: HEAD.to_owned(), problem: problem.to_owned() })
 }
 
 /// Adapts the linear layer of a module, or not.

@@ -5,11 +5,14 @@
 //!
 //! | model | checkpoints |
 //! |---|---|
-//! | [`bert`] | BERT, MiniLM and other sentence-transformers of this kind, from Hugging Face |
+//! | [`bert`] | BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, and sentence-transformers of this kind (MiniLM, E5, BGE), from Hugging Face |
 //! | [`clip`] | CLIP with ViT or ResNet, from Hugging Face, OpenAI and OpenCLIP; zero-shot heads |
 //! | [`llama`] | Llama 1 to 3, TinyLlama, SmolLM, Qwen2, Qwen2.5 and other decoders of this kind, from Hugging Face |
 //! | [`resnet`] | ResNet-18 to 152, from torchvision and MoCo-v3 |
-//! | [`vit`] | vision transformers, from Hugging Face and timm |
+//! | [`vit`] | ViT and DINOv2, from Hugging Face and timm |
+//!
+//! A configuration says which model it is of: `from_file` reads `model_type`, and another model than these is an error that
+//! names it. What changes the result and is not supported is an error too, in the configuration or in the checkpoint.
 
 pub mod bert;
 pub mod clip;
@@ -21,6 +24,7 @@ mod activation;
 mod attention;
 mod block;
 mod config;
+mod ids;
 mod image;
 mod residual;
 

@@ -18,10 +18,14 @@
 //! `tpgm-candle` `Params::rename("", "module.base_encoder.")`. What that file has besides (`module.momentum_encoder.*`,
 //! `module.predictor.*`, the projector `module.base_encoder.fc.*`) is not asked for.
 
+use std::path::Path;
+
 use candle_core::{D, Module, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::config::{Kind, check_sizes, in_file};
 pub use super::residual::ResNetBlock;
 use super::residual::{ConvNorm, Halving, Stages, StagesShape};
 use crate::error::{Error, Result as OurResult};
@@ -41,6 +45,12 @@ pub struct ResNetConfig {
     /// What batch norms normalize with while training.
     pub statistics: Statistics,
 }
+
+const KIND: Kind = Kind {
+    what: "the configuration of a ResNet",
+    types: &[],
+    entries: &["block", "layers", "width", "channels", "statistics"],
+};
 
 impl ResNetConfig {
     /// ResNet-18.
@@ -83,6 +93,21 @@ impl ResNetConfig {
         self.stages().outputs()
     }
 
+    /// Reads a file with the entries of this type, all of them; unknown entries are ignored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::BadFile`], [`Error::ModelType`] for a configuration of Hugging Face, whose ResNets have other
+    /// names and other entries, or [`Error::ModelConfig`].
+    pub fn from_file(path: impl AsRef<Path>) -> OurResult<Self> {
+        let path = path.as_ref();
+        let entries = KIND.read(path)?;
+        let config: Self = serde_json::from_value(Value::Object(entries))
+            .map_err(|problem| Error::file(path, KIND.what, problem))?;
+        in_file(path, config.validate())?;
+        Ok(config)
+    }
+
     /// Checks that the numbers make a model.
     ///
     /// # Errors
@@ -99,7 +124,11 @@ impl ResNetConfig {
         if self.channels == 0 {
             return bad("channels", "must be at least 1");
         }
-        Ok(())
+        check_sizes(&[
+            ("width", self.width),
+            ("channels", self.channels),
+            ("layers", self.layers.into_iter().max().unwrap_or_default()),
+        ])
     }
 
     fn stages(&self) -> StagesShape {

@@ -126,6 +126,31 @@ fn running_statistics_move_in_place_and_only_in_training() {
 }
 
 #[test]
+fn a_batch_that_is_not_finite_leaves_the_running_statistics() {
+    // 1e300 squared is infinite; 1e30 is finite, but its square is not in f32.
+    for (dtype, bad) in
+        [(DType::F64, f64::NAN), (DType::F64, f64::INFINITY), (DType::F64, 1e300), (DType::F32, 1e30)]
+    {
+        let channels = running(3, dtype).map(|x| Var::from_tensor(&x).unwrap());
+        let before = [&channels[0], &channels[1]].map(|x| flat(x));
+        let inputs = inputs(&[2, 3, 4], dtype);
+        let norm = layer(&inputs, &channels.clone().map(Var::into_inner)).unwrap();
+        // One number, in the last channel: the others would be finite.
+        let mut values = flat(&inputs[0]);
+        values[11] = bad;
+        let x = Tensor::from_vec(values, (2, 3, 4), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+        let y = norm.forward_t(&x, true).unwrap();
+        assert!(bad.is_finite() || flat(&y).iter().any(|y| y.is_nan()), "{dtype:?} {bad}");
+        assert_eq!([&channels[0], &channels[1]].map(|x| flat(x)), before, "{dtype:?} {bad}");
+        // The next batch moves them.
+        norm.forward_t(&inputs[0], true).unwrap();
+        for (channel, before) in channels.iter().zip(&before) {
+            assert!(flat(channel).iter().zip(before).all(|(now, before)| now != before && now.is_finite()));
+        }
+    }
+}
+
+#[test]
 fn kept_statistics_still_train_weight_and_bias() {
     let inputs = inputs(&[3, 4, 5], DType::F64);
     let kept = |x: &[Tensor]| {

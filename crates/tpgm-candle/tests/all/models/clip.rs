@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::clip::{self as other, text_model, vision_model};
+use tpgm_candle::models::Activation;
 use tpgm_candle::models::clip::{
     Clip, ClipClassifier, ClipConfig, ClipImage, ClipImageConfig, ClipLayout, ClipResNetConfig, ClipText,
     ClipTextConfig, ClipVitConfig,
@@ -272,10 +273,10 @@ fn a_saved_zero_shot_head_has_an_anchor() {
 #[test]
 fn sizes_are_those_of_openai() {
     for (config, count) in [
-        (ClipConfig::vit_b32(), 151_277_313),
-        (ClipConfig::vit_b16(), 149_620_737),
-        (ClipConfig::vit_l14(), 427_616_513),
-        (ClipConfig::rn50(), 102_007_137),
+        (ClipConfig::vit_b32(Activation::QuickGelu), 151_277_313),
+        (ClipConfig::vit_b16(Activation::QuickGelu), 149_620_737),
+        (ClipConfig::vit_l14(Activation::QuickGelu), 427_616_513),
+        (ClipConfig::rn50(Activation::QuickGelu), 102_007_137),
     ] {
         assert_eq!(parameters(|vb| Clip::new(&config, vb)), count, "{config:?}");
     }
@@ -306,7 +307,8 @@ fn bad_configurations_and_inputs_are_named() {
     let resnet = |change: fn(&mut ClipResNetConfig)| {
         let mut image = ClipResNetConfig::default();
         change(&mut image);
-        let config = ClipConfig { image: ClipImageConfig::ResNet(image), ..ClipConfig::rn50() };
+        let config =
+            ClipConfig { image: ClipImageConfig::ResNet(image), ..ClipConfig::rn50(Activation::QuickGelu) };
         config.validate().unwrap_err().to_string()
     };
     assert!(resnet(|c| c.width = 3).contains("`width`"));
@@ -324,7 +326,23 @@ fn bad_configurations_and_inputs_are_named() {
     let error = ClipImage::new(&resnet, ClipLayout::HuggingFace, params.var_builder()).unwrap_err();
     assert!(matches!(error, nn::Error::ModelConfig { entry: "image", .. }), "{error}");
 
+    // CoCa and SigLIP are other models under OpenCLIP's names.
+    let other = tempfile::tempdir().unwrap();
+    for extra in ["visual.attn_pool.query", "logit_bias"] {
+        self::params(other.path(), &tiny(), ClipLayout::OpenAi);
+        let path = other.path().join("model.safetensors");
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        tensors.insert(extra.to_owned(), Tensor::zeros(1, DType::F64, &Device::Cpu).unwrap());
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let params = Params::open(&path, &Device::Cpu).unwrap().dtype(DType::F64);
+        let error = Clip::new(&tiny(), params.var_builder()).unwrap_err();
+        assert!(matches!(&error, nn::Error::ModelTensor { tensor, .. } if tensor == extra), "{error}");
+    }
+
     let clip = Clip::new(&tiny(), params.var_builder()).unwrap();
+    let unknown = Tensor::new(&[[17u32, 19, 18]], &Device::Cpu).unwrap();
+    let error = clip.text().forward(&unknown).unwrap_err().to_string();
+    assert!(error.contains("token 19 of sequence 0"), "{error}");
     let long = Tensor::zeros((1, 8), DType::U32, &Device::Cpu).unwrap();
     let error = clip.text().forward(&long).unwrap_err().to_string();
     assert!(error.contains("8 tokens") && error.contains("up to 7"), "{error}");

@@ -152,6 +152,43 @@ fn every_gradient_agrees_with_finite_differences() {
     }
 }
 
+#[test]
+fn a_head_beside_a_tied_embedding_must_be_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let tied = LlamaConfig { tie_word_embeddings: true, ..tiny(Family::Llama) };
+    let path = folder.path().join("model.safetensors");
+    let open = |untied: bool| {
+        params(&tied, folder.path());
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        let mut head = tensors["model.embed_tokens.weight"].copy().unwrap();
+        if untied {
+            let last = Tensor::new(&[[1e-3f64]], &Device::Cpu).unwrap();
+            let last = last.pad_with_zeros(0, 22, 0).unwrap().pad_with_zeros(1, 31, 0).unwrap();
+            head = (head + last).unwrap();
+        }
+        tensors.insert("lm_head.weight".to_owned(), head);
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        Params::open(&path, &Device::Cpu).unwrap().dtype(DType::F64)
+    };
+    let error = Llama::new(&tied, open(true).var_builder()).unwrap_err();
+    assert!(matches!(&error, nn::Error::ModelTensor { tensor, .. } if tensor == "lm_head.weight"), "{error}");
+    assert!(error.to_string().contains("tie_word_embeddings"), "{error}");
+    let lora = LoraConfig { targets: vec!["q_proj".to_owned()], ..LoraConfig::default() };
+    let error = Llama::with_lora(&tied, &lora, &open(true).freeze("*")).unwrap_err().to_string();
+    assert!(error.contains("lm_head.weight"), "{error}");
+    // As the message says: it is used.
+    let untied = LlamaConfig { tie_word_embeddings: false, ..tied.clone() };
+    let used = Llama::new(&untied, open(true).var_builder()).unwrap().forward(&ids(), false).unwrap();
+
+    // A copy is a tied model, which trains with the copy frozen.
+    let copied = open(false).freeze("lm_head.weight");
+    let model = Llama::new(&tied, copied.var_builder()).unwrap();
+    assert!(deviation(&model.forward(&ids(), false).unwrap(), &used) > 1e-4);
+    let mut optimizer = RobustOptimizer::new(&copied, AdamW::default(), Ftp::default()).unwrap();
+    optimizer.backward_step(&model.loss(&ids(), &counted(), true).unwrap()).unwrap();
+    assert_eq!(copied.all().len(), 20);
+}
+
 /// All linear layers but the head, and `v_proj` of the second block only.
 fn lora() -> LoraConfig {
     let targets = ["q_proj", "k_proj", "layers.1.self_attn.v_proj", "o_proj", "*.mlp.*", "lm_head"];
@@ -371,6 +408,8 @@ fn bad_configurations_and_inputs_are_named() {
     let error = |result: candle_core::Result<Tensor>| result.unwrap_err().to_string();
     let long = Tensor::zeros((1, 10), DType::U32, &Device::Cpu).unwrap();
     assert!(error(model.forward(&long, false)).contains("10 tokens"));
+    let unknown = Tensor::new(&[[0u32, 1], [22, 23]], &Device::Cpu).unwrap();
+    assert!(error(model.forward(&unknown, false)).contains("token 23 of sequence 1"));
     let none = Tensor::zeros((3, 7), DType::U8, &Device::Cpu).unwrap();
     assert!(error(model.loss(&ids(), &none, false)).contains("no token of the batch counts"));
     let one = ids().narrow(1, 0, 1).unwrap();

@@ -3,13 +3,16 @@
 
 mod bert;
 mod clip;
+mod configs;
+mod dinov2;
+mod families;
 mod llama;
 mod resnet;
 mod resume;
 mod vit;
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -55,7 +58,7 @@ fn relative_deviation(a: &Tensor, b: &Tensor) -> f64 {
     deviation(a, b) / size
 }
 
-/// What `make_reference.py` of `tpgm-nn` wrote about one model.
+/// What `make_reference.py` or `make_families.py` of `tpgm-nn` wrote about one model.
 struct Reference {
     tensors: HashMap<String, Tensor>,
     name: &'static str,
@@ -64,8 +67,15 @@ struct Reference {
 
 impl Reference {
     fn new(name: &'static str) -> Self {
-        let path =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tpgm-nn/tests/reference/reference.safetensors");
+        Self::of("reference.safetensors", name)
+    }
+
+    fn family(name: &'static str) -> Self {
+        Self::of("families.safetensors", name)
+    }
+
+    fn of(file: &str, name: &'static str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tpgm-nn/tests/reference").join(file);
         let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
         Self { tensors, name, folder: tempfile::tempdir().unwrap() }
     }
@@ -82,13 +92,39 @@ impl Reference {
 
     /// The checkpoint in f64.
     fn params(&self) -> Params {
-        let prefix = format!("{}/weights/", self.name);
-        let weights =
-            self.tensors.iter().filter_map(|(name, x)| Some((name.strip_prefix(&prefix)?, x.clone())));
+        self.params_with("", |_| true)
+    }
+
+    /// The same with a prefix before all names, and only those tensors whose names are wanted.
+    fn params_with(&self, prefix: &str, wanted: impl Fn(&str) -> bool) -> Params {
+        let of_model = format!("{}/weights/", self.name);
+        let weights = self.tensors.iter().filter_map(|(name, x)| {
+            let name = name.strip_prefix(&of_model).filter(|name| wanted(name))?;
+            Some((format!("{prefix}{name}"), x.clone()))
+        });
         let path = self.folder.path().join("model.safetensors");
         candle_core::safetensors::save(&weights.collect::<HashMap<_, _>>(), &path).unwrap();
         Params::open(&path, &Device::Cpu).unwrap().dtype(DType::F64)
     }
+
+    /// Its `config.json`.
+    fn config(&self) -> PathBuf {
+        let path = self.folder.path().join("config.json");
+        std::fs::write(&path, self.get("config").to_vec1::<u8>().unwrap()).unwrap();
+        path
+    }
+}
+
+/// A file as people have them.
+fn real_file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real_files").join(name)
+}
+
+/// Writes a `config.json` into a folder.
+fn written(folder: &Path, text: &str) -> PathBuf {
+    let path = folder.join("config.json");
+    std::fs::write(&path, text).unwrap();
+    path
 }
 
 /// Reproducible images in -1..1.
@@ -127,8 +163,8 @@ impl SimpleBackend for Counter {
         candle_core::bail!("{name} without a shape")
     }
 
-    /// OpenAI's and timm's names.
+    /// What OpenAI's and timm's names are told by.
     fn contains_tensor(&self, name: &str) -> bool {
-        name.starts_with("visual.") || name == "cls_token"
+        ["visual.class_embedding", "visual.attnpool.positional_embedding", "cls_token"].contains(&name)
     }
 }

@@ -181,6 +181,38 @@ fn a_few_steps_fit_a_batch_with_norms_frozen_or_not() {
 }
 
 #[test]
+fn a_batch_with_a_nan_leaves_weights_and_statistics_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let params = params(folder.path(), &moco());
+    let model = ResNetClassifier::new(&moco(), 4, params.var_builder()).unwrap();
+    let labels = Tensor::new(&[2u32, 0, 3], &Device::Cpu).unwrap();
+    let mut optimizer = RobustOptimizer::new(&params, AdamW::default().lr(0.02), Ftp::default()).unwrap();
+    let state = |params: &Params| -> Vec<(String, Vec<f64>)> {
+        let all = params.tensors().into_iter().chain(params.buffers());
+        all.map(|(name, x)| (name, x.flatten_all().unwrap().to_vec1().unwrap())).collect()
+    };
+    let good = images((3, 3, 32, 32), DType::F64);
+    let mut step = |images: &Tensor| {
+        optimizer.backward_step(&cross_entropy(&model.forward(images, true).unwrap(), &labels).unwrap())
+    };
+    step(&good).unwrap();
+    let before = state(&params);
+    for bad in [f64::NAN, f64::INFINITY, 1e300] {
+        // One pixel of one image.
+        let mut pixels = good.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        pixels[1234] = bad;
+        let images = Tensor::from_vec(pixels, good.shape(), &Device::Cpu).unwrap();
+        let error = step(&images).unwrap_err().to_string();
+        assert!(error.contains("finite") || error.contains("NaN"), "{bad}: {error}");
+        assert!(state(&params) == before, "{bad}: something has changed");
+    }
+    step(&good).unwrap();
+    let after = state(&params);
+    assert!(after.iter().zip(&before).all(|(after, before)| after != before));
+    assert!(after.iter().all(|(_, values)| values.iter().all(|value| value.is_finite())));
+}
+
+#[test]
 fn sizes_are_those_of_torchvision() {
     // Convolutions, norms and a head of 1000 classes, as torchvision's documentation lists them.
     for (config, count) in [

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::file;
 use crate::error::{Error, Result};
 use crate::layers::Statistics;
 use crate::models::Activation;
 use crate::models::attention::check_heads;
 use crate::models::block::BlockShape;
-use crate::models::config;
+use crate::models::config::{check_sizes, in_file};
 use crate::models::image::ImageShape;
 use crate::models::residual::{Halving, ResNetBlock, StagesShape};
 
@@ -84,6 +85,8 @@ impl ClipTextConfig {
             activation: self.hidden_act,
             eps: self.layer_norm_eps,
             input_bias: true,
+            gated: false,
+            layer_scale: None,
             dropout: 0.0,
             attention_dropout: 0.0,
         }
@@ -141,6 +144,8 @@ impl ClipVitConfig {
                 activation: self.hidden_act,
                 eps: self.layer_norm_eps,
                 input_bias: true,
+                gated: false,
+                layer_scale: None,
                 dropout: 0.0,
                 attention_dropout: 0.0,
             },
@@ -148,6 +153,7 @@ impl ClipVitConfig {
             image: self.image_size,
             patch: self.patch_size,
             channels: self.num_channels,
+            registers: 0,
         }
     }
 }
@@ -199,6 +205,12 @@ impl ClipResNetConfig {
         if self.layers.contains(&0) {
             return bad("layers", "a stage has no blocks".to_owned());
         }
+        check_sizes(&[
+            ("width", self.width),
+            ("image_size", self.image_size),
+            ("channels", self.channels),
+            ("layers", self.layers.into_iter().max().unwrap_or_default()),
+        ])?;
         if self.width == 0 || !self.width.is_multiple_of(2) {
             return bad("width", format!("{} is no even number above 0", self.width));
         }
@@ -212,75 +224,66 @@ impl ClipResNetConfig {
     }
 }
 
-/// What a `config.json` from Hugging Face has.
-#[derive(Deserialize)]
-#[serde(default)]
-struct HuggingFace {
-    projection_dim: usize,
-    text_config: ClipTextConfig,
-    vision_config: ClipVitConfig,
-}
-
-impl Default for HuggingFace {
-    fn default() -> Self {
-        Self { projection_dim: 512, text_config: Default::default(), vision_config: Default::default() }
-    }
-}
-
+/// The activation of a preset is asked for: OpenAI's models have [`Activation::QuickGelu`], and so have those of OpenCLIP's whose
+/// names end in `-quickgelu`; OpenCLIP's others have [`Activation::Gelu`]. Checkpoints of both have the same names, and the wrong
+/// one costs some points of accuracy without a word.
 impl ClipConfig {
     /// ViT-B/32.
-    pub fn vit_b32() -> Self {
+    pub fn vit_b32(activation: Activation) -> Self {
         Self {
             projection_dim: 512,
-            text: ClipTextConfig::default(),
-            image: ClipImageConfig::Vit(ClipVitConfig::default()),
+            text: ClipTextConfig { hidden_act: activation, ..ClipTextConfig::default() },
+            image: ClipImageConfig::Vit(ClipVitConfig { hidden_act: activation, ..ClipVitConfig::default() }),
         }
     }
 
     /// ViT-B/16.
-    pub fn vit_b16() -> Self {
-        let image = ClipVitConfig { patch_size: 16, ..ClipVitConfig::default() };
-        Self { image: ClipImageConfig::Vit(image), ..Self::vit_b32() }
+    pub fn vit_b16(activation: Activation) -> Self {
+        let image = ClipVitConfig { patch_size: 16, hidden_act: activation, ..ClipVitConfig::default() };
+        Self { image: ClipImageConfig::Vit(image), ..Self::vit_b32(activation) }
     }
 
     /// ViT-L/14.
-    pub fn vit_l14() -> Self {
+    pub fn vit_l14(activation: Activation) -> Self {
         let image = ClipVitConfig {
             hidden_size: 1024,
             intermediate_size: 4096,
             num_hidden_layers: 24,
             num_attention_heads: 16,
             patch_size: 14,
+            hidden_act: activation,
             ..ClipVitConfig::default()
         };
         let text = ClipTextConfig {
             hidden_size: 768,
             intermediate_size: 3072,
             num_attention_heads: 12,
+            hidden_act: activation,
             ..ClipTextConfig::default()
         };
         Self { projection_dim: 768, text, image: ClipImageConfig::Vit(image) }
     }
 
-    /// RN50.
-    pub fn rn50() -> Self {
+    /// RN50. The activation is that of the text tower; the ResNet has none of the two.
+    pub fn rn50(activation: Activation) -> Self {
         Self {
             projection_dim: 1024,
-            text: ClipTextConfig::default(),
+            text: ClipTextConfig { hidden_act: activation, ..ClipTextConfig::default() },
             image: ClipImageConfig::ResNet(ClipResNetConfig::default()),
         }
     }
 
-    /// Reads a `config.json` from Hugging Face, of a model with a vision transformer. Unknown entries are ignored.
+    /// Reads a `config.json` from Hugging Face, of a model with a vision transformer. Unknown entries are ignored. Where it
+    /// has no `hidden_act`, that is `quick_gelu`, as in transformers, which leaves nothing else out either.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`], [`Error::BadFile`] or [`Error::ModelConfig`].
+    /// [`Error::Io`], [`Error::BadFile`] also for a file that has none of the entries (OpenCLIP's `open_clip_config.json`),
+    /// [`Error::ModelType`] for other models (SigLIP, Chinese CLIP, one tower alone) or [`Error::ModelConfig`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
-        let HuggingFace { projection_dim, text_config, vision_config } =
-            config::read(path.as_ref(), "the configuration of a CLIP model")?;
-        let config = Self { projection_dim, text: text_config, image: ClipImageConfig::Vit(vision_config) };
-        config.validate()?;
+        let path = path.as_ref();
+        let config = file::read(path)?;
+        in_file(path, config.validate())?;
         Ok(config)
     }
 
@@ -295,6 +298,14 @@ impl ClipConfig {
             return Err(Error::ModelConfig { entry: "projection_dim", problem });
         }
         check_heads("text_config.hidden_size", self.text.hidden_size, self.text.num_attention_heads)?;
+        check_sizes(&[
+            ("projection_dim", self.projection_dim),
+            ("text_config.vocab_size", self.text.vocab_size),
+            ("text_config.hidden_size", self.text.hidden_size),
+            ("text_config.intermediate_size", self.text.intermediate_size),
+            ("text_config.num_hidden_layers", self.text.num_hidden_layers),
+            ("text_config.max_position_embeddings", self.text.max_position_embeddings),
+        ])?;
         match &self.image {
             ClipImageConfig::Vit(config) => config.shape().validate(),
             ClipImageConfig::ResNet(config) => config.validate(),

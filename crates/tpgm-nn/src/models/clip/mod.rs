@@ -29,6 +29,7 @@
 //! the same weights as OpenCLIP publishes them.
 
 mod config;
+mod file;
 mod image;
 mod names;
 mod resnet;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Linear, linear_no_bias};
 use crate::models::attention::{AttentionNames, InputNames};
 use crate::models::block::BlockNames;
+use crate::models::config::full_name;
 use crate::models::image::ImageNames;
 
 /// Whose names a checkpoint has.
@@ -28,8 +29,15 @@ impl ClipLayout {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownLayout`] if it has no image tower of this kind.
+    /// [`Error::UnknownLayout`] if it has no image tower of this kind, or [`Error::ModelTensor`] if it is another model under
+    /// OpenCLIP's names.
     pub fn find(config: &ClipImageConfig, vb: &VarBuilder) -> Result<Self> {
+        for (tensor, problem) in UNSUPPORTED {
+            if vb.contains_tensor(tensor) {
+                let (tensor, problem) = (full_name(vb, tensor), problem.to_owned());
+                return Err(Error::ModelTensor { tensor, problem });
+            }
+        }
         let of = |layout: Self| layout.image_tensor(config);
         let layouts = || Self::ALL.into_iter().filter(|&layout| of(layout).is_some());
         let found = layouts().find(|&layout| of(layout).is_some_and(|name| vb.contains_tensor(name)));
@@ -75,6 +83,12 @@ impl ClipLayout {
     }
 }
 
+/// What other models of OpenCLIP have under these names, and the reason why it cannot be left out.
+const UNSUPPORTED: [(&str, &str); 2] = [
+    ("visual.attn_pool.query", "its images are pooled by an attention (CoCa), which is not supported"),
+    ("logit_bias", "it was trained with a sigmoid for each pair (SigLIP), which is not supported"),
+];
+
 /// What a checkpoint calls the parts of the text tower.
 pub(super) struct TextNames {
     pub(super) tokens: &'static str,
@@ -91,18 +105,25 @@ const HUGGING_FACE_BLOCK: BlockNames = BlockNames {
         output: "self_attn.out_proj",
     },
     feed: ["mlp.fc1", "mlp.fc2"],
+    gated_feed: &[],
+    scales: None,
+    qk_norms: None,
 };
 
 const OPEN_AI_BLOCK: BlockNames = BlockNames {
     norms: ["ln_1", "ln_2"],
     attention: AttentionNames { inputs: InputNames::InProjection("attn"), output: "attn.out_proj" },
     feed: ["mlp.c_fc", "mlp.c_proj"],
+    gated_feed: &[],
+    scales: Some(["ls_1.gamma", "ls_2.gamma"]), // of some of OpenCLIP's
+    qk_norms: None,
 };
 
 const HUGGING_FACE_IMAGE: ImageNames = ImageNames {
     patches: "embeddings.patch_embedding",
     patch_bias: false,
     class_token: "embeddings.class_embedding",
+    registers: &[],
     positions: "embeddings.position_embedding.weight",
     batched: false,
     first_norm: Some("pre_layrnorm"), // so misspelled there
@@ -115,6 +136,7 @@ const OPEN_AI_IMAGE: ImageNames = ImageNames {
     patches: "conv1",
     patch_bias: false,
     class_token: "class_embedding",
+    registers: &[],
     positions: "positional_embedding",
     batched: false,
     first_norm: Some("ln_pre"),

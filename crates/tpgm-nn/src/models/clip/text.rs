@@ -1,6 +1,6 @@
 //! CLIP's text tower.
 
-use candle_core::{DType, Module, Result, Tensor};
+use candle_core::{Module, Result, Tensor};
 use candle_nn::{Embedding, VarBuilder};
 
 use super::names::projection;
@@ -8,7 +8,8 @@ use super::{ClipConfig, ClipLayout};
 use crate::error::Result as OurResult;
 use crate::layers::{DropoutRng, LayerNorm, Linear, layer_norm};
 use crate::models::attention::causal_mask;
-use crate::models::block::Block;
+use crate::models::block::{Block, BlockParts};
+use crate::models::ids::checked;
 
 /// The text tower: an embedding per text, from token ids.
 #[derive(Debug, Clone)]
@@ -35,7 +36,9 @@ impl ClipText {
         config.validate()?;
         let (text, names) = (&config.text, layout.text());
         let (size, shape) = (text.hidden_size, text.block());
-        let block = |i| Block::new(&shape, &names.block, &DropoutRng::new(0), &vb.pp(names.blocks).pp(i));
+        let blocks = vb.pp(names.blocks);
+        let parts = BlockParts::find(&shape, &names.block, &blocks.pp(0))?;
+        let block = |i| Block::new(&shape, &names.block, &parts, &DropoutRng::new(0), &blocks.pp(i));
         let widths = (size, config.projection_dim);
         Ok(Self {
             tokens: Embedding::new(vb.get((text.vocab_size, size), names.tokens)?, size),
@@ -74,11 +77,11 @@ impl ClipText {
 
     /// Where each text ends, in the tokens of all texts one after the other.
     fn ends(&self, ids: &Tensor) -> Result<Vec<u32>> {
-        let rows = ids.to_dtype(DType::U32)?.to_vec2::<u32>()?;
-        let end = |(i, row): (usize, &Vec<u32>)| {
+        let rows = checked("token", ids, self.tokens.embeddings().dim(0)?)?;
+        let end = |(i, row): (usize, &Vec<i64>)| {
             let token = match self.end {
                 LARGEST => row.iter().copied().max(),
-                token => Some(token),
+                token => Some(i64::from(token)),
             };
             match row.iter().position(|&id| Some(id) == token) {
                 Some(at) => Ok((i * row.len() + at) as u32),

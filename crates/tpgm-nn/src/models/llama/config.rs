@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::models::config;
+use crate::models::config::{Kind, check_sizes, in_file};
 
 /// The families of models, by Hugging Face's `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,8 @@ pub struct LlamaConfig {
     pub rope_theta: f64,
     /// How these are changed for long sequences.
     pub rope_scaling: Option<RopeScaling>,
-    /// Whether the head is the embedding.
+    /// Whether the head is the embedding. A checkpoint whose `lm_head.weight` is another matrix is an error then: see
+    /// [`Llama::new`](super::Llama::new).
     pub tie_word_embeddings: bool,
     /// Whether the projections of a Llama's attention have biases. Qwen2's queries, keys and values have them anyway.
     pub attention_bias: bool,
@@ -149,26 +150,46 @@ impl Default for LlamaConfig {
     }
 }
 
+const KIND: Kind = Kind {
+    what: "the configuration of a Llama or Qwen2 model",
+    types: &[("llama", "Llama"), ("qwen2", "Qwen2")],
+    entries: &[
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "head_dim",
+        "hidden_act",
+        "vocab_size",
+        "use_sliding_window",
+    ],
+};
+
 impl LlamaConfig {
     /// Reads a `config.json`, also one with `rope_parameters` in place of `rope_theta` and `rope_scaling`, as newer versions
     /// of transformers write it.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`], [`Error::BadFile`] (also for another family of models) or [`Error::ModelConfig`].
+    /// [`Error::Io`], [`Error::BadFile`] also for a file that has none of the entries, [`Error::ModelType`] for another
+    /// family of models, or [`Error::ModelConfig`].
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let what = "the configuration of a Llama or Qwen2 model";
-        let mut json: Value = config::read(path, what)?;
-        if let Some(rope) = json.get("rope_parameters").filter(|rope| rope.is_object()).cloned() {
+        let mut entries = KIND.read(path)?;
+        if let Some(Value::Object(rope)) = entries.remove("rope_parameters") {
             if let Some(theta) = rope.get("rope_theta") {
-                json["rope_theta"] = theta.clone();
+                entries.insert("rope_theta".to_owned(), theta.clone());
             }
-            json["rope_scaling"] = rope;
+            entries.insert("rope_scaling".to_owned(), Value::Object(rope));
         }
-        let config: Self =
-            serde_json::from_value(json).map_err(|problem| Error::file(path, what, problem))?;
-        config.validate()?;
+        let config = KIND.parse(path, entries, &Self::default())?;
+        in_file(path, config.validate())?;
         Ok(config)
     }
 
@@ -183,6 +204,15 @@ impl LlamaConfig {
         if heads == 0 || (self.head_dim.is_none() && !size.is_multiple_of(heads)) {
             return bad("hidden_size", format!("{size} does not divide into {heads} heads"));
         }
+        check_sizes(&[
+            ("vocab_size", self.vocab_size),
+            ("hidden_size", size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_hidden_layers", self.num_hidden_layers),
+            ("num_attention_heads", heads),
+            ("head_dim", self.head_dim.unwrap_or_default()),
+            ("max_position_embeddings", self.max_position_embeddings),
+        ])?;
         let groups = self.key_value_heads();
         if groups == 0 || !heads.is_multiple_of(groups) {
             return bad(
