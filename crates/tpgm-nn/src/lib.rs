@@ -49,6 +49,7 @@
 //! | you want | look at |
 //! |---|---|
 //! | a layer or a loss | this page |
+//! | a loss of robust fine-tuning | [`losses`] |
 //! | the same, composed of candle's operations | [`composed`] |
 //! | a trainable BERT, ViT, ResNet, CLIP or Llama | [`models`] |
 //! | to train low-rank factors | [`lora`] |
@@ -59,6 +60,7 @@ pub mod dtype;
 mod error;
 mod layers;
 pub mod lora;
+pub mod losses;
 pub mod models;
 pub mod random;
 

@@ -9,6 +9,7 @@ mod cross_entropy;
 mod dropout;
 mod gradients;
 mod linear;
+mod losses;
 mod norm;
 mod pool;
 mod product;

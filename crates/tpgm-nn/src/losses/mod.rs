@@ -1,0 +1,25 @@
+//! Losses of robust fine-tuning: contrastive, soft targets, distillation, entropies, margins, and penalties of projections.
+//!
+//! | loss | used by |
+//! |---|---|
+//! | [`contrastive`] (symmetric InfoNCE), also of pairs that share a text ([`same_text_targets`]) | FLYP, CaRot, ARF, AutoFT, GIFT |
+//! | [`cross_entropy_soft`] | GIFT, mixup, DRM |
+//! | [`distillation`] | knowledge distillation, CaRot, GIFT |
+//! | [`entropy`], [`entropy_of_mistakes`] | Tent, FSTTA, AutoFT |
+//! | [`multi_margin`] | AutoFT |
+//! | [`energy_gap`] | Lipsum-FT |
+//! | [`orthogonality`], [`cross_norm`] | CaRot |
+//!
+//! Each is a mean over the rows of a batch unless it says otherwise, a scalar, computed in the type of its operands (half
+//! precision in f32, and the scalar is then f32). They are made of logarithms of softmax, so gaps between logits that would
+//! overflow a probability do not overflow here. Errors name the operation and the shapes.
+
+mod contrastive;
+mod distributions;
+mod penalties;
+
+pub use self::contrastive::{Contrastive, contrastive, same_text_targets};
+pub use self::distributions::{
+    Divergence, cross_entropy_soft, distillation, entropy, entropy_of_mistakes, multi_margin,
+};
+pub use self::penalties::{cross_norm, energy_gap, orthogonality};
