@@ -171,6 +171,15 @@ fn held_out_texts_come_from_the_training_file_if_there_are_no_others() {
 }
 
 #[test]
+fn texts_are_padded_with_the_models_own_token() {
+    let folder = study();
+    let open = || tpgm_examples::data::text::TextEncoder::open(&folder.path().join("model"), 16, 9).unwrap();
+    assert!(open().padded_with(8).is_ok());
+    let error = format!("{:#}", open().padded_with(9).err().unwrap());
+    assert!(error.starts_with("the token that texts are padded with") && error.contains("9"), "{error}");
+}
+
+#[test]
 fn what_cannot_be_used_is_named() {
     let folder = study();
     let fails = |options: &[&str]| {

@@ -154,10 +154,10 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let model = hub::model_folder(&args.model, &files, &OPTIONAL)?;
     let bert = BertConfig::from_file(model.join("config.json"))?;
     ensure!(
-        args.max_length <= bert.max_position_embeddings,
+        args.max_length <= bert.max_length(),
         "--max-length is {}, the model takes up to {} tokens",
         args.max_length,
-        bert.max_position_embeddings
+        bert.max_length()
     );
     let mut prints = Fingerprint::default().files(&model, &files)?.files(&model, &OPTIONAL)?;
     prints = prints.file("training texts", &args.train)?;
@@ -186,7 +186,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let problems = Problems::new(if args.strict { Strictness::Fail } else { Strictness::PassOver });
     let fields = Fields { label: args.label_column.clone(), text: args.text_column.clone() };
     let files = Files { train: &args.train, held_out: args.held_out.as_deref(), tests: &tests, fields };
-    let encoder = TextEncoder::open(&model, args.max_length, bert.vocab_size)?;
+    let encoder = TextEncoder::open(&model, args.max_length, bert.vocab_size)?.padded_with(bert.padding())?;
     if let Some(warning) = encoder.warning() {
         progress.line(warning);
     }

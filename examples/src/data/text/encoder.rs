@@ -39,6 +39,16 @@ impl TextEncoder {
         Ok(Self { tokens, padding })
     }
 
+    /// Pads with a token of the model's own choice, not of the tokenizer's.
+    ///
+    /// # Errors
+    ///
+    /// The model does not know it.
+    pub fn padded_with(self, padding: u32) -> Result<Self> {
+        self.tokens.check(&[padding]).context("the token that texts are padded with")?;
+        Ok(Self { padding, ..self })
+    }
+
     /// See [`ModelTokens::warning`].
     pub fn warning(&self) -> Option<String> {
         self.tokens.warning()

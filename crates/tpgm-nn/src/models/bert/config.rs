@@ -185,7 +185,9 @@ impl BertConfig {
         if self.model_type.counts_behind_padding() { self.padding() as usize + 1 } else { 0 }
     }
 
-    pub(super) fn padding(&self) -> u32 {
+    /// The token that batches are padded with: [`BertConfig::pad_token_id`], or that of the family. RoBERTa's positions are right
+    /// for no other.
+    pub fn padding(&self) -> u32 {
         self.pad_token_id.unwrap_or_else(|| self.model_type.padding())
     }
 
