@@ -72,7 +72,7 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<()> {
             model: file.place(),
             other: model(),
         })?;
-        let numbers = entry.values().filter(|_| entry.shape == var.dims()).ok_or_else(|| {
+        let numbers = file.values(key)?.filter(|_| entry.shape == var.dims()).ok_or_else(|| {
             models::Error::TensorMismatch {
                 tensor: key.clone(),
                 model: file.place(),
@@ -81,7 +81,7 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<()> {
                 expected: format!("{:?} {:?}", var.dtype(), var.dims()).into(),
             }
         })?;
-        let count = numbers.slice().to_f64().into_iter().filter(|x| !x.is_finite()).count();
+        let count = models::non_finite(numbers.slice());
         if count > 0 {
             return Err(Error::NonFinite { path: dir.as_ref().join(WEIGHTS), tensor: key.clone(), count });
         }

@@ -23,3 +23,4 @@ mod tpgm;
 mod trajectories;
 mod weight_space_files;
 mod weight_space_live;
+mod weight_space_real;
