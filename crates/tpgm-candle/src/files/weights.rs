@@ -30,12 +30,8 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Weights {
-    /// Opens whatever [`Source`] opens. Reads headers only.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::renamed(path, str::to_owned)
-    }
-
-    /// [`Weights::open`], with each tensor under the name that `rename` makes of its name in the file.
+    /// Opens whatever [`Source`] opens, with each tensor under the name that `rename` makes of its name in the file. Reads
+    /// headers only.
     pub(crate) fn renamed(path: &Path, mut rename: impl FnMut(&str) -> String) -> Result<Self> {
         let source = Source::open([path])?;
         let (mut names, mut stored) = (Vec::new(), HashMap::new());

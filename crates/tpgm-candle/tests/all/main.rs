@@ -12,6 +12,7 @@ mod errors;
 mod files;
 mod loading;
 mod lora;
+mod lora_real;
 mod models;
 #[cfg(feature = "nccl")]
 mod nccl;
