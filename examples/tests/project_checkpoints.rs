@@ -15,9 +15,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::{CommandFactory, Parser};
+use tpgm_candle::weight_space::{MergePlan, distances, merge_files};
 use tpgm_examples::progress::Progress;
 
 use crate::cli::{Args, run};
+use crate::report::{After, Report};
 
 /// A folder with an anchor and two models of it, one of which has a head.
 struct Folder(tempfile::TempDir);
@@ -154,11 +156,12 @@ fn projection_limits_rows_or_tensors() {
 #[test]
 fn soups_and_model_stock_take_several_models() {
     let folder = Folder::new();
-    folder.run("soup", &["two", "one"], &[]).unwrap();
+    let head = ["--drop", "head.*"];
+    folder.run("soup", &["two", "one"], &head).unwrap();
     assert_eq!(numbers(&folder.merged()["a.weight"]), [3.5, 1.0, 3.0, 5.0]);
     assert_eq!(folder.csv()[1].last().unwrap(), "");
     // The displacements (1, 2, 6, 0) and (0, 0, 0, 2) are at right angles: no share of their mean is kept.
-    folder.run("model-stock", &["two", "one"], &[]).unwrap();
+    folder.run("model-stock", &["two", "one"], &head).unwrap();
     assert_eq!(numbers(&folder.merged()["a.weight"]), [3.0, 0.0, 0.0, 4.0]);
     assert_eq!(folder.csv()[1].last().unwrap(), "0");
 }
@@ -174,6 +177,10 @@ fn errors_name_file_and_tensor_and_leave_the_output_alone() {
     };
     let missing = error("wise", &["one"], &[]);
     assert!(missing.contains("head.weight") && missing.contains("anchor.safetensors"), "{missing}");
+    for models in [["one", "two"], ["two", "one"]] {
+        let missing = error("soup", &models, &[]);
+        assert!(missing.contains("two.safetensors has no tensor `head.weight`"), "{missing}");
+    }
     assert!(error("distances", &["none"], &[]).contains("none.safetensors"));
     assert!(error("wise", &["two"], &["--share", "1.5"]).contains("1.5"));
     assert!(error("wise", &["two"], &["--copy", "tail.*"]).contains("tail.*"));
@@ -191,12 +198,57 @@ fn errors_name_file_and_tensor_and_leave_the_output_alone() {
     assert_eq!(fs::read(folder.path("anchor")).unwrap(), anchor);
 }
 
+#[test]
+fn other_names_and_other_types_come_together() {
+    let folder = Folder::new();
+    let w = |x: f32| Tensor::new(&[[x, 0.0]], &Device::Cpu).unwrap();
+    folder.save("anchor", &[("norm.weight", w(1.0))]);
+    let half = w(3.0).to_dtype(candle_core::DType::BF16).unwrap();
+    folder.save("one", &[("bert.norm.gamma", half), ("cls.bias", w(9.0))]);
+    let rename = ["--rename", "bert.*=*", "--rename", "*.gamma=*.weight"];
+    let apart = format!("{:#}", folder.run("distances", &["one"], &[]).unwrap_err());
+    assert!(apart.contains("no floating-point tensor of the same name"), "{apart}");
+    folder.run("distances", &["one"], &rename).unwrap();
+    assert_eq!(folder.csv()[1..], [["norm.weight", "1 x 2", "2.000", "2.000", "2.000"]]);
+    let options = [&rename[..], &["--drop", "cls.*"]].concat();
+    folder.run("wise", &["one"], &options).unwrap();
+    let merged = folder.merged();
+    assert_eq!(merged.keys().collect::<Vec<_>>(), ["norm.weight"]);
+    assert_eq!(merged["norm.weight"].dtype(), candle_core::DType::F32);
+    assert_eq!(numbers(&merged["norm.weight"]), [2.0, 0.0]);
+    folder.run("wise", &["one"], &[&options[..], &["--dtype", "f16"]].concat()).unwrap();
+    assert_eq!(folder.merged()["norm.weight"].dtype(), candle_core::DType::F16);
+    assert!(folder.run("distances", &["one"], &["--rename", "bert.*=b"]).is_err());
+}
+
+#[test]
+fn what_is_neither_measured_nor_merged_is_told() {
+    let folder = Folder::new();
+    let plan = MergePlan::wise(0.5).copy("head.*");
+    let (anchor, one) = (folder.path("anchor"), folder.path("one"));
+    let merged = merge_files(&plan, Some(&anchor), &[&one], folder.path("out")).unwrap();
+    let found = distances(&anchor, &one).unwrap();
+    let models = [one];
+    let after = After { distances: found.clone(), merged, method: plan.method };
+    let report = Report { models: &models, before: vec![found], after: Some(after) };
+    let notes = report.notes().join("\n");
+    for part in [
+        "one.safetensors: measured: 1 tensor\n",
+        "not measured: 1 tensor of integers in ",
+        "not measured: 1 tensor that only ",
+        "one.safetensors has: head.weight\n",
+        "merged: 1 tensor\ncopied from the first model, not merged: 2 tensors: count, head.weight",
+    ] {
+        assert!(notes.contains(part), "{part}: {notes}");
+    }
+}
+
 /// A checkpoint of 96 MiB in 48 tensors. What is held is one tensor's merge, not the model. Mapped files are the
 /// system's to drop, so they are not counted.
 #[cfg(target_os = "linux")]
 #[test]
 fn what_is_held_is_a_tensor_and_not_the_checkpoint() {
-    use tpgm_candle::weight_space::{FilePass, MergePlan, distances_with, merge_files_with};
+    use tpgm_candle::weight_space::{DistanceOptions, FilePass, MergePlan, distances_with, merge_files_with};
 
     let held = || {
         let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -211,7 +263,8 @@ fn what_is_held_is_a_tensor_and_not_the_checkpoint() {
     let mut watch = |_: FilePass<'_>| most = most.max(held());
     let (anchor, tuned) = (file("anchor"), file("tuned"));
     merge_files_with(&MergePlan::wise(0.5), Some(&anchor), &[&tuned], file("out"), &mut watch).unwrap();
-    let distances = distances_with(&anchor, file("out"), &[], &mut watch).unwrap();
+    let distances =
+        distances_with(&anchor, file("out"), &DistanceOptions::default(), &mut watch).unwrap().tensors;
     assert!(most < before + 24, "{before} MiB before, {most} MiB at most");
     // Every element moved by 1/2.
     assert!(distances.iter().all(|distance| (distance.l2 - 0.5 * f64::from(1 << 19).sqrt()).abs() < 1e-6));

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use tpgm_candle::core::{FixedRadius, Norm};
+use tpgm_candle::core::{DType, FixedRadius, Norm};
 use tpgm_candle::weight_space::{
-    FilePass, MergePlan, MergeReport, TensorDistance, distances_with, merge_files_with,
+    DistanceOptions, Distances, FilePass, MergeMethod, MergePlan, MergeReport, Rename, distances_with,
+    merge_files_with,
 };
 use tpgm_examples::files;
 use tpgm_examples::progress::Progress;
@@ -15,8 +16,8 @@ use crate::report::{After, Report};
 
 /// Measures how far fine-tuned checkpoints are from their anchor, and brings them back.
 ///
-/// Checkpoints are safetensors files, the `*.index.json` of shards, or folders with `model.safetensors`. They are
-/// memory-mapped and worked on tensor by tensor, so they may be larger than memory.
+/// Checkpoints are safetensors files, PyTorch files (.bin, .pth), the `*.index.json` of shards, or folders with one of these.
+/// They are worked on tensor by tensor, so they may be larger than memory.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "project_checkpoints", version)]
 pub(crate) struct Args {
@@ -30,8 +31,8 @@ enum Method {
     Distances {
         #[command(flatten)]
         inputs: Inputs,
-        /// Tensors that may have another shape than the anchor's, and are not measured then, such as a new head: a name, or a
-        /// pattern with `*` and `?`. May be repeated
+        /// Tensors that are not measured, such as a new head of another shape: a name, or a pattern with `*` and `?`. May be
+        /// repeated
         #[arg(long, value_name = "PATTERN")]
         new: Vec<String>,
     },
@@ -82,6 +83,10 @@ struct Inputs {
     /// The checkpoint that fine-tuning started from
     #[arg(long)]
     anchor: PathBuf,
+    /// Other names for tensors, in all checkpoints: `bert.*=*` takes a prefix off, `*.gamma=*.weight` changes an ending. May
+    /// be repeated; rules are applied in the order given, and all other options go by the new names
+    #[arg(long, value_name = "FROM=TO")]
+    rename: Vec<Rename>,
     /// Folder for the table (distances.csv, distances.md) and the plot (distances.svg)
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -93,9 +98,34 @@ struct Output {
     #[arg(long)]
     out: PathBuf,
     /// Tensors to take from the first model as they are, for example a new head: a name, or a pattern with `*` and `?`.
-    /// May be repeated. Integers and booleans are taken so anyway
+    /// May be repeated. Counters, positions and integers that all checkpoints share are taken so anyway
     #[arg(long, value_name = "PATTERN")]
     copy: Vec<String>,
+    /// Tensors to leave out, for example a head that only the anchor has: a name, or a pattern. May be repeated
+    #[arg(long, value_name = "PATTERN")]
+    drop: Vec<String>,
+    /// Element type of what is merged; the anchor's (of a soup the first model's) if it is not given
+    #[arg(long, value_enum)]
+    dtype: Option<TypeName>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TypeName {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<TypeName> for DType {
+    fn from(name: TypeName) -> Self {
+        match name {
+            TypeName::F64 => DType::F64,
+            TypeName::F32 => DType::F32,
+            TypeName::F16 => DType::F16,
+            TypeName::Bf16 => DType::BF16,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -123,12 +153,14 @@ impl From<NormName> for Norm {
 /// untouched then, unless only the report could not be written.
 pub(crate) fn run(args: &Args, progress: &Progress) -> Result<()> {
     let (inputs, plan) = args.method.plan();
-    let renewed: &[String] = match &args.method {
-        Method::Distances { new, .. } => new,
-        _ => plan.as_ref().map_or(&[], |(_, output)| &output.copy),
+    let leave_out = match (&args.method, &plan) {
+        (Method::Distances { new, .. }, _) => new.clone(),
+        (_, Some((_, output))) => [&output.copy[..], &output.drop].concat(),
+        _ => Vec::new(),
     };
-    let measure = |path: &Path| -> Result<Vec<TensorDistance>> {
-        Ok(watched(progress, "measuring", |watch| distances_with(&inputs.anchor, path, renewed, watch))?)
+    let options = DistanceOptions { leave_out, rename: inputs.rename.clone() };
+    let measure = |path: &Path| -> Result<Distances> {
+        Ok(watched(progress, "measuring", |watch| distances_with(&inputs.anchor, path, &options, watch))?)
     };
     let before = inputs.models.iter().map(|path| measure(path)).collect::<Result<_>>()?;
     let mut report = Report { models: &inputs.models, before, after: None };
@@ -138,6 +170,7 @@ pub(crate) fn run(args: &Args, progress: &Progress) -> Result<()> {
     }
     let table = report.table();
     progress.line(table.text());
+    report.notes().into_iter().for_each(|line| progress.line(line));
     progress.line(report.summary());
     if let Some(folder) = &inputs.report {
         files::write(&folder.join("distances.csv"), table.csv())?;
@@ -153,7 +186,7 @@ fn merge(inputs: &Inputs, plan: &MergePlan, output: &Output, progress: &Progress
     };
     ensure!(!same(&inputs.anchor), "--out {} is the anchor: it would be lost", output.out.display());
     // Without an anchor a soup is a mean of the models alone.
-    let is_soup = *plan == MergePlan { copy: plan.copy.clone(), ..MergePlan::uniform_soup() };
+    let is_soup = plan.method == MergeMethod::UniformSoup;
     let anchor = (!is_soup).then_some(inputs.anchor.as_path());
     Ok(watched(progress, "merging", |watch| {
         merge_files_with(plan, anchor, &inputs.models, &output.out, watch)
@@ -171,7 +204,14 @@ impl Method {
             Method::ModelStock { inputs, output } => (inputs, MergePlan::model_stock(), output),
             Method::Soup { inputs, output } => (inputs, MergePlan::uniform_soup(), output),
         };
-        (inputs, Some((output.copy.iter().fold(plan, |plan, pattern| plan.copy(pattern)), output)))
+        let plan = MergePlan {
+            copy: output.copy.clone(),
+            drop: output.drop.clone(),
+            rename: inputs.rename.clone(),
+            dtype: output.dtype.map(DType::from),
+            ..plan
+        };
+        (inputs, Some((plan, output)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use tpgm_candle::weight_space::{MergeMethod, MergeReport, TensorDistance};
+use tpgm_candle::weight_space::{Distances, MergeMethod, MergeReport, TensorDistance};
 use tpgm_examples::bars::{Bars, Series};
 use tpgm_examples::table::Table;
 
@@ -11,27 +11,27 @@ use tpgm_examples::table::Table;
 pub(crate) struct Report<'a> {
     pub(crate) models: &'a [PathBuf],
     /// Of each model, in the order of the anchor's file.
-    pub(crate) before: Vec<Vec<TensorDistance>>,
+    pub(crate) before: Vec<Distances>,
     pub(crate) after: Option<After>,
 }
 
 /// What a merge did.
 pub(crate) struct After {
-    pub(crate) distances: Vec<TensorDistance>,
+    pub(crate) distances: Distances,
     pub(crate) merged: MergeReport,
     pub(crate) method: MergeMethod,
 }
 
 impl Report<'_> {
     /// A name and the distances of each checkpoint.
-    fn columns(&self) -> Vec<(String, &[TensorDistance])> {
+    fn columns(&self) -> Vec<(String, &Distances)> {
         let mut columns: Vec<_> = self
             .models
             .iter()
             .zip(&self.before)
             .map(|(path, distances)| {
                 let name = if self.models.len() == 1 { "before".to_owned() } else { short_name(path) };
-                (name, distances.as_slice())
+                (name, distances)
             })
             .collect();
         if let Some(after) = &self.after {
@@ -45,7 +45,7 @@ impl Report<'_> {
     /// Tensors of the anchor that a model has too, in the order of the anchor's file.
     fn tensors(&self) -> Vec<&str> {
         // Models may have different tensors: the order of the longest list, and what only others have behind it.
-        let mut lists: Vec<&Vec<TensorDistance>> = self.before.iter().collect();
+        let mut lists: Vec<&Vec<TensorDistance>> = self.before.iter().map(|found| &found.tensors).collect();
         lists.sort_by_key(|list| std::cmp::Reverse(list.len()));
         let mut names: Vec<&str> = Vec::new();
         let mut known = std::collections::HashSet::new();
@@ -72,7 +72,7 @@ impl Report<'_> {
         for name in self.tensors() {
             let found: Vec<_> = columns
                 .iter()
-                .map(|(_, distances)| distances.iter().find(|distance| distance.name == name))
+                .map(|(_, distances)| distances.tensors.iter().find(|distance| distance.name == name))
                 .collect();
             let shape = found.iter().flatten().next().map(|distance| shape(&distance.shape));
             let mut row = vec![name.to_owned(), shape.unwrap_or_default()];
@@ -90,15 +90,26 @@ impl Report<'_> {
         table
     }
 
+    /// What was not measured or merged, for every checkpoint.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let merged = self.after.iter().map(|after| after.merged.to_string());
+        let mut notes: Vec<String> = self
+            .models
+            .iter()
+            .zip(&self.before)
+            .map(|(path, distances)| format!("{}: {distances}", path.display()))
+            .chain(merged)
+            .collect();
+        notes.push(String::new());
+        notes
+    }
+
     /// The distance of all tensors together.
     pub(crate) fn summary(&self) -> String {
-        let total = |distances: &[TensorDistance]| {
-            number(distances.iter().map(|distance| distance.l2.powi(2)).sum::<f64>().sqrt())
-        };
         let parts: Vec<_> = self
             .columns()
             .into_iter()
-            .map(|(name, distances)| [name, total(distances)].join(" ").trim().to_owned())
+            .map(|(name, distances)| [name, number(distances.l2())].join(" ").trim().to_owned())
             .collect();
         format!("L2 distance of all tensors together: {}", parts.join(", "))
     }
@@ -106,11 +117,11 @@ impl Report<'_> {
     /// Relative distances of every tensor, before and after.
     pub(crate) fn plot(&self) -> Result<String> {
         let tensors = self.tensors();
-        let series = |(name, distances): (String, &[TensorDistance])| Series {
+        let series = |(name, distances): (String, &Distances)| Series {
             name: if name.is_empty() { short_name(&self.models[0]) } else { name },
             values: tensors
                 .iter()
-                .map(|tensor| distances.iter().find(|distance| distance.name == **tensor))
+                .map(|tensor| distances.tensors.iter().find(|distance| distance.name == **tensor))
                 .map(|distance| distance.map(|distance| distance.relative))
                 .collect(),
         };
@@ -126,9 +137,6 @@ impl Report<'_> {
 impl After {
     /// The ratio of a tensor's displacement that was kept; its mean where rows have their own.
     fn ratio(&self, name: &str) -> String {
-        if self.merged.copied.iter().any(|copied| copied == name) {
-            return "copied".to_owned();
-        }
         let coefficients = self.merged.merged.iter().find(|merged| merged.name == name);
         let coefficients = coefficients.map_or(&[][..], |merged| merged.coefficients.as_slice());
         match &self.method {

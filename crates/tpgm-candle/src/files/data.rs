@@ -60,6 +60,16 @@ impl AnchorData {
         }
     }
 
+    /// The elements as files have them.
+    pub(super) fn to_le_bytes(&self) -> Vec<u8> {
+        match self.slice() {
+            Slice::F64(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Slice::F32(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Slice::F16(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Slice::BF16(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        }
+    }
+
     /// True if the elements are read from a memory-mapped file: they take no memory of their own.
     pub fn is_mapped(&self) -> bool {
         matches!(self.data, Data::Mapped { .. })

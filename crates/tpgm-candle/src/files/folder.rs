@@ -1,7 +1,7 @@
 //! From what a user names to files: one file, an index of shards, or a folder with either.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -39,6 +39,11 @@ fn shards(index: &Path) -> Result<Vec<Part>> {
     let folder = index.parent().unwrap_or(Path::new(""));
     let mut shards: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for (tensor, shard) in weight_map {
+        // An index must not reach out of its folder.
+        if !shard.components().all(|part| matches!(part, Component::Normal(_))) {
+            let problem = format!("its shard `{}` is not a file beside the index", shard.display());
+            return Err(Error::tensor(index, &tensor, problem));
+        }
         let path = folder.join(&shard);
         if !path.is_file() {
             let problem = format!("its shard `{}` does not exist", path.display());

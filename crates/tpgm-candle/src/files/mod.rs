@@ -14,5 +14,5 @@ pub use self::data::AnchorData;
 pub(crate) use self::error::io;
 pub use self::error::{Error, Result};
 pub(crate) use self::source::{Source, Value};
-pub(crate) use self::weights::{Entry, Values, Weights};
-pub(crate) use self::writer::{Writer, safetensors_dtype, write_beside};
+pub(crate) use self::weights::{Entry, Weights};
+pub(crate) use self::writer::{Writer, file_dtype, safetensors_dtype, write_beside};

@@ -51,7 +51,12 @@ pub(super) fn open(path: &Path, length: u64) -> Result<(Reader, Vec<Listed>)> {
         let key = (&info.path, layout.start_offset(), layout.dims(), layout.stride());
         let first: &String = first_names.entry(key).or_insert(name);
         let storage = (first != name).then(|| first.clone());
-        listed.push(Listed { name: name.clone(), shape: layout.dims().to_vec(), storage });
+        listed.push(Listed {
+            name: name.clone(),
+            dtype: info.dtype.into(),
+            shape: layout.dims().to_vec(),
+            storage,
+        });
     }
     Ok((Reader { tensors }, listed))
 }

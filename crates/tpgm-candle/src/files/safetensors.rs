@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use tpgm_core::DType;
@@ -19,11 +20,14 @@ use super::source::{Listed, Value};
 const FORMAT: &str = "a safetensors file";
 /// Bytes before the header: its length.
 const PREFIX: usize = size_of::<u64>();
+/// The longest header that is read: the limit of the format's reference implementation.
+const MAX_HEADER: usize = 100_000_000;
 
 #[derive(Debug)]
 pub(super) struct Reader {
     map: Arc<Mmap>,
     tensors: HashMap<String, Stored>,
+    metadata: HashMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -37,20 +41,35 @@ pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Lis
     // SAFETY: the map is private and read-only. Rust's rules are broken if the file is changed in place while it is
     // mapped; nothing in this crate does that (files are replaced by renaming), and `Params::open` tells its callers.
     let map = unsafe { Mmap::map(file) }.map_err(io(path))?;
-    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damage(path, &map, &error))?;
-    // `read_metadata` checked that the header and all offsets lie inside the file.
-    let data = PREFIX + header;
+    let (data, metadata) = header(&map).map_err(|error| damage(path, &map, &error))?;
     let mut listed = vec![];
     let mut tensors = HashMap::new();
-    for (name, info) in metadata.tensors() {
+    for name in metadata.offset_keys() {
+        let info = metadata.info(&name).expect("a listed tensor");
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
-        listed.push(Listed { name: name.clone(), shape: info.shape.clone(), storage: None });
+        listed.push(Listed {
+            name: name.clone(),
+            dtype: info.dtype,
+            shape: info.shape.clone(),
+            storage: None,
+        });
         tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
     }
-    Ok((Reader { map: Arc::new(map), tensors }, listed))
+    let metadata = metadata.metadata().clone().unwrap_or_default();
+    Ok((Reader { map: Arc::new(map), tensors, metadata }, listed))
 }
 
 impl Reader {
+    /// The elements of a listed tensor.
+    pub(super) fn bytes(&self, name: &str) -> &[u8] {
+        &self.map[self.tensors[name].range.clone()]
+    }
+
+    /// The text beside the tensors.
+    pub(super) fn metadata(&self) -> &HashMap<String, String> {
+        &self.metadata
+    }
+
     pub(super) fn read(&self, path: &Path, name: &str) -> Result<Value> {
         let Stored { dtype, shape, range } = &self.tensors[name];
         let float = |dtype| Ok(Value::Float(AnchorData::mapped(&self.map, range.clone(), dtype)));
@@ -66,6 +85,24 @@ impl Reader {
                 .map(Value::Other)
                 .map_err(|error| Error::tensor(path, name, error.to_string())),
         }
+    }
+}
+
+/// Where the data begin, and the header: it describes exactly the bytes that follow it. `SafeTensors::read_metadata` adds
+/// up lengths that a damaged header makes overflow.
+fn header(bytes: &[u8]) -> Result<(usize, Metadata), SafeTensorError> {
+    let length = bytes.first_chunk::<PREFIX>().ok_or(SafeTensorError::HeaderTooSmall)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|length| *length <= MAX_HEADER);
+    let length = length.ok_or(SafeTensorError::HeaderTooLarge)?;
+    let data = PREFIX + length;
+    let header = bytes.get(PREFIX..data).ok_or(SafeTensorError::InvalidHeaderLength)?;
+    let header = std::str::from_utf8(header).map_err(SafeTensorError::InvalidHeader)?;
+    let metadata: Metadata =
+        serde_json::from_str(header).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    if metadata.data_len() == bytes.len() - data {
+        Ok((data, metadata))
+    } else {
+        Err(SafeTensorError::MetadataIncompleteBuffer)
     }
 }
 

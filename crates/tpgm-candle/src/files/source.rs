@@ -1,9 +1,11 @@
 //! Checkpoint files: names, shapes, and values on demand.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::path::{Path, PathBuf};
 
+use ::safetensors::{Dtype, View};
 use candle_core::Tensor;
 
 use super::data::AnchorData;
@@ -41,14 +43,18 @@ enum Reader {
 #[derive(Debug)]
 struct Entry {
     file: usize,
+    /// Where it was listed in its file.
+    place: usize,
+    dtype: Dtype,
     shape: Vec<usize>,
     /// The name under which the same storage was listed first.
     storage: String,
 }
 
-/// What a reader says about a tensor when a file is opened.
+/// What a reader says about a tensor when a file is opened. Readers list in the order of the data, if there is one.
 pub(super) struct Listed {
     pub(super) name: String,
+    pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     /// Set if another tensor of this file shares its storage: the first name of that storage.
     pub(super) storage: Option<String>,
@@ -80,7 +86,7 @@ impl Source {
             let problem = format!("`{}` says that this file has it, but it does not", index.display());
             return Err(Error::tensor(&part.path, tensor, problem));
         }
-        for Listed { name, shape, storage } in listed {
+        for (place, Listed { name, dtype, shape, storage }) in listed.into_iter().enumerate() {
             if part.wanted.as_ref().is_some_and(|(_, wanted)| !wanted.contains(&name)) {
                 continue;
             }
@@ -92,7 +98,7 @@ impl Source {
                 }
                 Slot::Vacant(slot) => {
                     let storage = storage.unwrap_or_else(|| slot.key().clone());
-                    slot.insert(Entry { file, shape, storage });
+                    slot.insert(Entry { file, place, dtype, shape, storage });
                 }
             }
         }
@@ -142,6 +148,47 @@ impl Source {
             Reader::PyTorch(reader) => reader.read(path, name),
         }
         .map(Some)
+    }
+}
+
+/// What merging needs beside values: the order of the files, element types that candle lacks, bits and texts.
+impl Source {
+    /// All names, in the order in which the data lie in the files.
+    pub(super) fn in_order(&self) -> Vec<&str> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|(_, entry)| (entry.file, entry.place));
+        entries.into_iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Element type of a tensor.
+    pub(super) fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.entries.get(name).map(|entry| entry.dtype)
+    }
+
+    /// The elements of a tensor as safetensors files have them; `None` if no file has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Source::read`].
+    pub(super) fn bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+        let Some(entry) = self.entries.get(name) else { return Ok(None) };
+        let File { path, reader } = &self.files[entry.file];
+        match reader {
+            Reader::Safetensors(reader) => Ok(Some(Cow::Borrowed(reader.bytes(name)))),
+            Reader::PyTorch(reader) => Ok(Some(Cow::Owned(match reader.read(path, name)? {
+                Value::Float(data) => data.to_le_bytes(),
+                Value::Other(tensor) => tensor.data().into_owned(),
+            }))),
+        }
+    }
+
+    /// The text that the files carry; of files that disagree, the first.
+    pub(super) fn metadata(&self) -> BTreeMap<String, String> {
+        let texts = self.files.iter().rev().filter_map(|file| match &file.reader {
+            Reader::Safetensors(reader) => Some(reader.metadata()),
+            Reader::PyTorch(_) => None,
+        });
+        texts.flatten().map(|(key, text)| (key.clone(), text.clone())).collect()
     }
 }
 

@@ -1,57 +1,49 @@
-//! Checkpoints read tensor by tensor, without loading them.
+//! Checkpoints as merges see them: under new names, in the order of their data.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
-use tpgm_core::element::{bf16, f16};
-use tpgm_core::{Buffer, DType, Element, Slice};
+use tpgm_core::DType;
 
-use super::error::{Error, Result, io};
+use super::data::AnchorData;
+use super::error::{Error, Result};
+use super::source::{Source, Value};
 
-/// The longest header that is read: the limit of the format's reference implementation.
-const MAX_HEADER: usize = 100_000_000;
-
-/// Bytes before the header: its length.
-const PREFIX: usize = 8;
-
-/// A memory-mapped checkpoint of one or several safetensors files.
+/// A checkpoint of one or several files, read tensor by tensor.
 #[derive(Debug)]
 pub(crate) struct Weights {
     path: PathBuf,
-    shards: Vec<Shard>,
-    /// Names in the order of the files, each with its shard.
-    names: Vec<(String, usize)>,
-    index: HashMap<String, usize>,
+    source: Source,
+    /// Names in the order of the files.
+    names: Vec<String>,
+    /// The name in the file of each.
+    stored: HashMap<String, String>,
 }
 
-#[derive(Debug)]
-struct Shard {
-    map: Mmap,
-    data: usize,
-    header: Metadata,
-}
-
-/// One tensor of a checkpoint.
-#[derive(Debug, Clone, Copy)]
+/// Element type and shape of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Entry<'a> {
     pub(crate) dtype: Dtype,
     pub(crate) shape: &'a [usize],
-    pub(crate) bytes: &'a [u8],
 }
 
 impl Weights {
-    /// Maps a safetensors file, the files that a `*.index.json` lists, or the `model.safetensors` of a folder, whole or
-    /// in shards. Reads headers only.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        let path = if path.is_dir() { in_folder(path) } else { path.to_owned() };
-        let is_index = path.extension().is_some_and(|extension| extension == "json");
-        let (shards, names) = if is_index { open_index(&path)? } else { open_one(&path)? };
-        let index = names.iter().cloned().collect();
-        Ok(Self { path, shards, names, index })
+    /// Opens whatever [`Source`] opens, with each tensor under the name that `rename` makes of its name in the file. Reads
+    /// headers only.
+    pub(crate) fn renamed(path: &Path, mut rename: impl FnMut(&str) -> String) -> Result<Self> {
+        let source = Source::open([path])?;
+        let (mut names, mut stored) = (Vec::new(), HashMap::new());
+        for old in source.in_order() {
+            let name = rename(old);
+            if let Some(other) = stored.insert(name.clone(), old.to_owned()) {
+                let problem = format!("it is to be called `{name}`, and so is `{other}`");
+                return Err(Error::tensor(path, old, problem));
+            }
+            names.push(name);
+        }
+        Ok(Self { path: path.to_owned(), source, names, stored })
     }
 
     /// Where the checkpoint is, for messages.
@@ -61,26 +53,46 @@ impl Weights {
 
     /// All names, in the order in which the data lie in the files.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> + Clone {
-        self.names.iter().map(|(name, _)| name.as_str())
+        self.names.iter().map(String::as_str)
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Entry<'_>> {
-        let shard = &self.shards[*self.index.get(name)?];
-        let info = shard.header.info(name)?;
-        let (start, end) = info.data_offsets;
-        // The header was checked to describe exactly the bytes that follow it.
-        let bytes = &shard.map[shard.data + start..shard.data + end];
-        Some(Entry { dtype: info.dtype, shape: &info.shape, bytes })
+        let stored = self.stored.get(name)?;
+        Some(Entry { dtype: self.source.dtype(stored)?, shape: self.source.shape(stored)? })
+    }
+
+    /// The other names under which the file has the same tensor: PyTorch's files list tied weights once for each name.
+    pub(crate) fn twins<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let storage = |name: &str| self.source.storage(self.stored.get(name)?);
+        self.names().filter(move |other| *other != name && storage(other) == storage(name))
+    }
+
+    /// The elements of a tensor that can be merged; `None` for a tensor of another type, or that is not there.
+    pub(crate) fn values(&self, name: &str) -> Result<Option<AnchorData>> {
+        if self.get(name).is_none_or(|entry| entry.float().is_none()) {
+            return Ok(None);
+        }
+        Ok(self.source.read(&self.stored[name])?.and_then(|value| match value {
+            Value::Float(data) => Some(data),
+            Value::Other(_) => None,
+        }))
+    }
+
+    /// The elements of any tensor, as a safetensors file has them; `None` if it is not there.
+    pub(crate) fn bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
+        match self.stored.get(name) {
+            Some(stored) => self.source.bytes(stored),
+            None => Ok(None),
+        }
     }
 
     /// The text that the files carry; of shards that disagree, the first.
     pub(crate) fn metadata(&self) -> BTreeMap<String, String> {
-        let texts = self.shards.iter().rev().filter_map(|shard| shard.header.metadata().as_ref());
-        texts.flatten().map(|(key, text)| (key.clone(), text.clone())).collect()
+        self.source.metadata()
     }
 }
 
-impl<'a> Entry<'a> {
+impl Entry<'_> {
     /// Type and shape, for messages.
     pub(crate) fn describe(&self) -> String {
         format!("{} {:?}", self.dtype, self.shape)
@@ -103,120 +115,8 @@ impl<'a> Entry<'a> {
         matches!(self.dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
     }
 
-    /// The elements, if they can be merged.
-    pub(crate) fn values(&self) -> Option<Values<'a>> {
-        Some(match self.float()? {
-            DType::F64 => view(self.bytes, f64::from_le_bytes, Buffer::F64),
-            DType::F32 => view(self.bytes, f32::from_le_bytes, Buffer::F32),
-            DType::F16 => view(self.bytes, f16::from_le_bytes, Buffer::F16),
-            DType::BF16 => view(self.bytes, bf16::from_le_bytes, Buffer::BF16),
-        })
-    }
-}
-
-/// The elements of a tensor: where the file has them, or decoded if they lie at an odd address there.
-pub(crate) enum Values<'a> {
-    Mapped(Slice<'a>),
-    Decoded(Buffer),
-}
-
-impl Values<'_> {
-    pub(crate) fn slice(&self) -> Slice<'_> {
-        match self {
-            Self::Mapped(slice) => *slice,
-            Self::Decoded(buffer) => buffer.as_slice(),
-        }
-    }
-}
-
-fn view<'a, T: Element + bytemuck::Pod, const SIZE: usize>(
-    bytes: &'a [u8],
-    one: impl Fn([u8; SIZE]) -> T,
-    buffer: impl Fn(Vec<T>) -> Buffer,
-) -> Values<'a>
-where
-    Slice<'a>: From<&'a [T]>,
-{
-    if cfg!(target_endian = "little")
-        && let Ok(elements) = bytemuck::try_cast_slice::<u8, T>(bytes)
-    {
-        return Values::Mapped(elements.into());
-    }
-    let (elements, _) = bytes.as_chunks::<SIZE>();
-    Values::Decoded(buffer(elements.iter().map(|bytes| one(*bytes)).collect()))
-}
-
-fn in_folder(folder: &Path) -> PathBuf {
-    let index = folder.join("model.safetensors.index.json");
-    if index.exists() { index } else { folder.join("model.safetensors") }
-}
-
-type Opened = (Vec<Shard>, Vec<(String, usize)>);
-
-fn open_one(path: &Path) -> Result<Opened> {
-    let shard = Shard::open(path)?;
-    let names = shard.header.offset_keys().into_iter().map(|name| (name, 0)).collect();
-    Ok((vec![shard], names))
-}
-
-/// The part of a sharded checkpoint's index that is needed.
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-fn open_index(path: &Path) -> Result<Opened> {
-    let bad = |problem| Error::BadFile { path: path.to_owned(), problem };
-    let text = std::fs::read(path).map_err(io(path))?;
-    let index: Index =
-        serde_json::from_slice(&text).map_err(|e| bad(format!("not an index of shards: {e}")))?;
-    let mut files: Vec<&String> = index.weight_map.values().collect();
-    files.sort();
-    files.dedup();
-    let (mut shards, mut names) = (Vec::new(), Vec::new());
-    for file in files {
-        // An index must not reach out of its folder.
-        if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
-            return Err(bad(format!("`{file}` is not the name of a file beside it")));
-        }
-        let shard = Shard::open(&path.with_file_name(file))?;
-        let own =
-            shard.header.offset_keys().into_iter().filter(|name| index.weight_map.get(name) == Some(file));
-        names.extend(own.map(|name| (name, shards.len())));
-        shards.push(shard);
-    }
-    if names.len() != index.weight_map.len() {
-        let missing =
-            index.weight_map.iter().find(|(name, _)| !names.iter().any(|(known, _)| known == *name));
-        let (name, file) = missing.expect("there are fewer names than the index lists");
-        return Err(bad(format!("tensor `{name}` is not in `{file}`")));
-    }
-    Ok((shards, names))
-}
-
-impl Shard {
-    fn open(path: &Path) -> Result<Self> {
-        let bad = |problem| Error::BadFile { path: path.to_owned(), problem };
-        let file = File::open(path).map_err(io(path))?;
-        // SAFETY: the map is only read, as bytes and as numbers, for which every bit pattern is valid. A file that another
-        // process changes or cuts off meanwhile gives other numbers or ends this process, as with every memory-mapped
-        // reader: `merge_files` and `distances` say not to.
-        let map = unsafe { Mmap::map(&file) }.map_err(io(path))?;
-        let prefix = map.first_chunk::<PREFIX>().ok_or_else(|| bad("it has no header".to_owned()))?;
-        let header = usize::try_from(u64::from_le_bytes(*prefix))
-            .ok()
-            .filter(|len| *len <= MAX_HEADER)
-            .and_then(|len| map.get(PREFIX..PREFIX + len))
-            .ok_or_else(
-                || bad("its header is longer than the file, or it is of another format".to_owned()),
-            )?;
-        let data = PREFIX + header.len();
-        let header: Metadata =
-            serde_json::from_slice(header).map_err(|e| bad(format!("its header is damaged: {e}")))?;
-        let there = map.len() - data;
-        if header.data_len() != there {
-            return Err(bad(format!("its header describes {} bytes, but {there} follow", header.data_len())));
-        }
-        Ok(Self { map, data, header })
+    /// True for types that whole weights are squeezed into: 8 bits and fewer.
+    pub(crate) fn is_narrow(&self) -> bool {
+        self.dtype != Dtype::BOOL && self.dtype.bitsize() <= 8
     }
 }

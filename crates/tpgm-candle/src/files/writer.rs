@@ -99,14 +99,19 @@ pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The element type in a file.
+/// The element type in a file of a candle tensor.
 pub(crate) fn safetensors_dtype(tensor: &str, dtype: candle_core::DType) -> Result<Dtype> {
-    Ok(match core_dtype(tensor, dtype)? {
+    Ok(file_dtype(core_dtype(tensor, dtype)?))
+}
+
+/// The element type in a file.
+pub(crate) fn file_dtype(dtype: DType) -> Dtype {
+    match dtype {
         DType::F64 => Dtype::F64,
         DType::F32 => Dtype::F32,
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
-    })
+    }
 }
 
 /// A new file in the folder of `path`, with the permissions that any new file gets.

@@ -24,7 +24,7 @@ pub enum Error {
     /// The parameters are not what is needed.
     #[error(transparent)]
     Params(#[from] params::Error),
-    /// A factor in an adapter's file has values that are not finite. No factor of the model has changed.
+    /// A factor, or a tensor of another module, in an adapter's file has values that are not finite. No factor of the model has changed.
     #[error(
         "{}: factor `{tensor}` has {count} values that are not finite; was its training unstable?",
         .path.display()
@@ -32,10 +32,31 @@ pub enum Error {
     NonFinite {
         /// The file.
         path: PathBuf,
-        /// The factor's name in it.
+        /// The factor's name in the model.
         tensor: String,
         /// How many of its values are infinite or NaN.
         count: usize,
+    },
+    /// A tensor of a module that is saved with an adapter is not among the trainable tensors of the model. No factor has
+    /// changed.
+    #[error(
+        "{}: `{tensor}` belongs to a module that is saved with the adapter (`modules_to_save`), but is no trainable tensor of \
+         the model; build that module too, declared as a head where the base checkpoint lacks it",
+        .path.display()
+    )]
+    NotTrainable {
+        /// The adapter's file.
+        path: PathBuf,
+        /// The tensor's name in the model.
+        tensor: String,
+    },
+    /// None of the modules that are to be saved with an adapter is there.
+    #[error("{place} has no tensor of {modules:?} (`modules_to_save`)")]
+    NoSavedModule {
+        /// The modules.
+        modules: Vec<String>,
+        /// The adapter's file, or the model.
+        place: String,
     },
     /// An adapter and a model have other factors.
     #[error(transparent)]

@@ -31,7 +31,8 @@ mod error;
 use candle_core::Var;
 use candle_nn::VarBuilder;
 pub use tpgm_nn::lora::{
-    Adaptable, Factors, Lora, LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear, VarFactors,
+    Adaptable, Adapter, Factors, Lora, LoraConfig, LoraConv2d, LoraEmbedding, LoraLinear, UnknownOption,
+    VarFactors,
 };
 
 pub use self::adapter::{load_adapter, save_adapter};

@@ -3,25 +3,31 @@
 use std::path::Path;
 
 use tpgm_core::weight_space::{ModelStock, StockEntry, UniformSoup, WiseEntry, WiseFt};
-use tpgm_core::{Buffer, FixedRadius, Slice, TensorSpec};
+use tpgm_core::{Buffer, DType, FixedRadius, Slice, TensorSpec};
 
 use super::error::{Error, Result};
+use super::finite::non_finite;
+use super::inputs::{Fate, Inputs, missing};
 use super::norms::row_norms;
-use super::plan::{FilePass, MergeMethod, MergePlan, MergeReport, MergedTensor};
-use super::select::Patterns;
-use crate::files;
-use crate::files::Writer;
-use crate::files::{Entry, Values, Weights};
+use super::plan::{FilePass, MergeMethod, MergePlan, MergedTensor};
+use super::report::MergeReport;
+use crate::files::{AnchorData, Weights, Writer, file_dtype};
 
 /// Merges checkpoints into the safetensors file `out`.
 ///
-/// Inputs are a safetensors file, a `*.index.json` of shards, or a folder with `model.safetensors` in either form. They
-/// are memory-mapped and worked on tensor by tensor, so models larger than memory can be merged: what is held is the merge
-/// of one tensor (of a soup also its sum). Do not change the inputs meanwhile.
+/// Inputs are safetensors files, PyTorch files, a `*.index.json` of shards, or a folder that holds one of these. They are
+/// worked on tensor by tensor, and safetensors files are memory-mapped, so models larger than memory can be merged: what
+/// is held is the merge of one tensor (of a soup also its sum). Do not change the inputs meanwhile.
 ///
-/// The first model says what `out` holds: the names, their order, the element types, and the text metadata. Integer and
-/// boolean tensors (batch counters, position ids) are its own, bit for bit, and so is what [`MergePlan::copy`] names. All
-/// other tensors must be f64, f32, f16 or bf16 and have the same shape and type in every input.
+/// The first model says what `out` holds: the names, their order, and the text metadata. All floating-point tensors (f64,
+/// f32, f16, bf16, also mixed) must be in every input with the same shape and finite values, and come out in the anchor's
+/// element type, or that of [`MergePlan::dtype`]. What only some inputs have is an error, in any order of the inputs,
+/// unless [`MergePlan::copy`] or [`MergePlan::drop`] names it; [`MergePlan::rename`] brings different names together.
+///
+/// Integers and booleans are the first model's, bit for bit: counters and positions (0-D, 1-D, or a row such as
+/// `position_ids` of shape `[1, 512]`) whatever the other inputs have, tensors of more dimensions if all inputs have the
+/// same bits, or if [`MergePlan::copy`] names them. Quantized checkpoints are refused. The report names all that was
+/// copied or left out.
 ///
 /// `out` is written beside its place, as `.writing-*`, and moved there at the end: after an error it is what it was. It may
 /// be one of the inputs.
@@ -29,15 +35,17 @@ use crate::files::{Entry, Values, Weights};
 /// ```no_run
 /// use tpgm_candle::weight_space::{MergePlan, merge_files};
 /// let plan = MergePlan::wise(0.5).copy("classifier.*");
-/// merge_files(&plan, Some("pretrained.safetensors".as_ref()), &["tuned.safetensors"], "wise.safetensors")?;
+/// let report = merge_files(&plan, Some("pretrained.bin".as_ref()), &["tuned.safetensors"], "wise.safetensors")?;
+/// println!("{report}");
 /// # Ok::<(), tpgm_candle::Error>(())
 /// ```
 ///
 /// # Errors
 ///
-/// [`Error::MergeInputs`] for a wrong number of models or an anchor too many or too few, [`Error::BadFile`](crate::files::Error::BadFile),
-/// [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`], an option outside its range, or
-/// [`Error::Io`](crate::files::Error::Io).
+/// [`Error::MergeInputs`] for a wrong number of models or an anchor too many or too few,
+/// [`files::Error`](crate::files::Error) for a file that cannot be read or written, [`Error::MissingTensor`],
+/// [`Error::TensorMismatch`], [`Error::NotMergeable`], [`Error::IntegerMatrix`], [`Error::Quantized`],
+/// [`Error::NonFinite`], [`Error::Overflow`], or an option outside its range.
 pub fn merge_files<P: AsRef<Path>>(
     plan: &MergePlan,
     anchor: Option<&Path>,
@@ -60,30 +68,28 @@ pub fn merge_files_with<P: AsRef<Path>>(
     mut watch: impl FnMut(FilePass<'_>),
 ) -> Result<MergeReport> {
     check_inputs(&plan.method, anchor.is_some(), models.len())?;
-    let merge = Merge::open(plan, anchor, models)?;
-    let first = &merge.models[0];
-    let copied = Patterns::new(&plan.copy).matches(first.names())?;
-
-    let mut layout = Vec::new();
-    for name in first.names() {
-        let entry = first.get(name).expect("a listed tensor");
-        if !copied.contains(name) && !entry.is_discrete() {
-            merge.check(name, &entry)?;
-        }
-        layout.push((name, entry.dtype, entry.shape));
-    }
+    let inputs = Inputs::open(plan, anchor, models)?;
+    let first = inputs.first();
+    let (fates, left_out) = inputs.sort(plan)?;
+    let layout: Vec<_> = fates
+        .iter()
+        .map(|(name, fate)| {
+            let entry = first.get(name).expect("a listed tensor");
+            let dtype = if let Fate::Merged(dtype) = fate { file_dtype(*dtype) } else { entry.dtype };
+            (*name, dtype, entry.shape)
+        })
+        .collect();
     let mut writer = Writer::create(out.as_ref(), &first.metadata(), &layout)?;
-    let mut report = MergeReport::default();
-    for (done, name) in first.names().enumerate() {
+    let mut report = MergeReport { left_out, ..MergeReport::default() };
+    for (done, ((name, fate), (.., shape))) in fates.iter().zip(&layout).enumerate() {
         watch(FilePass { tensor: name, done, of: layout.len() });
-        let entry = first.get(name).expect("a listed tensor");
-        if copied.contains(name) || entry.is_discrete() {
-            writer.bytes(entry.bytes)?;
-            report.copied.push(name.to_owned());
-        } else {
-            let (values, coefficients) = merge.tensor(name, &entry)?;
+        if let Fate::Merged(dtype) = fate {
+            let (values, coefficients) = merge(&plan.method, &inputs, name, shape, *dtype)?;
             writer.values(values.as_slice())?;
-            report.merged.push(MergedTensor { name: name.to_owned(), coefficients });
+            report.merged.push(MergedTensor { name: (*name).to_owned(), coefficients });
+        } else {
+            writer.bytes(&first.bytes(name)?.ok_or_else(|| missing(name, first, first))?)?;
+            report.copied.push((*name).to_owned());
         }
     }
     writer.finish()?;
@@ -91,7 +97,7 @@ pub fn merge_files_with<P: AsRef<Path>>(
 }
 
 fn check_inputs(method: &MergeMethod, anchor: bool, models: usize) -> Result<()> {
-    let (method, fits, takes) = match method {
+    let (name, fits, takes) = match method {
         MergeMethod::Wise { .. } => ("interpolation", anchor && models == 1, "the anchor and one model"),
         MergeMethod::UniformSoup => ("a uniform soup", !anchor && models >= 1, "models and no anchor"),
         MergeMethod::ModelStock(_) => {
@@ -99,100 +105,63 @@ fn check_inputs(method: &MergeMethod, anchor: bool, models: usize) -> Result<()>
         }
         MergeMethod::Project(_) => ("projection", anchor && models == 1, "the anchor and one model"),
     };
-    if fits { Ok(()) } else { Err(Error::MergeInputs { method, takes }) }
+    if !fits {
+        return Err(Error::MergeInputs { method: name, takes });
+    }
+    match method {
+        MergeMethod::Wise { options, .. } => Ok(options.validate()?),
+        MergeMethod::Project(radius) => Ok(tpgm_core::Constraint::from(*radius).validate()?),
+        MergeMethod::UniformSoup | MergeMethod::ModelStock(_) => Ok(()),
+    }
 }
 
-/// The opened inputs of a merge.
-struct Merge<'a> {
-    method: &'a MergeMethod,
-    anchor: Option<Weights>,
-    models: Vec<Weights>,
-    fisher: Option<[Weights; 2]>,
-}
-
-impl<'a> Merge<'a> {
-    fn open<P: AsRef<Path>>(plan: &'a MergePlan, anchor: Option<&Path>, models: &[P]) -> Result<Self> {
-        let fisher = match &plan.method {
-            MergeMethod::Wise { options, fisher } => {
-                options.validate()?;
-                fisher.as_ref()
+/// The merge of a tensor that all inputs have.
+fn merge(
+    method: &MergeMethod,
+    inputs: &Inputs,
+    name: &str,
+    shape: &[usize],
+    dtype: DType,
+) -> Result<(Buffer, Vec<f64>)> {
+    let models = inputs.models.iter().map(|model| read(name, model)).collect::<Result<Vec<_>>>()?;
+    let anchor = inputs.anchor.as_ref().map(|model| read(name, model)).transpose()?;
+    let models: Vec<Slice<'_>> = models.iter().map(AnchorData::slice).collect();
+    let anchor = || anchor.as_ref().map(AnchorData::slice).expect("inputs were counted");
+    let mut out = Buffer::zeros(dtype, models[0].len());
+    let mut coefficients = Vec::new();
+    match method {
+        MergeMethod::Wise { options, .. } => {
+            let fisher = |fisher: &Weights| match fisher.get(name) {
+                Some(_) => read(name, fisher).map(Some),
+                None => Ok(None),
+            };
+            let fisher = inputs.fisher.as_ref().map(|[f0, f1]| Ok::<_, Error>((fisher(f0)?, fisher(f1)?)));
+            let mut entry = WiseEntry::new(name, anchor(), models[0], out.as_mut());
+            let fisher = fisher.transpose()?;
+            if let Some((Some(fisher0), Some(fisher1))) = &fisher {
+                entry = entry.fisher(fisher0.slice(), fisher1.slice());
             }
-            MergeMethod::Project(radius) => {
-                tpgm_core::Constraint::from(*radius).validate()?;
-                None
-            }
-            _ => None,
-        };
-        let fisher =
-            fisher.map(|[f0, f1]| Ok::<_, Error>([Weights::open(f0)?, Weights::open(f1)?])).transpose()?;
-        let models = models.iter().map(|path| Weights::open(path.as_ref())).collect::<files::Result<_>>()?;
-        Ok(Self { method: &plan.method, anchor: anchor.map(Weights::open).transpose()?, models, fisher })
-    }
-
-    /// Makes sure, before anything is written, that a tensor can be merged.
-    fn check(&self, name: &str, first: &Entry<'_>) -> Result<()> {
-        let from = &self.models[0];
-        if first.float().is_none() {
-            return Err(Error::NotMergeable {
-                tensor: name.to_owned(),
-                dtype: first.dtype.to_string(),
-                model: from.place(),
-            });
+            options.merge(&mut [entry])?;
         }
-        for model in self.anchor.iter().chain(&self.models[1..]) {
-            let entry = model.get(name).ok_or_else(|| missing(name, model, from))?;
-            same(name, (model, entry.describe()), (from, first.describe()))?;
+        MergeMethod::UniformSoup => mean(name, shape, &models, &mut out)?,
+        MergeMethod::ModelStock(stock) => {
+            coefficients = stocked(stock, name, shape, anchor(), &models, &mut out)?;
         }
-        let Some([fisher0, fisher1]) = &self.fisher else { return Ok(()) };
-        match (fisher0.get(name), fisher1.get(name)) {
-            (None, None) => Ok(()),
-            (Some(_), None) => Err(missing(name, fisher1, fisher0)),
-            (None, Some(_)) => Err(missing(name, fisher0, fisher1)),
-            (Some(entry0), Some(entry1)) => {
-                [(fisher0, entry0), (fisher1, entry1)].into_iter().try_for_each(|(fisher, entry)| {
-                    values(name, fisher, &entry)?;
-                    // Fisher information may have an element type of its own.
-                    same(name, (fisher, format!("{:?}", entry.shape)), (from, format!("{:?}", first.shape)))
-                })
-            }
+        MergeMethod::Project(radius) => {
+            coefficients = project(radius, name, shape, anchor(), models[0], &mut out)?;
         }
     }
-
-    /// The merge of a tensor that [`Merge::check`] has seen, in the element type of the first model.
-    fn tensor(&self, name: &str, first: &Entry<'_>) -> Result<(Buffer, Vec<f64>)> {
-        let models = self.models.iter().map(|model| read(name, model)).collect::<Result<Vec<_>>>()?;
-        let anchor = self.anchor.as_ref().map(|model| read(name, model)).transpose()?;
-        let models: Vec<Slice<'_>> = models.iter().map(Values::slice).collect();
-        let mut out = Buffer::zeros(models[0].dtype(), models[0].len());
-        let anchor = || anchor.as_ref().map(Values::slice).expect("inputs were counted");
-        let mut coefficients = Vec::new();
-        match self.method {
-            MergeMethod::Wise { options, .. } => {
-                let fisher = |which: usize| {
-                    let fisher = self.fisher.as_ref().map(|both| &both[which])?;
-                    fisher.get(name)?.values()
-                };
-                let (fisher0, fisher1) = (fisher(0), fisher(1));
-                let mut entry = WiseEntry::new(name, anchor(), models[0], out.as_mut());
-                if let Some((fisher0, fisher1)) = fisher0.as_ref().zip(fisher1.as_ref()) {
-                    entry = entry.fisher(fisher0.slice(), fisher1.slice());
-                }
-                options.merge(&mut [entry])?;
-            }
-            MergeMethod::UniformSoup => mean(name, first.shape, &models, &mut out)?,
-            MergeMethod::ModelStock(stock) => {
-                coefficients = stocked(stock, name, first.shape, anchor(), &models, &mut out)?;
-            }
-            MergeMethod::Project(radius) => {
-                coefficients = project(radius, name, first.shape, anchor(), models[0], &mut out)?;
-            }
-        }
-        Ok((out, coefficients))
+    match non_finite(out.as_slice()) {
+        0 => Ok((out, coefficients)),
+        count => Err(Error::Overflow { tensor: name.to_owned(), count, dtype }),
     }
 }
 
 fn mean(name: &str, shape: &[usize], models: &[Slice<'_>], out: &mut Buffer) -> Result<()> {
-    let spec = TensorSpec { name: name.to_owned(), shape: shape.to_vec(), dtype: out.dtype() };
+    // Sums are kept in the compute type of this: that of the widest model.
+    let widest = models.iter().map(Slice::dtype).max_by_key(|dtype| dtype.compute().size());
+    let dtype = widest.unwrap_or(out.dtype());
+    let spec = TensorSpec { name: name.to_owned(), shape: shape.to_vec(), dtype };
     let mut soup = UniformSoup::new(&[spec]);
     models.iter().try_for_each(|model| soup.add(&[*model]))?;
     Ok(soup.finish(&mut [out.as_mut()])?)
@@ -211,7 +180,7 @@ fn stocked(
 }
 
 /// Keeps the share `min(1, radius / norm)` of the displacement of every row, or of the tensor. What is within the radius
-/// stays bit for bit.
+/// stays bit for bit, but for its element type.
 fn project(
     limit: &FixedRadius,
     name: &str,
@@ -236,28 +205,11 @@ fn project(
     Ok(ratios)
 }
 
-/// A tensor that is known to be there.
-fn read<'a>(name: &str, model: &'a Weights) -> Result<Values<'a>> {
-    values(name, model, &model.get(name).ok_or_else(|| missing(name, model, model))?)
-}
-
-fn values<'a>(name: &str, model: &Weights, entry: &Entry<'a>) -> Result<Values<'a>> {
-    entry.values().ok_or_else(|| Error::NotMergeable {
-        tensor: name.to_owned(),
-        dtype: entry.dtype.to_string(),
-        model: model.place(),
-    })
-}
-
-fn missing(name: &str, model: &Weights, other: &Weights) -> Error {
-    Error::MissingTensor { tensor: name.to_owned(), model: model.place(), other: other.place() }
-}
-
-fn same(name: &str, (model, got): (&Weights, String), (other, expected): (&Weights, String)) -> Result<()> {
-    if got == expected {
-        return Ok(());
+/// The finite values of a tensor that is known to be there.
+fn read(name: &str, model: &Weights) -> Result<AnchorData> {
+    let values = model.values(name)?.ok_or_else(|| missing(name, model, model))?;
+    match non_finite(values.slice()) {
+        0 => Ok(values),
+        count => Err(Error::NonFinite { tensor: name.to_owned(), model: model.place(), count }),
     }
-    let (model, other) = (model.place(), other.place());
-    let (got, expected) = (got.into(), expected.into());
-    Err(Error::TensorMismatch { tensor: name.to_owned(), model, got, other, expected })
 }

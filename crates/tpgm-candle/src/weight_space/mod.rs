@@ -15,17 +15,26 @@
 mod dawin;
 mod distance;
 mod error;
+mod finite;
+mod inputs;
+mod integers;
 mod interpolate;
 mod merge_files;
 mod norms;
 mod plan;
+mod quantized;
+mod rename;
+mod report;
 mod select;
 mod tensors;
 
 pub use self::dawin::{Dawin, DawinCluster, DawinOutput};
-pub use self::distance::{TensorDistance, distances, distances_with};
+pub use self::distance::{DistanceOptions, Distances, TensorDistance, distances, distances_with};
 pub use self::error::{Error, Result};
+pub(crate) use self::finite::non_finite;
 pub use self::interpolate::{Interpolation, wise};
 pub use self::merge_files::{merge_files, merge_files_with};
-pub use self::plan::{FilePass, MergeMethod, MergePlan, MergeReport, MergedTensor};
+pub use self::plan::{FilePass, MergeMethod, MergePlan, MergedTensor};
+pub use self::rename::Rename;
+pub use self::report::{LeftOut, MergeReport, Why};
 pub use self::tensors::{TensorSoup, Tensors, greedy_soup, model_stock, uniform_soup, wise_tensors};

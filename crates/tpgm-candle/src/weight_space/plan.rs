@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tpgm_core::FixedRadius;
 use tpgm_core::weight_space::{ModelStock, WiseFt};
+use tpgm_core::{DType, FixedRadius};
+
+use super::rename::Rename;
 
 /// The operation of a [`MergePlan`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,12 +39,22 @@ pub struct MergePlan {
     /// and the other models need not have them. Each pattern must match.
     #[serde(default)]
     pub copy: Vec<String>,
+    /// Patterns (`*`, `?`) of tensors that are in the output of no model, for example a head of the anchor that fine-tuning
+    /// took off. Each pattern must match.
+    #[serde(default)]
+    pub drop: Vec<String>,
+    /// Other names for tensors, in every input; all other patterns are about the new names. Each rule must match.
+    #[serde(default)]
+    pub rename: Vec<Rename>,
+    /// Element type of what is merged. By default the anchor's; without an anchor, the first model's.
+    #[serde(default)]
+    pub dtype: Option<DType>,
 }
 
 impl MergePlan {
     /// A plan without exceptions.
     pub fn new(method: MergeMethod) -> Self {
-        Self { method, copy: Vec::new() }
+        Self { method, copy: Vec::new(), drop: Vec::new(), rename: Vec::new(), dtype: None }
     }
 
     /// Interpolation with the share `alpha` of the fine-tuned model, in `[0, 1]`.
@@ -71,15 +83,27 @@ impl MergePlan {
         self.copy.push(pattern.into());
         self
     }
-}
 
-/// What [`merge_files`](super::merge_files) did.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct MergeReport {
-    /// Tensors that were merged, in the order of the file.
-    pub merged: Vec<MergedTensor>,
-    /// Tensors that were copied from the first model: integers, and what the plan said.
-    pub copied: Vec<String>,
+    /// Leaves out the tensors that match `pattern`, whichever model has them.
+    #[must_use]
+    pub fn drop(mut self, pattern: impl Into<String>) -> Self {
+        self.drop.push(pattern.into());
+        self
+    }
+
+    /// Gives tensors other names, in every input. Rules are applied in the order given.
+    #[must_use]
+    pub fn rename(mut self, rename: Rename) -> Self {
+        self.rename.push(rename);
+        self
+    }
+
+    /// Writes what is merged in this element type.
+    #[must_use]
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
 }
 
 /// A merged tensor and the numbers that were found on the way.

@@ -1,5 +1,6 @@
 //! Merging models that are given as tensors by name.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
@@ -7,6 +8,7 @@ use tpgm_core::weight_space::{Candidate, ModelStock, StockEntry, UniformSoup, Wi
 use tpgm_core::{Buffer, TensorSpec};
 
 use super::error::{Error, Result};
+use super::finite::non_finite;
 use crate::memory::Elements;
 use crate::memory::{self, core_dtype, to_buffer, to_tensor};
 
@@ -19,8 +21,9 @@ pub type Tensors = BTreeMap<String, Tensor>;
 ///
 /// # Errors
 ///
-/// [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`], [`Error::Core`] for an option outside
-/// its range or the Fisher information of one model only, or the device fails.
+/// [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`], [`Error::NonFinite`],
+/// [`Error::IntegerMatrix`] for integers of two or more dimensions that differ, [`Error::Core`] for an option outside its
+/// range or the Fisher information of one model only, or the device fails.
 pub fn wise_tensors(
     wise: &WiseFt,
     zero_shot: &Tensors,
@@ -30,12 +33,17 @@ pub fn wise_tensors(
     wise.validate()?;
     check(fine_tuned, "the fine-tuned model", [("the zero-shot model", zero_shot)])?;
     each(fine_tuned, |name, value, out| {
-        let elements = [&zero_shot[name], value].map(|tensor| Elements::new(name, tensor));
-        let [theta0, theta1] = elements;
-        let (theta0, theta1) = (theta0?, theta1?);
-        let find = |fisher: &'_ Tensors| fisher.get(name).map(|tensor| to_buffer(name, tensor)).transpose();
-        let fisher0 = fisher.map_or(Ok(None), |(fisher, _)| find(fisher))?;
-        let fisher1 = fisher.map_or(Ok(None), |(_, fisher)| find(fisher))?;
+        let theta0 = finite(name, &zero_shot[name], "the zero-shot model")?;
+        let theta1 = finite(name, value, "the fine-tuned model")?;
+        let find = |fisher: &'_ Tensors, place| -> Result<Option<Buffer>> {
+            let Some(tensor) = fisher.get(name) else { return Ok(None) };
+            finite(name, tensor, place)?;
+            Ok(Some(to_buffer(name, tensor)?))
+        };
+        let fisher0 =
+            fisher.map_or(Ok(None), |(fisher, _)| find(fisher, "the zero-shot model's information"))?;
+        let fisher1 =
+            fisher.map_or(Ok(None), |(_, fisher)| find(fisher, "the fine-tuned model's information"))?;
         let mut entry = WiseEntry::new(name, theta0.slice(), theta1.slice(), out.as_mut());
         entry.fisher0 = fisher0.as_ref().map(Buffer::as_slice);
         entry.fisher1 = fisher1.as_ref().map(Buffer::as_slice);
@@ -48,14 +56,14 @@ pub fn wise_tensors(
 /// # Errors
 ///
 /// [`Error::MergeInputs`] without models, [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`],
-/// or the device fails.
+/// [`Error::NonFinite`], [`Error::IntegerMatrix`], or the device fails.
 pub fn uniform_soup(models: &[&Tensors]) -> Result<Tensors> {
     let first = first(models, 1, "a uniform soup", "one or more models")?;
     check(first, "model 0", numbered(models))?;
     each(first, |name, value, out| {
         let mut soup = UniformSoup::new(&[spec(name, value)?]);
-        for model in models {
-            soup.add(&[Elements::new(name, &model[name])?.slice()])?;
+        for (i, model) in models.iter().enumerate() {
+            soup.add(&[finite(name, &model[name], &place(i))?.slice()])?;
         }
         Ok(soup.finish(&mut [out.as_mut()])?)
     })
@@ -67,7 +75,7 @@ pub fn uniform_soup(models: &[&Tensors]) -> Result<Tensors> {
 /// # Errors
 ///
 /// [`Error::MergeInputs`] with fewer than two models, [`Error::MissingTensor`], [`Error::TensorMismatch`],
-/// [`Error::NotMergeable`], [`Error::Core`] for values that are not finite, or the device fails.
+/// [`Error::NotMergeable`], [`Error::NonFinite`], [`Error::IntegerMatrix`], or the device fails.
 pub fn model_stock(
     stock: &ModelStock,
     anchor: &Tensors,
@@ -77,11 +85,12 @@ pub fn model_stock(
     check(first, "model 0", numbered(models).chain([("the anchor".to_owned(), anchor)]))?;
     let mut coefficients = BTreeMap::new();
     let merged = each(first, |name, value, out| {
-        let anchor = Elements::new(name, &anchor[name])?;
+        let anchor = finite(name, &anchor[name], "the anchor")?;
         let models = models
             .iter()
-            .map(|model| Elements::new(name, &model[name]))
-            .collect::<memory::Result<Vec<_>>>()?;
+            .enumerate()
+            .map(|(i, model)| finite(name, &model[name], &place(i)))
+            .collect::<Result<Vec<_>>>()?;
         let slices = models.iter().map(Elements::slice);
         let mut entries = [StockEntry::new(name, value.dims(), anchor.slice(), slices, out.as_mut())];
         coefficients.insert(name.to_owned(), stock.merge(&mut entries)?.swap_remove(0));
@@ -114,7 +123,8 @@ pub struct TensorSoup {
 /// # Errors
 ///
 /// [`Error::MergeInputs`] without candidates, [`Error::MissingTensor`], [`Error::TensorMismatch`],
-/// [`Error::NotMergeable`], [`Error::Core`] for a score that is NaN, or what `evaluate` returns.
+/// [`Error::NotMergeable`], [`Error::NonFinite`], [`Error::IntegerMatrix`], [`Error::Core`] for a score that is NaN, or
+/// what `evaluate` returns.
 pub fn greedy_soup(
     candidates: &[&Tensors],
     mut evaluate: impl FnMut(&Tensors) -> candle_core::Result<f64>,
@@ -123,6 +133,9 @@ pub fn greedy_soup(
     check(first, "model 0", numbered(candidates))?;
     let merged: Vec<(&String, &Tensor)> = first.iter().filter(|(_, value)| !is_discrete(value)).collect();
     let specs = merged.iter().map(|(name, value)| spec(name, value)).collect::<Result<Vec<_>>>()?;
+    for (i, model) in candidates.iter().enumerate() {
+        merged.iter().try_for_each(|(name, _)| finite(name, &model[*name], &place(i)).map(drop))?;
+    }
     let copies = candidates
         .iter()
         .map(|model| {
@@ -180,7 +193,21 @@ fn first<'a>(
 }
 
 fn numbered<'a>(models: &[&'a Tensors]) -> impl Iterator<Item = (String, &'a Tensors)> {
-    models.iter().enumerate().skip(1).map(|(i, model)| (format!("model {i}"), *model))
+    models.iter().enumerate().skip(1).map(|(i, model)| (place(i), *model))
+}
+
+/// What a model is called in messages.
+fn place(model: usize) -> String {
+    format!("model {model}")
+}
+
+/// The elements of a tensor, all of which are finite.
+fn finite<'a>(name: &str, tensor: &'a Tensor, model: &str) -> Result<Elements<'a>> {
+    let elements = Elements::new(name, tensor)?;
+    match non_finite(elements.slice()) {
+        0 => Ok(elements),
+        count => Err(Error::NonFinite { tensor: name.to_owned(), model: model.to_owned(), count }),
+    }
 }
 
 /// Makes sure that every model has the tensors of the first, with the same shapes and types.
@@ -214,9 +241,24 @@ fn check<'a, S: Into<String>>(
                     expected: describe(value).into(),
                 });
             }
+            // Counters and positions may differ; integers of more dimensions may be packed weights.
+            let long = value.dims().iter().filter(|dim| **dim != 1).count();
+            let few = if value.dtype() == DType::U8 { value.rank() } else { long };
+            if is_discrete(value) && few > 1 && bits(value) != bits(other) {
+                return Err(Error::IntegerMatrix {
+                    tensor: name.clone(),
+                    model: place.to_owned(),
+                    got: describe(value).into(),
+                    problem: format!("has other values in {model}"),
+                });
+            }
         }
     }
     Ok(())
+}
+
+fn bits(tensor: &Tensor) -> Cow<'_, [u8]> {
+    safetensors::View::data(tensor)
 }
 
 fn describe(tensor: &Tensor) -> String {

@@ -440,7 +440,15 @@ fn adapters_of_peft_give_its_outputs() {
 fn adapters_come_back_from_their_files() {
     let folder = tempfile::tempdir().unwrap();
     let targets = ["*.query", "stem.conv", "tokens"].map(str::to_owned).to_vec();
-    let config = LoraConfig { rank: 3, alpha: 4.5, rslora: true, dropout: 0.125, targets, seed: 3 };
+    let config = LoraConfig {
+        rank: 3,
+        alpha: 4.5,
+        rslora: true,
+        dropout: 0.125,
+        targets,
+        seed: 3,
+        ..Default::default()
+    };
     let params = Params::default();
     let model = Model::new(&config, &params);
     disturb(&params);
@@ -504,7 +512,6 @@ fn adapters_that_compute_something_else_are_refused() {
         (r#"{"use_dora": true, "target_modules": []}"#, "use_dora"),
         (r#"{"bias": "all"}"#, "bias"),
         (r#"{"rank_pattern": {"q": 4}}"#, "rank_pattern"),
-        (r#"{"modules_to_save": ["head"]}"#, "modules_to_save"),
         (r#"{"init_lora_weights": "pissa_niter_4"}"#, "init_lora_weights"),
     ] {
         let error = read(text).unwrap_err();
@@ -516,6 +523,8 @@ fn adapters_that_compute_something_else_are_refused() {
         r#"{"r": -1, "target_modules": []}"#,
         r#"{"lora_alpha": "a", "target_modules": []}"#,
         r#"{"target_modules": [1]}"#,
+        r#"{"target_modules": [], "modules_to_save": "head"}"#,
+        r#"{"target_modules": [], "modules_to_save": [2]}"#,
     ] {
         assert!(matches!(read(text), Err(nn::Error::BadFile { .. })), "{text}");
     }

@@ -12,6 +12,7 @@ mod errors;
 mod files;
 mod loading;
 mod lora;
+mod lora_real;
 mod models;
 #[cfg(feature = "nccl")]
 mod nccl;
@@ -23,3 +24,4 @@ mod tpgm;
 mod trajectories;
 mod weight_space_files;
 mod weight_space_live;
+mod weight_space_real;

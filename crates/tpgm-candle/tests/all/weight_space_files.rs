@@ -10,7 +10,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use tpgm_candle::core::weight_space::WiseFt;
 use tpgm_candle::core::{FixedRadius, Norm};
 use tpgm_candle::weight_space::{
-    FilePass, MergeMethod, MergePlan, distances, distances_with, merge_files, merge_files_with,
+    DistanceOptions, FilePass, MergeMethod, MergePlan, distances, distances_with, merge_files,
+    merge_files_with,
 };
 use tpgm_candle::{files, weight_space};
 
@@ -220,10 +221,12 @@ fn distances_follow_brute_force() {
     let folder = Folder::new();
     let (anchor, tuned) = (folder.model("anchor", 1), folder.model("tuned", 2));
     let (a, b) = (load(&anchor), load(&tuned));
-    let distances = distances(&anchor, &tuned).unwrap();
+    let found = distances(&anchor, &tuned).unwrap();
+    let distances = &found.tensors;
+    assert_eq!(found.left_out.len(), 1);
     let names: Vec<_> = distances.iter().map(|distance| distance.name.as_str()).collect();
     assert_eq!(names.len(), 3, "no distance of counters: {names:?}");
-    for distance in &distances {
+    for distance in distances {
         let all = pair(&a[&distance.name], &b[&distance.name]);
         let row_len = if distance.shape.len() < 2 { all.len() } else { distance.shape[1] };
         let l2 = all.iter().map(|(a, b)| (b - a).powi(2)).sum::<f64>().sqrt();
@@ -247,7 +250,7 @@ fn a_pass_over_files_tells_how_far_it_is() {
     let mut seen = Vec::new();
     let mut watch = |at: FilePass<'_>| seen.push((at.tensor.to_owned(), at.done, at.of));
     merge_files_with(&MergePlan::wise(0.5), Some(&anchor), &[&tuned], &out, &mut watch).unwrap();
-    distances_with(&anchor, &tuned, &[], &mut watch).unwrap();
+    distances_with(&anchor, &tuned, &DistanceOptions::default(), &mut watch).unwrap();
     let (merge, distance) = seen.split_at(4);
     assert_eq!(merge, distance);
     assert!(merge.iter().enumerate().all(|(i, (_, done, of))| (*done, *of) == (i, 4)), "{merge:?}");
@@ -273,8 +276,8 @@ fn shards_are_read_as_one_model() {
         assert_eq!((numbers(&merged["a"]), numbers(&merged["b"])), (vec![1.0], vec![3.0]));
     }
     for (text, problem) in [
-        (r#"{"weight_map": {"a": "../s1"}}"#, "not the name of a file beside it"),
-        (r#"{"weight_map": {"a": "s1", "c": "s2"}}"#, "tensor `c` is not in `s2`"),
+        (r#"{"weight_map": {"a": "../s1"}}"#, "not a file beside the index"),
+        (r#"{"weight_map": {"a": "s1", "c": "s2"}}"#, "tensor `c`: `"),
         ("[]", "not an index"),
     ] {
         fs::write(&index, text).unwrap();
@@ -344,9 +347,9 @@ fn errors_leave_the_destination_and_no_litter() {
     let (four, two) = ([0u8; 4], [0u8; 2]);
     let wide = folder.save("wide", &[("w", Dtype::F32, &[1], &four)]);
     let flat = folder.save("flat", &[("w", Dtype::F32, &[1, 1], &four)]);
-    let half = folder.save("half", &[("w", Dtype::F16, &[1], &two)]);
+    let short = folder.save("short", &[("w", Dtype::I16, &[1], &two)]);
     let tiny = folder.save("tiny", &[("w", Dtype::F8_E4M3, &[2], &two)]);
-    for other in [&flat, &half] {
+    for other in [&flat, &short] {
         let error = fails(&wise, Some(other), &[&wide]);
         assert!(
             matches!(&error, weight_space::Error::TensorMismatch { tensor, .. } if tensor == "w"),
@@ -374,7 +377,12 @@ fn damaged_files_are_refused() {
         fs::write(&bad, content).unwrap();
         let error = merge_files(&MergePlan::wise(0.5), Some(&good), &[&bad], &out).unwrap_err();
         assert!(
-            matches!(&error, weight_space::Error::Files(files::Error::BadFile { path, .. }) if *path == bad),
+            matches!(
+                &error,
+                weight_space::Error::Files(
+                    files::Error::BadFile { path, .. } | files::Error::BadTensor { path, .. }
+                ) if *path == bad
+            ),
             "{what}: {error}"
         );
         assert!(distances(&bad, &good).is_err(), "{what}");

@@ -24,13 +24,24 @@ pub struct LoraConfig {
     /// The modules that are adapted: a whole name, its end after a dot (`query` is `encoder.0.attention.query`), or a
     /// pattern with `*` and `?` over the whole name.
     pub targets: Vec<String>,
+    /// Modules that are trained whole and belong to the adapter, such as a new classifier: a whole name, or its end after a
+    /// dot. Their tensors are those of the model whose names begin with the module's. Default none.
+    pub modules_to_save: Vec<String>,
     /// Seed of the initial factors and of dropout. Default 0.
     pub seed: u64,
 }
 
 impl Default for LoraConfig {
     fn default() -> Self {
-        Self { rank: 8, alpha: 8.0, dropout: 0.0, rslora: false, targets: Vec::new(), seed: 0 }
+        Self {
+            rank: 8,
+            alpha: 8.0,
+            dropout: 0.0,
+            rslora: false,
+            targets: Vec::new(),
+            modules_to_save: Vec::new(),
+            seed: 0,
+        }
     }
 }
 
@@ -58,6 +69,12 @@ impl LoraConfig {
     /// True if the module of this name is adapted.
     pub fn is_target(&self, module: &str) -> bool {
         self.targets.iter().any(|target| is_match(target, module))
+    }
+
+    /// True if the tensor of this name belongs to one of [`LoraConfig::modules_to_save`], itself or within a module of it.
+    pub fn is_saved(&self, tensor: &str) -> bool {
+        let modules = tensor.match_indices('.').map(|(dot, _)| &tensor[..dot]);
+        modules.into_iter().any(|module| self.modules_to_save.iter().any(|saved| is_end(saved, module)))
     }
 
     /// Makes sure that every target has adapted some module. Call it when the model is built.
@@ -100,7 +117,12 @@ fn is_match(target: &str, module: &str) -> bool {
     if is_pattern(target) {
         return WildMatch::new(target).matches(module);
     }
-    match module.strip_suffix(target) {
+    is_end(target, module)
+}
+
+/// True for a whole name, and for its end after a dot.
+fn is_end(end: &str, module: &str) -> bool {
+    match module.strip_suffix(end) {
         Some(before) => before.is_empty() || before.ends_with('.'),
         None => false,
     }

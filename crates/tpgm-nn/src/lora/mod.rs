@@ -46,9 +46,13 @@ mod kinds;
 mod layer;
 mod names;
 mod peft;
+mod peft_names;
+mod peft_options;
 
 pub use self::config::LoraConfig;
 pub use self::factors::{Factors, VarFactors};
 pub use self::layer::{Adaptable, Lora, LoraConv2d, LoraEmbedding, LoraLinear};
 pub use self::names::module_of;
-pub use self::peft::{CONFIG, FILE_PREFIX, WEIGHTS};
+pub use self::peft::{
+    Adapter, CONFIG, FILE_PREFIX, PICKLED_WEIGHTS, UnknownOption, WEIGHTS, adapter_weights,
+};

@@ -1,14 +1,15 @@
 //! The options of an adapter as PEFT writes them: `adapter_config.json`.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::config::{LoraConfig, is_pattern};
 use super::names::module_of;
+use super::peft_names::tensor_names;
+use super::peft_options::{Verdict, is_off, judge};
 use crate::error::{Error, Result};
 
 /// What PEFT puts before the names of modules in the files of an adapter.
@@ -17,10 +18,63 @@ pub const FILE_PREFIX: &str = "base_model.model.";
 /// The file with the factors of an adapter, in its folder.
 pub const WEIGHTS: &str = "adapter_model.safetensors";
 
+/// The same as PEFT wrote it before version 0.6, and still does where it is told to: a PyTorch file.
+pub const PICKLED_WEIGHTS: &str = "adapter_model.bin";
+
 /// The file with the options of an adapter, in its folder.
 pub const CONFIG: &str = "adapter_config.json";
 
+/// The file with the factors of the adapter in `dir`: [`WEIGHTS`], or [`PICKLED_WEIGHTS`] if only that is there.
+pub fn adapter_weights(dir: &Path) -> PathBuf {
+    let (weights, pickled) = (dir.join(WEIGHTS), dir.join(PICKLED_WEIGHTS));
+    if !weights.exists() && pickled.exists() { pickled } else { weights }
+}
+
+/// What [`LoraConfig::read_adapter`] found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Adapter {
+    /// The options.
+    pub config: LoraConfig,
+    /// What the file says beyond them and nobody here knows: options of a newer PEFT, which had no effect. If one of them
+    /// changes what an adapter computes, the outputs are not PEFT's.
+    pub unknown: Vec<UnknownOption>,
+}
+
+/// An option of an adapter that is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownOption {
+    /// The file with the options.
+    pub path: PathBuf,
+    /// Its name.
+    pub option: String,
+    /// Its value, as JSON.
+    pub value: String,
+}
+
+/// A warning.
+impl fmt::Display for UnknownOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, option, value } = self;
+        write!(
+            f,
+            "{}: option `{option}` ({value}) is not known and had no effect; if it changes what the adapter computes, \
+             its outputs are not PEFT's",
+            path.display()
+        )
+    }
+}
+
 impl LoraConfig {
+    /// The options of an adapter in the folder `dir`, without a word about options that are not known:
+    /// [`LoraConfig::read_adapter`] has them.
+    ///
+    /// # Errors
+    ///
+    /// As [`LoraConfig::read_adapter`].
+    pub fn from_adapter(dir: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self::read_adapter(dir)?.config)
+    }
+
     /// The options of an adapter in the folder `dir`. Where modules were chosen by a regular expression, by exclusion or by
     /// the number of their layer, the targets are the names of the adapted modules in the file.
     ///
@@ -28,16 +82,23 @@ impl LoraConfig {
     ///
     /// [`Error::Io`], [`Error::BadFile`], [`Error::AdapterOption`] for an option that changes what an adapter computes and
     /// is not supported, or an option outside its range.
-    pub fn from_adapter(dir: impl AsRef<Path>) -> Result<Self> {
+    pub fn read_adapter(dir: impl AsRef<Path>) -> Result<Adapter> {
         let dir = dir.as_ref();
         let path = dir.join(CONFIG);
         let text = std::fs::read(&path).map_err(Error::io(&path))?;
         let bad = |problem: String| Error::BadFile { path: path.clone(), problem };
         let options: Map<String, Value> =
             serde_json::from_slice(&text).map_err(|e| bad(format!("not the options of an adapter: {e}")))?;
-        if let Some((option, value)) = options.iter().find(|(option, value)| !is_supported(option, value)) {
-            let value = value.to_string();
-            return Err(Error::AdapterOption { path: path.clone(), option: option.clone(), value });
+        let mut unknown = Vec::new();
+        for (option, value) in &options {
+            let (option, text) = (option.clone(), value.to_string());
+            match judge(&option, value) {
+                Verdict::Known => {}
+                Verdict::Unsupported => {
+                    return Err(Error::AdapterOption { path, option, value: text });
+                }
+                Verdict::Unknown => unknown.push(UnknownOption { path: path.clone(), option, value: text }),
+            }
         }
         let number = |option: &str, default: f64| match options.get(option) {
             None | Some(Value::Null) => Ok(default),
@@ -47,13 +108,18 @@ impl LoraConfig {
         // What else chooses modules has no counterpart here, but the file tells which modules were chosen.
         let by_name =
             ["exclude_modules", "layers_to_transform"].iter().all(|o| options.get(*o).is_none_or(is_off));
+        let names = |option: &str, values: &[Value]| {
+            let names = values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<_>>();
+            names.ok_or_else(|| bad(format!("`{option}` holds something else than names")))
+        };
         let targets = match options.get("target_modules") {
-            Some(Value::Array(targets)) if by_name => targets
-                .iter()
-                .map(|target| target.as_str().map(str::to_owned))
-                .collect::<Option<_>>()
-                .ok_or_else(|| bad("`target_modules` holds something else than names".to_owned()))?,
-            _ => adapted_modules(&dir.join(WEIGHTS))?,
+            Some(Value::Array(targets)) if by_name => names("target_modules", targets)?,
+            _ => adapted_modules(&adapter_weights(dir))?,
+        };
+        let modules_to_save = match options.get("modules_to_save") {
+            Some(Value::Array(modules)) => names("modules_to_save", modules)?,
+            None | Some(Value::Null) => Vec::new(),
+            Some(value) => return Err(bad(format!("`modules_to_save` is {value}, not a list of names"))),
         };
         let rank = options.get("r").map_or(Some(default.rank as u64), Value::as_u64);
         let rank = rank.and_then(|rank| usize::try_from(rank).ok());
@@ -63,10 +129,11 @@ impl LoraConfig {
             dropout: number("lora_dropout", default.dropout)?,
             rslora: options.get("use_rslora").and_then(Value::as_bool).unwrap_or(default.rslora),
             targets,
+            modules_to_save,
             seed: default.seed,
         };
         config.validate()?;
-        Ok(config)
+        Ok(Adapter { config, unknown })
     }
 
     /// The contents of `adapter_config.json` for these options and the parameters of a model, by name: where a target is a
@@ -89,6 +156,7 @@ impl LoraConfig {
             "lora_dropout": self.dropout,
             "use_rslora": self.rslora,
             "target_modules": targets,
+            "modules_to_save": (!self.modules_to_save.is_empty()).then_some(&self.modules_to_save),
             "bias": "none",
             "fan_in_fan_out": false,
             "init_lora_weights": true,
@@ -98,59 +166,10 @@ impl LoraConfig {
 
 /// The modules that the factors of a file belong to. Reads its header only.
 fn adapted_modules(path: &Path) -> Result<Vec<String>> {
-    let bad = |problem: &dyn std::fmt::Display| Error::file(path, "a safetensors file", problem);
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let len = file.metadata().map_err(Error::io(path))?.len();
-    let mut size = [0; 8];
-    file.read_exact(&mut size).map_err(Error::io(path))?;
-    let header = u64::from_le_bytes(size);
-    if header > len - 8 {
-        return Err(bad(&format!("its header says {header} bytes, the file has {len}")));
-    }
-    let mut bytes = Vec::new();
-    file.take(header).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    let tensors: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|problem| bad(&problem))?;
+    let names = tensor_names(path)?;
     let modules: BTreeSet<&str> =
-        tensors.keys().filter_map(|key| module_of(key.strip_prefix(FILE_PREFIX)?)).collect();
+        names.iter().filter_map(|key| module_of(key.strip_prefix(FILE_PREFIX)?)).collect();
     Ok(modules.into_iter().map(str::to_owned).collect())
-}
-
-/// False for options of PEFT that make an adapter something else than this module computes.
-fn is_supported(option: &str, value: &Value) -> bool {
-    match option {
-        "peft_type" => value == "LORA",
-        "bias" => value.is_null() || value == "none",
-        // These change the base weights as well.
-        "init_lora_weights" => {
-            let base_changing = ["pissa", "olora", "corda", "loftq", "lora_ga"];
-            value.as_str().is_none_or(|init| !base_changing.iter().any(|prefix| init.starts_with(prefix)))
-        }
-        "use_dora"
-        | "lora_bias"
-        | "fan_in_fan_out"
-        | "use_qalora"
-        | "use_bdlora"
-        | "rank_pattern"
-        | "alpha_pattern"
-        | "modules_to_save"
-        | "layer_replication"
-        | "target_parameters"
-        | "trainable_token_indices"
-        | "arrow_config"
-        | "kasa_config"
-        | "monteclora_config"
-        | "alora_invocation_tokens" => is_off(value),
-        _ => true,
-    }
-}
-
-fn is_off(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(values) => values.is_empty(),
-        Value::Object(values) => values.is_empty(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]
