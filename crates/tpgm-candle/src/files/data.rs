@@ -44,6 +44,11 @@ impl AnchorData {
         }
     }
 
+    /// A copy of little-endian elements. `bytes` are whole elements.
+    pub(super) fn copied(bytes: &[u8], dtype: DType) -> Self {
+        Self::new(decode(bytes, dtype))
+    }
+
     /// The elements, row-major.
     pub fn slice(&self) -> Slice<'_> {
         match &self.data {

@@ -44,10 +44,16 @@ pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Lis
     let mut tensors = HashMap::new();
     for (name, info) in metadata.tensors() {
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
-        listed.push(Listed { name: name.clone(), shape: info.shape.clone(), storage: None });
+        let float = !is_integer(info.dtype);
+        listed.push(Listed { name: name.clone(), shape: info.shape.clone(), float, storage: None });
         tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
     }
     Ok((Reader { map: Arc::new(map), tensors }, listed))
+}
+
+fn is_integer(dtype: Dtype) -> bool {
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
 }
 
 impl Reader {
@@ -73,7 +79,6 @@ impl Reader {
 fn damage(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
     match suspect(bytes) {
         Some((tensor, problem)) => Error::tensor(path, &tensor, problem),
-        None if bytes.is_empty() => Error::file(path, FORMAT, "it is empty"),
         None => Error::file(path, FORMAT, error.to_string()),
     }
 }

@@ -16,6 +16,7 @@ mod models;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod optimizer;
+mod real_files;
 mod resume;
 mod schedule;
 mod telemetry;
