@@ -7,6 +7,7 @@ mod checkpoint_files;
 mod common;
 mod data_order;
 mod distributed;
+mod drop_in;
 mod ema;
 mod errors;
 mod files;
