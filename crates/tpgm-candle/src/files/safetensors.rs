@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::tensor::Metadata;
+use safetensors::{Dtype, SafeTensorError};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 use tpgm_core::DType;
@@ -17,6 +18,8 @@ use super::error::{Error, Result, io};
 use super::source::{Listed, Value};
 
 const FORMAT: &str = "a safetensors file";
+/// The longest header that is read: the limit of the format's reference implementation.
+const MAX_HEADER: usize = 100_000_000;
 /// Bytes before the header: its length.
 const PREFIX: usize = size_of::<u64>();
 
@@ -37,8 +40,8 @@ pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Lis
     // SAFETY: the map is private and read-only. Rust's rules are broken if the file is changed in place while it is
     // mapped; nothing in this crate does that (files are replaced by renaming), and `Params::open` tells its callers.
     let map = unsafe { Mmap::map(file) }.map_err(io(path))?;
-    let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| damage(path, &map, &error))?;
-    // `read_metadata` checked that the header and all offsets lie inside the file.
+    let (header, metadata) = read_header(&map).map_err(|error| damage(path, &map, &error))?;
+    // The header and all offsets lie inside the file.
     let data = PREFIX + header;
     let mut listed = vec![];
     let mut tensors = HashMap::new();
@@ -49,6 +52,24 @@ pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Lis
         tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
     }
     Ok((Reader { map: Arc::new(map), tensors }, listed))
+}
+
+/// The length of the header and what it says. As `SafeTensors::read_metadata`, which adds up sizes without a look at where the
+/// numbers end.
+fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), SafeTensorError> {
+    let length = bytes.first_chunk::<PREFIX>().ok_or(SafeTensorError::HeaderTooSmall)?;
+    let length = usize::try_from(u64::from_le_bytes(*length))
+        .ok()
+        .filter(|&length| length <= MAX_HEADER)
+        .ok_or(SafeTensorError::HeaderTooLarge)?;
+    let text = bytes.get(PREFIX..PREFIX + length).ok_or(SafeTensorError::InvalidHeaderLength)?;
+    let text = std::str::from_utf8(text).map_err(SafeTensorError::InvalidHeader)?;
+    let metadata: Metadata =
+        serde_json::from_str(text).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    match metadata.data_len() == bytes.len() - PREFIX - length {
+        true => Ok((length, metadata)),
+        false => Err(SafeTensorError::MetadataIncompleteBuffer),
+    }
 }
 
 fn is_integer(dtype: Dtype) -> bool {
@@ -65,6 +86,10 @@ impl Reader {
             Dtype::F32 => float(DType::F32),
             Dtype::F16 => float(DType::F16),
             Dtype::BF16 => float(DType::BF16),
+            // candle carries their bytes about and computes nothing with them.
+            Dtype::F4 | Dtype::F6_E2M3 | Dtype::F6_E3M2 | Dtype::F8_E8M0 => {
+                Err(Error::tensor(path, name, format!("elements of type {dtype} cannot be read")))
+            }
             other => candle_core::DType::try_from(*other)
                 .and_then(|dtype| {
                     Tensor::from_raw_buffer(&self.map[range.clone()], dtype, shape, &Device::Cpu)

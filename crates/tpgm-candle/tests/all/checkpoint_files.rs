@@ -137,6 +137,7 @@ fn damaged_safetensors_files() {
         ("overflow", safetensors(&one("F64", &huge, "[0, 8]"), 8), vec!["tensor `w`", "does not fit"]),
         ("negative", safetensors(&one("F32", "[-2]", "[0, 8]"), 8), vec!["tensor `w`"]),
         ("unknown_type", safetensors(&one("F99", "[2]", "[0, 8]"), 8), vec!["tensor `w`", "F99"]),
+        ("beyond_all_numbers", safetensors(&endless(), 8), vec!["tensor `a`", "is it cut off?"]),
         ("no_tensor", safetensors(r#"{"w": 3}"#, 8), vec!["tensor `w`"]),
     ];
     for (name, bytes, wanted) in cases {
@@ -153,6 +154,57 @@ fn damaged_safetensors_files() {
     let path = folder.path().join("good.safetensors");
     std::fs::write(&path, safetensors(good, 8)).unwrap();
     Params::open(&path, &CPU).unwrap().var_builder().get(2, "w").unwrap();
+}
+
+/// Eight tensors whose sizes add up to the largest number there is, and a little more of the file.
+fn endless() -> String {
+    let eighth = u64::MAX / 8;
+    let tensor = |(i, name): (u64, char)| {
+        let (start, end) = (eighth * i, eighth * (i + 1));
+        format!(r#""{name}": {{"dtype": "U8", "shape": [{eighth}], "data_offsets": [{start}, {end}]}}"#)
+    };
+    let tensors: Vec<String> = (0..8).zip('a'..='h').map(tensor).collect();
+    format!("{{{}}}", tensors.join(", "))
+}
+
+#[test]
+fn every_type_of_the_format_is_read_or_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("types.safetensors");
+    for (dtype, bits) in [
+        ("BOOL", 8),
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("U8", 8),
+        ("I8", 8),
+        ("F8_E5M2", 8),
+        ("F8_E4M3", 8),
+        ("F8_E8M0", 8),
+        ("I16", 16),
+        ("U16", 16),
+        ("F16", 16),
+        ("BF16", 16),
+        ("I32", 32),
+        ("U32", 32),
+        ("F32", 32),
+        ("C64", 64),
+        ("F64", 64),
+        ("I64", 64),
+        ("U64", 64),
+    ] {
+        let header =
+            format!(r#"{{"w": {{"dtype": "{dtype}", "shape": [4, 2], "data_offsets": [0, {bits}]}}}}"#);
+        std::fs::write(&path, safetensors(&header, bits)).unwrap();
+        let params = Params::open(&path, &CPU).unwrap_or_else(|error| panic!("{dtype}: {error}")).freeze("w");
+        match params.var_builder().get((4, 2), "w") {
+            Ok(tensor) => assert_eq!(flat(&tensor), [0.0; 8], "{dtype}"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("types.safetensors") && text.contains("`w`"), "{dtype}: {text}");
+            }
+        }
+    }
 }
 
 #[test]
