@@ -64,7 +64,7 @@ impl RobustOptimizer {
     ///
     /// # Errors
     ///
-    /// [`Error::ConfigDiffers`] with the first option that differs, or as
+    /// [`Error::ConfigDiffers`](super::Error::ConfigDiffers) with the first option that differs, or as
     /// [`RobustOptimizer::load_state`].
     pub fn resume(&mut self, saved: &OptimizerConfig, state: &StateDict) -> Result<()> {
         self.config.check(saved)?;
