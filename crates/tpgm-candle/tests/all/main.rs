@@ -11,6 +11,7 @@ mod drop_in;
 mod ema;
 mod errors;
 mod files;
+mod left_out;
 mod loading;
 mod lora;
 mod models;
