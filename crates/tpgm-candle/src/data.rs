@@ -57,6 +57,10 @@ pub enum Shuffle {
 /// goes on in the middle of an epoch as if it had never been saved. The generator is part of this crate and will not
 /// change: another version of a library does not change the order of a run.
 ///
+/// An order that was saved is one of the data of its time: its indices mean nothing for others, and may lie beyond them. So
+/// make a new order for the data that are there, and give it the saved one with [`load_state`](Self::load_state), which
+/// refuses what does not fit.
+///
 /// ```
 /// use tpgm_candle::DataOrder;
 /// let mut order = DataOrder::new(10, 4, 42)?;
@@ -95,6 +99,9 @@ struct Saved {
     position: u64,
 }
 
+/// Epochs after this one are not counted: a damaged number must not run over.
+const MAX_EPOCH: u64 = u32::MAX as u64;
+
 impl TryFrom<Saved> for DataOrder {
     type Error = String;
 
@@ -106,6 +113,9 @@ impl TryFrom<Saved> for DataOrder {
         let (position, usable) = (saved.position, order.usable());
         if position > usable || (position < usable && !position.is_multiple_of(order.batch_size)) {
             return Err(format!("no batch begins at sample {position} of {usable}"));
+        }
+        if saved.epoch > MAX_EPOCH {
+            return Err(format!("epoch {} is beyond every run", saved.epoch));
         }
         Ok(DataOrder { epoch: saved.epoch, position, ..order })
     }
@@ -185,7 +195,7 @@ impl DataOrder {
             self.samples = self.epoch_samples();
         }
         let start = self.position;
-        self.position = self.usable().min(start + self.batch_size);
+        self.position = self.usable().min(start.saturating_add(self.batch_size));
         Some(&self.samples[start as usize..self.position as usize])
     }
 

@@ -66,7 +66,7 @@ impl TensorFile {
         file.read_exact(&mut header).map_err(io(path))?;
         let header: Metadata =
             serde_json::from_slice(&header).map_err(|error| malformed(format!("its header: {error}")))?;
-        if data_start + header.data_len() as u64 != bytes {
+        if data_start.checked_add(header.data_len() as u64) != Some(bytes) {
             return Err(malformed("its tensors do not fill it".to_owned()));
         }
         Ok(Self { path: path.to_owned(), header, data_start, file: Mutex::new(file) })

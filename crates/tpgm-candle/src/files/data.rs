@@ -44,6 +44,11 @@ impl AnchorData {
         }
     }
 
+    /// A copy of little-endian elements. `bytes` are whole elements.
+    pub(super) fn copied(bytes: &[u8], dtype: DType) -> Self {
+        Self::new(decode(bytes, dtype))
+    }
+
     /// The elements, row-major.
     pub fn slice(&self) -> Slice<'_> {
         match &self.data {
@@ -57,16 +62,6 @@ impl AnchorData {
                     DType::BF16 => Slice::BF16(cast_slice(bytes)),
                 }
             }
-        }
-    }
-
-    /// The elements as files have them.
-    pub(super) fn to_le_bytes(&self) -> Vec<u8> {
-        match self.slice() {
-            Slice::F64(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Slice::F32(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Slice::F16(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Slice::BF16(values) => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         }
     }
 

@@ -1,11 +1,18 @@
 //! From what a user names to files: one file, an index of shards, or a folder with either.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::error::{Error, Result, io};
+use super::kind::{Kind, Start, without_bom};
+
+const FORMAT: &str = "an index of shards";
+
+/// The longest index that is read, as the longest header of a safetensors file.
+const MAX_INDEX: u64 = 100_000_000;
 
 /// A file to open.
 pub(super) struct Part {
@@ -26,27 +33,39 @@ pub(super) fn parts(path: &Path) -> Result<Vec<Part>> {
         let inside = checkpoint_of(path)?;
         return parts(&inside);
     }
-    if path.extension().is_some_and(|extension| extension == "json") {
+    let file = File::open(path).map_err(io(path))?;
+    // An index may have lost its ending, and only an index is text: configurations have names of their own.
+    if Start::read(path, &file)?.is_json() || path.extension().is_some_and(|ending| ending == "json") {
         return shards(path);
     }
     Ok(vec![Part { path: path.to_owned(), wanted: None }])
 }
 
 fn shards(index: &Path) -> Result<Vec<Part>> {
+    let bad = |problem: String| Error::file(index, FORMAT, problem);
+    let length = std::fs::metadata(index).map_err(io(index))?.len();
+    if length > MAX_INDEX {
+        return Err(bad(format!("{length} bytes are more than any index has")));
+    }
     let text = std::fs::read(index).map_err(io(index))?;
-    let Index { weight_map } = serde_json::from_slice(&text)
-        .map_err(|error| Error::file(index, "an index of shards", error.to_string()))?;
+    if let Kind::Foreign(problem) = Start::of(&text).kind()
+        && !Start::of(&text).is_json()
+    {
+        return Err(Error::BadFile { path: index.to_owned(), problem });
+    }
+    let Index { weight_map } = serde_json::from_slice(without_bom(&text))
+        .map_err(|error| bad(format!("{error}; is it a configuration? Name the weights, or their folder")))?;
     let folder = index.parent().unwrap_or(Path::new(""));
     let mut shards: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for (tensor, shard) in weight_map {
         // An index must not reach out of its folder.
         if !shard.components().all(|part| matches!(part, Component::Normal(_))) {
-            let problem = format!("its shard `{}` is not a file beside the index", shard.display());
+            let problem = format!("its shard `{}` is not a file of the index's folder", shard.display());
             return Err(Error::tensor(index, &tensor, problem));
         }
         let path = folder.join(&shard);
         if !path.is_file() {
-            let problem = format!("its shard `{}` does not exist", path.display());
+            let problem = format!("its shard `{}` does not exist; download it too", path.display());
             return Err(Error::tensor(index, &tensor, problem));
         }
         shards.entry(path).or_default().insert(tensor);

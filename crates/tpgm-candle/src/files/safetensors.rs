@@ -18,10 +18,10 @@ use super::error::{Error, Result, io};
 use super::source::{Listed, Value};
 
 const FORMAT: &str = "a safetensors file";
-/// Bytes before the header: its length.
-const PREFIX: usize = size_of::<u64>();
 /// The longest header that is read: the limit of the format's reference implementation.
 const MAX_HEADER: usize = 100_000_000;
+/// Bytes before the header: its length.
+const PREFIX: usize = size_of::<u64>();
 
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -41,22 +41,44 @@ pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Lis
     // SAFETY: the map is private and read-only. Rust's rules are broken if the file is changed in place while it is
     // mapped; nothing in this crate does that (files are replaced by renaming), and `Params::open` tells its callers.
     let map = unsafe { Mmap::map(file) }.map_err(io(path))?;
-    let (data, metadata) = header(&map).map_err(|error| damage(path, &map, &error))?;
+    let (header, metadata) = read_header(&map).map_err(|error| damage(path, &map, &error))?;
+    // The header and all offsets lie inside the file.
+    let data = PREFIX + header;
     let mut listed = vec![];
     let mut tensors = HashMap::new();
     for name in metadata.offset_keys() {
         let info = metadata.info(&name).expect("a listed tensor");
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
-        listed.push(Listed {
-            name: name.clone(),
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            storage: None,
-        });
+        let float = !is_integer(info.dtype);
+        let (dtype, shape) = (info.dtype, info.shape.clone());
+        listed.push(Listed { name: name.clone(), dtype, shape, float, storage: None });
         tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
     }
     let metadata = metadata.metadata().clone().unwrap_or_default();
     Ok((Reader { map: Arc::new(map), tensors, metadata }, listed))
+}
+
+/// The length of the header and what it says. As `SafeTensors::read_metadata`, which adds up sizes without a look at where the
+/// numbers end.
+fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), SafeTensorError> {
+    let length = bytes.first_chunk::<PREFIX>().ok_or(SafeTensorError::HeaderTooSmall)?;
+    let length = usize::try_from(u64::from_le_bytes(*length))
+        .ok()
+        .filter(|&length| length <= MAX_HEADER)
+        .ok_or(SafeTensorError::HeaderTooLarge)?;
+    let text = bytes.get(PREFIX..PREFIX + length).ok_or(SafeTensorError::InvalidHeaderLength)?;
+    let text = std::str::from_utf8(text).map_err(SafeTensorError::InvalidHeader)?;
+    let metadata: Metadata =
+        serde_json::from_str(text).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    match metadata.data_len() == bytes.len() - PREFIX - length {
+        true => Ok((length, metadata)),
+        false => Err(SafeTensorError::MetadataIncompleteBuffer),
+    }
+}
+
+fn is_integer(dtype: Dtype) -> bool {
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
 }
 
 impl Reader {
@@ -78,6 +100,10 @@ impl Reader {
             Dtype::F32 => float(DType::F32),
             Dtype::F16 => float(DType::F16),
             Dtype::BF16 => float(DType::BF16),
+            // candle carries their bytes about and computes nothing with them.
+            Dtype::F4 | Dtype::F6_E2M3 | Dtype::F6_E3M2 | Dtype::F8_E8M0 => {
+                Err(Error::tensor(path, name, format!("elements of type {dtype} cannot be read")))
+            }
             other => candle_core::DType::try_from(*other)
                 .and_then(|dtype| {
                     Tensor::from_raw_buffer(&self.map[range.clone()], dtype, shape, &Device::Cpu)
@@ -88,29 +114,10 @@ impl Reader {
     }
 }
 
-/// Where the data begin, and the header: it describes exactly the bytes that follow it. `SafeTensors::read_metadata` adds
-/// up lengths that a damaged header makes overflow.
-fn header(bytes: &[u8]) -> Result<(usize, Metadata), SafeTensorError> {
-    let length = bytes.first_chunk::<PREFIX>().ok_or(SafeTensorError::HeaderTooSmall)?;
-    let length = usize::try_from(u64::from_le_bytes(*length)).ok().filter(|length| *length <= MAX_HEADER);
-    let length = length.ok_or(SafeTensorError::HeaderTooLarge)?;
-    let data = PREFIX + length;
-    let header = bytes.get(PREFIX..data).ok_or(SafeTensorError::InvalidHeaderLength)?;
-    let header = std::str::from_utf8(header).map_err(SafeTensorError::InvalidHeader)?;
-    let metadata: Metadata =
-        serde_json::from_str(header).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
-    if metadata.data_len() == bytes.len() - data {
-        Ok((data, metadata))
-    } else {
-        Err(SafeTensorError::MetadataIncompleteBuffer)
-    }
-}
-
 /// Says what is wrong with a file, and with which of its tensors: the safetensors crate does not always name it.
 fn damage(path: &Path, bytes: &[u8], error: &SafeTensorError) -> Error {
     match suspect(bytes) {
         Some((tensor, problem)) => Error::tensor(path, &tensor, problem),
-        None if bytes.is_empty() => Error::file(path, FORMAT, "it is empty"),
         None => Error::file(path, FORMAT, error.to_string()),
     }
 }

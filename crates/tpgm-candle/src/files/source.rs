@@ -1,15 +1,17 @@
 //! Checkpoint files: names, shapes, and values on demand.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use ::safetensors::{Dtype, View};
+use ::safetensors::Dtype;
 use candle_core::Tensor;
 
 use super::data::AnchorData;
 use super::error::{Error, Result, io};
+use super::kind::{Kind, Start};
+use super::options::{Chosen, OpenOptions};
 use super::suggest::close_names;
 use super::{folder, pytorch, safetensors};
 
@@ -17,6 +19,8 @@ use super::{folder, pytorch, safetensors};
 #[derive(Debug, Default)]
 pub(crate) struct Source {
     files: Vec<File>,
+    /// Of PyTorch files, in the order of the files.
+    chosen: Vec<Chosen>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -47,6 +51,7 @@ struct Entry {
     place: usize,
     dtype: Dtype,
     shape: Vec<usize>,
+    float: bool,
     /// The name under which the same storage was listed first.
     storage: String,
 }
@@ -56,6 +61,8 @@ pub(super) struct Listed {
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
+    /// False for integers and booleans, which are no weights.
+    pub(super) float: bool,
     /// Set if another tensor of this file shares its storage: the first name of that storage.
     pub(super) storage: Option<String>,
 }
@@ -66,27 +73,38 @@ impl Source {
     /// # Errors
     ///
     /// The file, or a tensor in it, is missing, damaged or of an unknown format, or a name is in two files.
-    pub(crate) fn open<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self> {
+    pub(crate) fn open<P: AsRef<Path>>(
+        paths: impl IntoIterator<Item = P>,
+        options: &OpenOptions,
+    ) -> Result<Self> {
         let mut source = Self::default();
         for path in paths {
             for part in folder::parts(path.as_ref())? {
-                source.add(&part)?;
+                source.add(&part, options)?;
             }
+        }
+        // A key that nobody looked for was given in vain.
+        if let (Some(key), [], [first, ..]) = (options.wanted_key(), &source.chosen[..], &source.files[..]) {
+            let problem = format!(
+                "safetensors files have no keys; open it without the key `{key}` (`OpenOptions::key`)"
+            );
+            return Err(Error::BadFile { path: first.path.clone(), problem });
         }
         Ok(source)
     }
 
-    fn add(&mut self, part: &folder::Part) -> Result<()> {
-        let (reader, listed) = open_file(&part.path)?;
+    fn add(&mut self, part: &folder::Part, options: &OpenOptions) -> Result<()> {
+        let (reader, listed) = self.open_file(&part.path, options)?;
         let file = self.files.len();
         self.files.push(File { path: part.path.clone(), reader });
+        let names: HashSet<&str> = listed.iter().map(|listed| listed.name.as_str()).collect();
         if let Some((index, wanted)) = &part.wanted
-            && let Some(tensor) = wanted.iter().find(|name| !listed.iter().any(|l| l.name == **name))
+            && let Some(tensor) = wanted.iter().find(|name| !names.contains(name.as_str()))
         {
             let problem = format!("`{}` says that this file has it, but it does not", index.display());
             return Err(Error::tensor(&part.path, tensor, problem));
         }
-        for (place, Listed { name, dtype, shape, storage }) in listed.into_iter().enumerate() {
+        for (place, Listed { name, dtype, shape, float, storage }) in listed.into_iter().enumerate() {
             if part.wanted.as_ref().is_some_and(|(_, wanted)| !wanted.contains(&name)) {
                 continue;
             }
@@ -98,15 +116,38 @@ impl Source {
                 }
                 Slot::Vacant(slot) => {
                     let storage = storage.unwrap_or_else(|| slot.key().clone());
-                    slot.insert(Entry { file, place, dtype, shape, storage });
+                    slot.insert(Entry { file, place, dtype, shape, float, storage });
                 }
             }
         }
         Ok(())
     }
 
+    /// The content decides what a file is: `.bin` and `.pt` say little, and names are given wrong.
+    fn open_file(&mut self, path: &Path, options: &OpenOptions) -> Result<(Reader, Vec<Listed>)> {
+        let file = std::fs::File::open(path).map_err(io(path))?;
+        let start = Start::read(path, &file)?;
+        match start.kind() {
+            Kind::PyTorch => {
+                let opened = pytorch::open(path, &file, options)?;
+                self.chosen.push(opened.chosen);
+                Ok((Reader::PyTorch(opened.reader), opened.listed))
+            }
+            Kind::Foreign(problem) => Err(Error::BadFile { path: path.to_owned(), problem }),
+            Kind::Safetensors => {
+                let (reader, listed) = safetensors::open(path, &file)?;
+                Ok((Reader::Safetensors(reader), listed))
+            }
+        }
+    }
+
+    /// Where the weights of PyTorch files were found, in the order of the files.
+    pub(crate) fn chosen(&self) -> &[Chosen] {
+        &self.chosen
+    }
+
     /// All names, sorted.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> + Clone {
         self.entries.keys().map(String::as_str)
     }
 
@@ -118,6 +159,11 @@ impl Source {
     /// Dimensions of a tensor.
     pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
+    /// Is it a tensor of floating-point numbers, of whatever size?
+    pub(crate) fn is_float(&self, name: &str) -> bool {
+        self.entries.get(name).is_some_and(|entry| entry.float)
     }
 
     /// The file of a tensor.
@@ -169,16 +215,13 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// As [`Source::read`].
+    /// The file has a type that safetensors files lack.
     pub(super) fn bytes(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>> {
         let Some(entry) = self.entries.get(name) else { return Ok(None) };
         let File { path, reader } = &self.files[entry.file];
         match reader {
             Reader::Safetensors(reader) => Ok(Some(Cow::Borrowed(reader.bytes(name)))),
-            Reader::PyTorch(reader) => Ok(Some(Cow::Owned(match reader.read(path, name)? {
-                Value::Float(data) => data.to_le_bytes(),
-                Value::Other(tensor) => tensor.data().into_owned(),
-            }))),
+            Reader::PyTorch(reader) => reader.bytes(path, name).map(|bytes| Some(Cow::Owned(bytes))),
         }
     }
 
@@ -190,37 +233,4 @@ impl Source {
         });
         texts.flatten().map(|(key, text)| (key.clone(), text.clone())).collect()
     }
-}
-
-fn open_file(path: &Path) -> Result<(Reader, Vec<Listed>)> {
-    let mut start = [0; 4];
-    let file = std::fs::File::open(path).map_err(io(path))?;
-    let length = file.metadata().map_err(io(path))?.len();
-    let got = read_up_to(&file, &mut start).map_err(io(path))?;
-    // The content decides: `.bin` and `.pt` say little.
-    if start[..got].starts_with(b"PK") {
-        let (reader, listed) = pytorch::open(path, length)?;
-        return Ok((Reader::PyTorch(reader), listed));
-    }
-    let named_by_pytorch =
-        path.extension().is_some_and(|e| ["pt", "pth", "bin", "ckpt", "tar"].iter().any(|p| e == *p));
-    if named_by_pytorch && length > 0 {
-        let problem =
-            "not a zip archive, as PyTorch writes since version 1.6; load it there and save it again";
-        return Err(Error::file(path, "a PyTorch checkpoint", problem));
-    }
-    let (reader, listed) = safetensors::open(path, &file)?;
-    Ok((Reader::Safetensors(reader), listed))
-}
-
-fn read_up_to(mut file: &std::fs::File, buffer: &mut [u8]) -> std::io::Result<usize> {
-    use std::io::Read;
-    let mut got = 0;
-    while got < buffer.len() {
-        match file.read(&mut buffer[got..])? {
-            0 => break,
-            n => got += n,
-        }
-    }
-    Ok(got)
 }

@@ -9,6 +9,7 @@ use tpgm_core::DType;
 
 use super::data::AnchorData;
 use super::error::{Error, Result};
+use super::options::OpenOptions;
 use super::source::{Source, Value};
 
 /// A checkpoint of one or several files, read tensor by tensor.
@@ -33,7 +34,7 @@ impl Weights {
     /// Opens whatever [`Source`] opens, with each tensor under the name that `rename` makes of its name in the file. Reads
     /// headers only.
     pub(crate) fn renamed(path: &Path, mut rename: impl FnMut(&str) -> String) -> Result<Self> {
-        let source = Source::open([path])?;
+        let source = Source::open([path], &OpenOptions::default())?;
         let (mut names, mut stored) = (Vec::new(), HashMap::new());
         for old in source.in_order() {
             let name = rename(old);

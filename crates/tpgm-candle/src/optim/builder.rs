@@ -202,6 +202,7 @@ impl OptimizerBuilder {
             accumulator: Accumulator::new(operands.len()),
             lr: config.rule.lr(),
             projection: Projection::Apply,
+            positions: None,
             steps: 0,
             set,
             operands,

@@ -1,5 +1,6 @@
 //! What can go wrong in an optimizer.
 
+use super::position::PositionProblem;
 use crate::room::into_candle;
 use crate::{audit, distributed, engine, memory, params};
 
@@ -31,6 +32,19 @@ pub enum Error {
     /// A projection update was asked of an optimizer that has no learned radii.
     #[error("TPGM constrains no tensor of this optimizer; make it with `TpgmConfig` as its constraint")]
     NoRadii,
+    /// State of an optimizer that knows its variables by position cannot be given to one of them. Nothing was changed.
+    #[error(
+        "the saved state does not fit variable {position} of shape {shape:?}: {problem}; \
+         an optimizer of `RobustOptimizer::builder` over `Params` knows its variables by name"
+    )]
+    Position {
+        /// Its position, from 0.
+        position: usize,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Why not.
+        problem: PositionProblem,
+    },
     /// Saved state belongs to another configuration.
     #[error("the saved configuration has `{option}` = {saved}, but here it is {here}")]
     ConfigDiffers {

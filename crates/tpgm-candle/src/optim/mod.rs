@@ -6,6 +6,7 @@ mod builder;
 mod config;
 mod ema;
 mod error;
+mod position;
 mod schedule;
 mod state;
 mod tpgm;
@@ -18,6 +19,7 @@ use tpgm_core::{Constraint, ParamSet, Projection, Rule, StepOptions, TensorScala
 
 use self::accumulate::Accumulator;
 use self::audit::GradientAudit;
+use self::position::Positions;
 use crate::audit::loss_value;
 use crate::distributed::{Communicator, average, or_refuse};
 use crate::engine::{Operands, StepEngine, named};
@@ -28,6 +30,7 @@ pub use self::builder::OptimizerBuilder;
 pub use self::config::OptimizerConfig;
 pub use self::ema::{Averaged, Ema};
 pub use self::error::{Error, Result};
+pub use self::position::PositionProblem;
 pub use self::schedule::{Anneal, Schedule};
 pub use self::tpgm::{Every, PostHoc, Radii, Tpgm};
 
@@ -95,6 +98,8 @@ pub struct RobustOptimizer {
     accumulator: Accumulator,
     audit: GradientAudit,
     communicator: Option<Arc<dyn Communicator>>,
+    /// Of an optimizer that does not know the names of its variables.
+    positions: Option<Positions>,
     /// Steps taken since the start of training, those before a resume included.
     steps: u64,
 }
@@ -275,14 +280,28 @@ impl RobustOptimizer {
 }
 
 /// A drop-in for candle-nn's optimizers. Parameters are named by their position (`0000`, `0001`, ...) and anchored where
-/// they are now; [`RobustOptimizer::builder`] knows real names and anchors.
+/// they are now.
+///
+/// # Resuming
+///
+/// Prefer [`RobustOptimizer::builder`] over [`Params`] (from a checkpoint, or
+/// [`Params::from_var_map`]): it knows names, and anchors that are not where the weights happen to be.
+///
+/// `VarMap::all_vars` has another order in every process, so positions mean nothing to the next one. The state of an optimizer
+/// made here therefore holds a shape and a digest of every weight and anchor, and [`RobustOptimizer::load_state`] finds its
+/// variables by these, in whatever order they are given. To resume: make the optimizer while the variables hold the
+/// *pre-trained* weights, put the saved weights into them, then load the state. Where weights do not match, or are twins
+/// whose state differs, that is [`Error::Position`].
 impl candle_nn::Optimizer for RobustOptimizer {
     type Config = OptimizerConfig;
 
     fn new(vars: Vec<Var>, config: OptimizerConfig) -> candle_core::Result<Self> {
         let param = |(i, var)| Param::anchored_here(format!("{i:04}"), var);
         let params = vars.into_iter().enumerate().map(param).collect::<params::Result<Vec<_>>>()?;
-        Ok(Self::builder(&Params::from_params(params)?).config(config).build()?)
+        let mut this = Self::builder(&Params::from_params(params)?).config(config).build()?;
+        let settings = this.set.settings(&this.config.rule, &this.config.constraint).map_err(Error::from)?;
+        this.positions = Some(Positions::new(&this.operands, settings)?);
+        Ok(this)
     }
 
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {

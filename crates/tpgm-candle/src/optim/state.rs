@@ -22,6 +22,9 @@ impl RobustOptimizer {
     pub fn state(&self) -> Result<StateDict> {
         let mut state = self.engine.state()?;
         state.extend(self.accumulator.state(&self.operands)?);
+        if let Some(positions) = &self.positions {
+            state.extend(positions.state(&self.operands)?);
+        }
         let mut number = |key: &str, value: f64| state.insert(key.to_owned(), Buffer::F64(vec![value]));
         number(LR, self.lr);
         number(STEPS, self.steps as f64);
@@ -34,9 +37,13 @@ impl RobustOptimizer {
     ///
     /// # Errors
     ///
-    /// A missing, unexpected or misshapen slot; the optimizer is then unchanged.
+    /// A missing, unexpected or misshapen slot, or [`Error::Position`](super::Error::Position); the optimizer is then
+    /// unchanged.
     pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
-        let mut state = state.clone();
+        let mut state = match &self.positions {
+            Some(positions) => positions.load(&self.operands, state.clone())?,
+            None => state.clone(),
+        };
         let mut number = |key: &str, whole: bool| take_number(&mut state, key, whole);
         let (lr, steps, batches) = (number(LR, false)?, number(STEPS, true)?, number(BATCHES, true)?);
         if batches > 0.0 && batches >= self.config.accumulate as f64 {

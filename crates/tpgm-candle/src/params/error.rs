@@ -108,6 +108,19 @@ pub enum Error {
         /// Their names in the checkpoint, sorted.
         tensors: Vec<String>,
     },
+    /// Tensors of the checkpoint lie in blocks that the model loaded, and the model did not ask for them.
+    #[error(
+        "{}: the model takes a part of the blocks with {}, but did not ask for these {} tensors: it computes something else \
+         than the model that was trained; use one that has them, or, if they are not needed, waive them with \
+         `Params::unused`",
+        .path.display(), listed(.tensors), .tensors.len()
+    )]
+    LeftOut {
+        /// The file of the first of them.
+        path: PathBuf,
+        /// Their names in the checkpoint, sorted.
+        tensors: Vec<String>,
+    },
     /// Values to be loaded do not cover the model, or are not of this model. Nothing was changed.
     #[error("{}", values_text(.missing, .unknown))]
     ValueNames {

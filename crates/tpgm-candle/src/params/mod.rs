@@ -5,6 +5,7 @@
 
 mod anchor;
 mod backend;
+mod blocks;
 mod error;
 mod init;
 mod options;
@@ -26,7 +27,7 @@ pub(crate) use self::options::Patterns;
 use self::options::Role;
 use self::registry::{Origin, Registry};
 pub use self::report::Report;
-use crate::files::{AnchorData, Source};
+use crate::files::{AnchorData, OpenOptions, Source};
 use crate::memory::{core_dtype, to_buffer};
 
 /// One variable of a model with its name and anchor. Cheap to clone: clones share the variable.
@@ -110,12 +111,16 @@ impl Params {
         Self { registry: Arc::default(), source: Arc::default(), device: device.clone() }
     }
 
-    /// A checkpoint: a safetensors file, a PyTorch file (`.pt`, `.pth`, `.bin`, of PyTorch 1.6 or later; also one that
-    /// keeps the weights under `state_dict`, `model`, `model_state_dict` or `module`), the `*.index.json` of a sharded
-    /// checkpoint, or a folder with one of these.
+    /// A checkpoint: a safetensors file, what PyTorch's `torch.save` wrote, the `*.index.json` of a sharded checkpoint, or a
+    /// folder with one of these. The content decides what a file is, not its name.
     ///
-    /// Safetensors files are memory-mapped, and on the CPU anchors are read from the map: they take no memory of their
-    /// own. So **the file must not be changed in place while the parameters live** (replacing it by renaming is fine).
+    /// Of a PyTorch file that holds more than weights (an epoch, an optimizer's state) the weights are taken: those under
+    /// `state_dict`, `model`, `model_state_dict`, `module`, `net`, `params` or another usual key, also two or three keys
+    /// deep. A moving average (`state_dict_ema`, `model_ema`, `teacher`) is taken only if there is nothing else, or if it is
+    /// named with [`Params::open_with`]. The report says which key it was. Where it is not plain which tensors are the
+    /// weights, the error lists the keys.
+    ///
+    /// Files are memory-mapped, and on the CPU anchors are read from the map: they take no memory of their own. So **the file must not be changed in place while the parameters live** (replacing it by renaming is fine).
     /// Otherwise anchors change, or the process is stopped by the system if the file becomes shorter.
     ///
     /// # Errors
@@ -125,13 +130,35 @@ impl Params {
         Self::open_all([path], device)
     }
 
+    /// A checkpoint, opened with options: see [`Params::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Params::open`], or no file has tensors under the key that the options name.
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions, device: &Device) -> Result<Self> {
+        Self::open_all_with([path], options, device)
+    }
+
     /// Several checkpoints as one, for example an encoder and a decoder: see [`Params::open`].
     ///
     /// # Errors
     ///
     /// As [`Params::open`], or a name is in two files.
     pub fn open_all<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>, device: &Device) -> Result<Self> {
-        let source = Arc::new(Source::open(paths)?);
+        Self::open_all_with(paths, &OpenOptions::default(), device)
+    }
+
+    /// Several checkpoints as one, opened with options: see [`Params::open_all`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Params::open_all`] and [`Params::open_with`].
+    pub fn open_all_with<P: AsRef<Path>>(
+        paths: impl IntoIterator<Item = P>,
+        options: &OpenOptions,
+        device: &Device,
+    ) -> Result<Self> {
+        let source = Arc::new(Source::open(paths, options)?);
         Ok(Self { source, ..Self::new(device) })
     }
 
@@ -183,10 +210,11 @@ impl Params {
     ///
     /// # Errors
     ///
-    /// A pattern that matches nothing, or an element type that cannot be trained.
+    /// A pattern that matches nothing, an element type that cannot be trained, or [`Error::LeftOut`]: a tensor of the
+    /// checkpoint inside a block that the model loaded, for which it did not ask.
     pub fn set(&self) -> Result<ParamSet> {
         let registry = self.registry();
-        registry.check()?;
+        self.check(&registry)?;
         let mut set = ParamSet::builder();
         for param in registry.params.values() {
             set = set.tensors([param.spec()?]);

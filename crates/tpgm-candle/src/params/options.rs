@@ -25,6 +25,7 @@ pub(super) struct Options {
     pub(super) freeze: Patterns,
     pub(super) buffer: Patterns,
     pub(super) zero_anchor: Patterns,
+    pub(super) unused: Patterns,
     renames: Vec<Rename>,
     pub(super) dtype: DType,
     pub(super) seed: u64,
@@ -37,6 +38,7 @@ impl Default for Options {
             freeze: Patterns::new("freeze"),
             buffer: Patterns::new("buffer"),
             zero_anchor: Patterns::new("zero_anchor"),
+            unused: Patterns::new("unused"),
             renames: vec![],
             dtype: DType::F32,
             seed: 0,
@@ -62,8 +64,13 @@ impl Options {
         self.renames.iter().find_map(|rename| rename.apply(name)).unwrap_or_else(|| name.to_owned())
     }
 
-    /// Every pattern and renaming must have met one of the model's names.
-    pub(super) fn check<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Result<()> {
+    /// Every pattern and renaming must have met one of the model's names, or of the checkpoint's where it speaks of these.
+    pub(super) fn check<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str> + Clone,
+        checkpoint: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<()> {
+        self.unused.check(checkpoint)?;
         for patterns in [&self.head, &self.freeze, &self.buffer, &self.zero_anchor] {
             patterns.check(names.clone())?;
         }
@@ -167,7 +174,7 @@ impl fmt::Debug for Rename {
 
 /// # Before the model is built
 ///
-/// Names are those of the model. In patterns `*` stands for any number of characters, dots included, and `?` for one. A
+/// Names are those of the model, except where they are said to be the checkpoint's. In patterns `*` stands for any number of characters, dots included, and `?` for one. A
 /// pattern that meets no name is an error, reported by [`Params::set`] and [`Params::report`] once the model exists.
 impl Params {
     /// Variables that match are new: they start as the model asks (candle's `Init`), whatever the checkpoint holds under
@@ -198,6 +205,16 @@ impl Params {
     #[must_use]
     pub fn zero_anchor(self, pattern: impl Into<String>) -> Self {
         self.registry().options.zero_anchor.push(pattern);
+        self
+    }
+
+    /// Tensors **of the checkpoint** that match need not be asked for. A model that takes a part of a block (`blocks.3`, an
+    /// embedding, a layer) and leaves a tensor of it alone computes something else than the one that was trained: that is
+    /// [`Error::LeftOut`] for every such tensor that is not waived here. Poolers, heads and whole blocks may be left out
+    /// without a waiver.
+    #[must_use]
+    pub fn unused(self, pattern: impl Into<String>) -> Self {
+        self.registry().options.unused.push(pattern);
         self
     }
 

@@ -80,9 +80,4 @@ impl Registry {
         self.params.insert(name, param);
         Ok(())
     }
-
-    /// Now that the model is there: every pattern must have met a name.
-    pub(super) fn check(&self) -> Result<()> {
-        self.options.check(self.origins.keys().map(String::as_str))
-    }
 }

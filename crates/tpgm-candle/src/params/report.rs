@@ -1,12 +1,14 @@
 //! What became of a checkpoint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::PathBuf;
 
+use super::blocks::Blocks;
 use super::error::{Error, Result};
-use super::registry::Origin;
+use super::registry::{Origin, Registry};
 use super::{Params, Role};
+use crate::files::Chosen;
 
 /// Where the model's tensors came from, and what the checkpoint has beyond them. All names are sorted; `Display` gives
 /// a summary for people.
@@ -15,6 +17,8 @@ use super::{Params, Role};
 pub struct Report {
     /// The files.
     pub files: Vec<PathBuf>,
+    /// Of PyTorch files that hold more than weights: the key that the weights were found under.
+    pub chosen: Vec<Chosen>,
     /// Trainable parameters with values of the checkpoint, or that were made outside.
     pub loaded: Vec<String>,
     /// New variables, under a head.
@@ -39,12 +43,17 @@ impl Params {
     ///
     /// # Errors
     ///
-    /// [`Error::UnmatchedPattern`] if an option's pattern met no name, or the device fails.
+    /// [`Error::UnmatchedPattern`] if an option's pattern met no name; [`Error::LeftOut`] for a tensor of the checkpoint
+    /// inside a block that the model loaded, for which it did not ask; or the device fails.
     pub fn report(&self) -> Result<Report> {
         let registry = self.registry();
-        registry.check()?;
-        let mut report =
-            Report { files: self.source.paths().map(PathBuf::from).collect(), ..Report::default() };
+        self.check(&registry)?;
+        let chosen = self.source.chosen().iter().filter(|chosen| chosen.says_something());
+        let mut report = Report {
+            files: self.source.paths().map(PathBuf::from).collect(),
+            chosen: chosen.cloned().collect(),
+            ..Report::default()
+        };
         let mut used = BTreeSet::new();
         for (name, origin) in &registry.origins {
             match origin {
@@ -87,6 +96,36 @@ impl Params {
             .collect();
         Ok(report)
     }
+
+    /// Now that the model is there: every pattern must have met a name, and no block of the checkpoint may have been taken in
+    /// part.
+    pub(super) fn check(&self, registry: &Registry) -> Result<()> {
+        let options = &registry.options;
+        options.check(registry.origins.keys().map(String::as_str), self.source.names())?;
+        let (mut blocks, mut used) = (Blocks::default(), HashSet::new());
+        for origin in registry.origins.values() {
+            match origin {
+                Origin::Loaded { key } | Origin::Tied { key, .. } => {
+                    blocks.take(key);
+                    used.extend(self.source.storage(key));
+                }
+                Origin::Fresh { replaces: Some(storage) } => used.extend([storage.as_str()]),
+                Origin::Fresh { replaces: None } | Origin::Given => {}
+            }
+        }
+        let left_out = |name: &&str| {
+            let waived =
+                options.unused.matches(name) || options.head.matches(name) || options.buffer.matches(name);
+            let used = self.source.storage(name).is_some_and(|storage| used.contains(storage));
+            let shape = self.source.shape(name).unwrap_or_default();
+            !waived && !used && blocks.miss(name, shape, self.source.is_float(name))
+        };
+        let tensors: Vec<String> = self.source.names().filter(left_out).map(str::to_owned).collect();
+        match tensors.first().and_then(|first| self.source.path(first)) {
+            None => Ok(()),
+            Some(path) => Err(Error::LeftOut { path: path.to_owned(), tensors }),
+        }
+    }
 }
 
 impl Report {
@@ -107,6 +146,9 @@ impl fmt::Display for Report {
         match files[..] {
             [] => writeln!(f, "no checkpoint")?,
             _ => writeln!(f, "from {}", files.join(", "))?,
+        }
+        for chosen in &self.chosen {
+            writeln!(f, "{chosen}")?;
         }
         let mut line = |label: &str, names: &[String]| match names {
             [] => Ok(()),

@@ -50,7 +50,21 @@ fn several_files_shards_and_folders() {
 
 #[test]
 fn pytorch_checkpoints() {
-    let params = Params::open(fixture("state_dict.pth"), &CPU).unwrap();
+    // As PyTorch writes since version 1.6, and as it wrote before.
+    state_dict("state_dict.pth");
+    state_dict("legacy.pth");
+
+    let params = Params::open(fixture("nested.pth"), &CPU).unwrap();
+    let layer = linear(2, 2, params.var_builder().pp("fc")).unwrap();
+    assert_eq!(flat(layer.weight()), [1.0; 4]);
+    // Every second column of 0..8 in two rows: neither row-major nor column-major.
+    let params = Params::open(fixture("strided.pth"), &CPU).unwrap();
+    assert_eq!(flat(&params.var_builder().get((2, 2), "strided.weight").unwrap()), [0.0, 2.0, 4.0, 6.0]);
+    assert_eq!(anchor(&params, "strided.weight"), [0.0, 2.0, 4.0, 6.0]);
+}
+
+fn state_dict(name: &str) {
+    let params = Params::open(fixture(name), &CPU).unwrap();
     let vb = params.var_builder();
     let embed = vb.get((4, 3), "embed.weight").unwrap();
     let head = vb.get((4, 3), "lm_head.weight").unwrap();
@@ -68,10 +82,6 @@ fn pytorch_checkpoints() {
     let report = params.report().unwrap();
     assert_eq!(report.tied, [("lm_head.weight".to_owned(), "embed.weight".to_owned())]);
     report.require_all_used().unwrap();
-
-    let params = Params::open(fixture("nested.pth"), &CPU).unwrap();
-    let layer = linear(2, 2, params.var_builder().pp("fc")).unwrap();
-    assert_eq!(flat(layer.weight()), [1.0; 4]);
 }
 
 /// A safetensors file with this header and so many bytes of zeros behind it.
@@ -127,6 +137,7 @@ fn damaged_safetensors_files() {
         ("overflow", safetensors(&one("F64", &huge, "[0, 8]"), 8), vec!["tensor `w`", "does not fit"]),
         ("negative", safetensors(&one("F32", "[-2]", "[0, 8]"), 8), vec!["tensor `w`"]),
         ("unknown_type", safetensors(&one("F99", "[2]", "[0, 8]"), 8), vec!["tensor `w`", "F99"]),
+        ("beyond_all_numbers", safetensors(&endless(), 8), vec!["tensor `a`", "is it cut off?"]),
         ("no_tensor", safetensors(r#"{"w": 3}"#, 8), vec!["tensor `w`"]),
     ];
     for (name, bytes, wanted) in cases {
@@ -143,6 +154,57 @@ fn damaged_safetensors_files() {
     let path = folder.path().join("good.safetensors");
     std::fs::write(&path, safetensors(good, 8)).unwrap();
     Params::open(&path, &CPU).unwrap().var_builder().get(2, "w").unwrap();
+}
+
+/// Eight tensors whose sizes add up to the largest number there is, and a little more of the file.
+fn endless() -> String {
+    let eighth = u64::MAX / 8;
+    let tensor = |(i, name): (u64, char)| {
+        let (start, end) = (eighth * i, eighth * (i + 1));
+        format!(r#""{name}": {{"dtype": "U8", "shape": [{eighth}], "data_offsets": [{start}, {end}]}}"#)
+    };
+    let tensors: Vec<String> = (0..8).zip('a'..='h').map(tensor).collect();
+    format!("{{{}}}", tensors.join(", "))
+}
+
+#[test]
+fn every_type_of_the_format_is_read_or_refused() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("types.safetensors");
+    for (dtype, bits) in [
+        ("BOOL", 8),
+        ("F4", 4),
+        ("F6_E2M3", 6),
+        ("F6_E3M2", 6),
+        ("U8", 8),
+        ("I8", 8),
+        ("F8_E5M2", 8),
+        ("F8_E4M3", 8),
+        ("F8_E8M0", 8),
+        ("I16", 16),
+        ("U16", 16),
+        ("F16", 16),
+        ("BF16", 16),
+        ("I32", 32),
+        ("U32", 32),
+        ("F32", 32),
+        ("C64", 64),
+        ("F64", 64),
+        ("I64", 64),
+        ("U64", 64),
+    ] {
+        let header =
+            format!(r#"{{"w": {{"dtype": "{dtype}", "shape": [4, 2], "data_offsets": [0, {bits}]}}}}"#);
+        std::fs::write(&path, safetensors(&header, bits)).unwrap();
+        let params = Params::open(&path, &CPU).unwrap_or_else(|error| panic!("{dtype}: {error}")).freeze("w");
+        match params.var_builder().get((4, 2), "w") {
+            Ok(tensor) => assert_eq!(flat(&tensor), [0.0; 8], "{dtype}"),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("types.safetensors") && text.contains("`w`"), "{dtype}: {text}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -172,7 +234,13 @@ fn damaged_indices_and_folders() {
         (r#"{"weight_map": {"w": "gone"}}"#, vec!["tensor `w`", "gone", "does not exist"]),
         (r#"{"weight_map": {"w": "shard", "v": "shard"}}"#, vec!["tensor `v`", "shard", "does not"]),
         (r#"{"weights": {}}"#, vec!["weight_map"]),
-        ("", vec!["not an index of shards"]),
+        ("", vec!["it is empty"]),
+        (
+            r#"{"weight_map": {"w": "../shard"}}"#,
+            vec!["tensor `w`", "../shard", "not a file of the index's folder"],
+        ),
+        (r#"{"weight_map": {"w": "/etc/passwd"}}"#, vec!["tensor `w`", "not a file of the index's folder"]),
+        (r#"{"hidden_size": 8}"#, vec!["weight_map", "is it a configuration?"]),
         (r#"{"weight_map": {"w": 3}}"#, vec!["not an index of shards"]),
     ];
     for (text, wanted) in cases {
@@ -195,36 +263,30 @@ fn damaged_indices_and_folders() {
 #[test]
 fn damaged_pytorch_files() {
     let folder = TempDir::new().unwrap();
-    for (name, part) in [("legacy.pth", "not a zip archive"), ("no_tensors.pth", "it has no tensors")] {
-        let text = message(&fixture(name));
-        assert!(text.contains(name) && text.contains(part), "{text}");
-    }
-    let params = Params::open(fixture("strided.pth"), &CPU).unwrap();
-    let text = params.var_builder().get((2, 2), "strided.weight").unwrap_err().to_string();
-    assert!(text.contains("strided.pth") && text.contains("`strided.weight`"), "{text}");
-
+    let text = message(&fixture("no_tensors.pth"));
+    assert!(text.contains("no_tensors.pth") && text.contains("it has no tensors"), "{text}");
     let foreign = folder.path().join("foreign.bin");
     std::fs::write(&foreign, b"PK\x05\x06\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0").unwrap();
     let text = message(&foreign);
-    assert!(text.contains("foreign.bin") && text.contains("it has no tensors"), "{text}");
+    assert!(text.contains("foreign.bin") && text.contains("an empty zip archive"), "{text}");
 
-    // Every cut, and every byte changed: never a panic that gets out, never a silent success with wrong sizes.
-    let whole = std::fs::read(fixture("nested.pth")).unwrap();
-    let path = folder.path().join("damaged.pth");
-    let open = |bytes: &[u8]| {
-        std::fs::write(&path, bytes).unwrap();
-        let Ok(params) = Params::open(&path, &CPU) else { return false };
-        params.var_builder().get((2, 2), "fc.weight").is_ok_and(|w| w.dims() == [2, 2])
-    };
-    assert!(open(&whole));
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let cuts = (0..whole.len()).step_by(7).filter(|&cut| open(&whole[..cut])).count();
-    for i in (0..whole.len()).step_by(3) {
-        let mut bytes = whole.clone();
-        bytes[i] ^= 0x41;
-        open(&bytes);
+    // Every cut, and every byte changed: never a panic, never a silent success with wrong sizes.
+    for (name, tensor, shape) in [("nested.pth", "fc.weight", [2, 2]), ("legacy.pth", "embed.weight", [4, 3])]
+    {
+        let whole = std::fs::read(fixture(name)).unwrap();
+        let path = folder.path().join("damaged.pth");
+        let open = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            let Ok(params) = Params::open(&path, &CPU) else { return false };
+            params.var_builder().get(&shape[..], tensor).is_ok_and(|w| w.dims() == shape)
+        };
+        assert!(open(&whole));
+        let cuts = (0..whole.len()).step_by(7).filter(|&cut| open(&whole[..cut])).count();
+        for i in (0..whole.len()).step_by(3) {
+            let mut bytes = whole.clone();
+            bytes[i] ^= 0x41;
+            open(&bytes);
+        }
+        assert_eq!(cuts, 0, "{name}");
     }
-    std::panic::set_hook(hook);
-    assert_eq!(cuts, 0);
 }

@@ -88,9 +88,32 @@ fn a_saved_order_is_checked_when_it_is_read() {
         (r#""position":0"#, r#""position":18446744073709551615"#, "no batch begins at"),
         (r#""batch_size":10"#, r#""batch_size":0"#, "at least 1"),
         (r#""len":100"#, r#""len":0"#, "at least 1"),
+        (r#""epoch":0"#, r#""epoch":18446744073709551615"#, "beyond every run"),
     ] {
         assert!(json.contains(from), "{json}");
         let error = serde_json::from_str::<DataOrder>(&json.replace(from, to)).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
     }
+}
+
+#[test]
+fn an_order_that_was_damaged_is_refused_by_the_data_that_are_there() {
+    let mut order = DataOrder::new(100, 10, 1).unwrap();
+    order.next_batch().unwrap();
+    let json = serde_json::to_string(&order).unwrap();
+    let mut here = DataOrder::new(7, 10, 1).unwrap();
+    let before = serde_json::to_string(&here).unwrap();
+    for (from, to) in [
+        (r#""len":100"#, r#""len":100"#),
+        // So many samples that the order of one epoch takes more memory than there is: they are only compared.
+        (r#""len":100"#, r#""len":18446744073709551615"#),
+        (r#""batch_size":10"#, r#""batch_size":5"#),
+        (r#""seed":1"#, r#""seed":2"#),
+    ] {
+        let saved = serde_json::from_str(&json.replace(from, to)).unwrap();
+        let error = here.load_state(&saved).unwrap_err().to_string();
+        assert!(error.contains("but this run has"), "{error}");
+        assert_eq!(serde_json::to_string(&here).unwrap(), before);
+    }
+    assert_eq!(here.next_batch().unwrap().len(), 7);
 }

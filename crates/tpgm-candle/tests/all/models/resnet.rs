@@ -110,8 +110,9 @@ fn a_run_of_moco_is_read_from_its_pickle() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("old.pth.tar");
     std::fs::copy(data.join("legacy.pth"), &path).unwrap();
-    let error = Params::open(&path, &Device::Cpu).unwrap_err().to_string();
-    assert!(error.contains("old.pth.tar") && error.contains("1.6"), "{error}");
+    // Runs of its time are older than PyTorch 1.6, and named as they like.
+    let params = Params::open(&path, &Device::Cpu).unwrap();
+    params.var_builder().get((4, 3), "embed.weight").unwrap();
 }
 
 /// A checkpoint of the encoder in f64, opened with a head that it lacks.
