@@ -33,6 +33,8 @@ struct Config {
     config: Option<PathBuf>,
     activation: Option<Activation>,
     prefix: String,
+    key: Option<String>,
+    unused: Vec<String>,
     train: PathBuf,
     held_out: Option<PathBuf>,
     tests: Vec<(String, PathBuf)>,
@@ -111,6 +113,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         config: args.config.clone(),
         activation: args.activation,
         prefix: args.prefix.clone(),
+        key: args.key.clone(),
+        unused: args.unused.clone(),
         train: args.train.clone(),
         held_out: args.held_out.clone(),
         tests: tests.clone(),
@@ -136,7 +140,14 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
 
     let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
     let classes = images.classes().to_vec();
-    let found = Found { path: &checkpoint, prefix: &args.prefix, shape: &shape, classes: &classes };
+    let found = Found {
+        path: &checkpoint,
+        prefix: &args.prefix,
+        key: args.key.as_deref(),
+        unused: &args.unused,
+        shape: &shape,
+        classes: &classes,
+    };
     let (start, tuned) = (args.out.join("start.safetensors"), args.out.join("tuned.safetensors"));
     if !(args.resume && start.exists()) {
         let prompts = args.zero_shot.then(|| Prompts {
@@ -147,7 +158,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         let report = found.write(&start, prompts.as_ref())?;
         progress.line(report.to_string().trim_end());
         if let Some(path) = &args.tuned {
-            let report = Found { path, prefix: "", ..found }.write_whole(&tuned)?;
+            let report = Found { path, prefix: "", key: None, ..found }.write_whole(&tuned)?;
             progress.line(report.to_string().trim_end());
         }
     }

@@ -39,6 +39,12 @@ pub(crate) struct Args {
     /// What the checkpoint's names begin with, for example `module.base_encoder.`
     #[arg(long, default_value = "")]
     pub(crate) prefix: String,
+    /// Where a PyTorch checkpoint has its weights, for example state_dict_ema [default: under a usual key, which is printed]
+    #[arg(long)]
+    pub(crate) key: Option<String>,
+    /// Tensors of the checkpoint that the network need not use: names, or patterns with `*` and `?`
+    #[arg(long, value_delimiter = ',', value_name = "PATTERNS")]
+    pub(crate) unused: Vec<String>,
     /// Training images
     #[arg(long, value_name = "FOLDER|LIST")]
     pub(crate) train: PathBuf,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
+use tpgm_candle::files::OpenOptions;
 use tpgm_candle::models::clip::Clip;
 use tpgm_candle::nn::DropoutRng;
 use tpgm_candle::{Params, Report};
@@ -17,6 +18,10 @@ use crate::zero_shot::{names, prompts};
 pub(crate) struct Found<'a> {
     pub(crate) path: &'a Path,
     pub(crate) prefix: &'a str,
+    /// Where a PyTorch file has its weights.
+    pub(crate) key: Option<&'a str>,
+    /// Patterns of tensors that the network need not use.
+    pub(crate) unused: &'a [String],
     pub(crate) shape: &'a Shape,
     pub(crate) classes: &'a [String],
 }
@@ -31,7 +36,9 @@ pub(crate) struct Prompts<'a> {
 impl Found<'_> {
     /// The checkpoint, read where the network looks for its tensors.
     fn params(&self) -> Result<Params> {
-        let params = Params::open(self.path, &Device::Cpu)?;
+        let options = self.key.map_or_else(OpenOptions::new, |key| OpenOptions::new().key(key));
+        let params = Params::open_with(self.path, &options, &Device::Cpu)?;
+        let params = self.unused.iter().fold(params, |params, pattern| params.unused(pattern));
         Ok(if self.prefix.is_empty() { params } else { params.rename("", self.prefix) })
     }
 

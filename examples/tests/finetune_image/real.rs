@@ -86,6 +86,28 @@ fn a_file_beside_the_model_says_how_images_are_prepared() {
     has(&fails(&["--preprocessor", &real("vit/config.json")]), &["does not say how images are prepared"]);
 }
 
+/// Weights of a run of PyTorch are found, and its moving average where it is asked for.
+#[test]
+fn the_key_of_the_weights_can_be_named() {
+    let out = tempfile::tempdir().unwrap();
+    let run = |file: &str, options: &[&str]| {
+        let (file, shape) = (real(file), real("vit/config.json"));
+        let options = [&["--model", &file, "--config", &shape], options].concat();
+        let (result, lines) = command(&out.path().join("out"), &options);
+        result.map(|()| (fs::read(out.path().join("out/start.safetensors")).unwrap(), lines))
+    };
+    let (plain, lines) = run("vit_ema.pth", &[]).unwrap();
+    has(&lines, &["vit_ema.pth: weights under `model`, not under `model_ema`"]);
+    let (average, lines) = run("vit_ema.pth", &["--key", "model_ema"]).unwrap();
+    has(&lines, &["weights under `model_ema`"]);
+    assert!(plain != average);
+    let error = format!("{:#}", run("vit_ema.pth", &["--key", "weights"]).unwrap_err());
+    has(&error, &["weights", "model_ema"]);
+    let [epoch, best] = ["vit_epoch.pth.tar", "vit_best_acc1.pth.tar"]
+        .map(|file| run(file, &["--prefix", "module."]).unwrap().0);
+    assert!(epoch == best);
+}
+
 #[test]
 fn images_of_all_kinds_are_read_and_damaged_ones_are_named() {
     let out = tempfile::tempdir().unwrap();

@@ -276,7 +276,7 @@ fn shards_are_read_as_one_model() {
         assert_eq!((numbers(&merged["a"]), numbers(&merged["b"])), (vec![1.0], vec![3.0]));
     }
     for (text, problem) in [
-        (r#"{"weight_map": {"a": "../s1"}}"#, "not a file beside the index"),
+        (r#"{"weight_map": {"a": "../s1"}}"#, "not a file of the index's folder"),
         (r#"{"weight_map": {"a": "s1", "c": "s2"}}"#, "tensor `c`: `"),
         ("[]", "not an index"),
     ] {
