@@ -234,7 +234,11 @@ fn fuzz(fuzzer: &Path, target: &Target, folder: &Path, seconds: u64) -> Result<O
         let line = text.lines().rev().find_map(|line| line.strip_prefix(name));
         line.and_then(|rest| rest.trim().parse::<u64>().ok())
     };
-    let input = fs::read_dir(&found).into_iter().flatten().flatten().map(|entry| entry.path()).next();
+    let mut inputs = fs::read_dir(&found).into_iter().flatten().flatten().map(|entry| entry.path());
+    // libFuzzer also keeps inputs that are slow beside others; only those that are too slow end it.
+    let slow =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("slow-unit"));
+    let input = inputs.find(|path| !slow(path));
     ensure!(
         status.success() || input.is_some(),
         "the fuzzer of `{}` ended with {status}; its output is in `{}`",

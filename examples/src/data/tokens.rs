@@ -1,5 +1,6 @@
 //! The tokenizer of a model.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -24,8 +25,8 @@ impl ModelTokens {
     /// The file cannot be read or understood; names it.
     pub fn open(file: &Path, model: &Path, known: usize) -> Result<Self> {
         let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let tokenizer = Tokenizer::from_bytes(utf8(&bytes).with_context(|| file.display().to_string())?)
-            .map_err(|error| anyhow!("{}: {error}", file.display()))?;
+        let tokenizer = parse(&utf8(&bytes).with_context(|| file.display().to_string())?)
+            .with_context(|| file.display().to_string())?;
         Ok(Self { tokenizer, file: file.to_owned(), model: model.to_owned(), known })
     }
 
@@ -67,5 +68,37 @@ impl ModelTokens {
              Is it the tokenizer of another model?",
             self.tokenizer.get_vocab_size(true)
         )
+    }
+}
+
+/// Reads a tokenizer. The library panics at some files that make no sense.
+fn parse(bytes: &[u8]) -> Result<Tokenizer> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(bytes).context("is no JSON")?;
+    // Nothing is shared with it, so nothing is left half done.
+    match catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes))) {
+        Ok(tokenizer) => tokenizer.map_err(|error| anyhow!("{error}")),
+        Err(_) => bail!("is no tokenizer that can be understood"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_tokenizer_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        for text in [
+            "",
+            "{",
+            r#"{"version": "1.0", "decoder": , "model": {}}"#,
+            r#"{"decoder": {"type": "?"}}"#,
+            "[1]",
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let error = format!("{:#}", ModelTokens::open(&path, Path::new("model"), 7).err().unwrap());
+            assert!(error.contains("tokenizer.json: "), "{text}: {error}");
+        }
     }
 }

@@ -278,7 +278,7 @@ fn shards_are_read_as_one_model() {
     for (text, problem) in [
         (r#"{"weight_map": {"a": "../s1"}}"#, "not a file of the index's folder"),
         (r#"{"weight_map": {"a": "s1", "c": "s2"}}"#, "tensor `c`: `"),
-        ("[]", "not an index"),
+        ("[]", "it is JSON, not a checkpoint"),
     ] {
         fs::write(&index, text).unwrap();
         let error = merge_files(&MergePlan::uniform_soup(), None, &[&index], &out).unwrap_err();

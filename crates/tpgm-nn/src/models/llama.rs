@@ -52,7 +52,7 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// [`Error::ModelConfig`](crate::Error::ModelConfig), [`Error::ModelTensor`](crate::Error::ModelTensor), or a parameter that
+    /// [`Error::ModelConfig`](crate::error::Error::ModelConfig), [`Error::ModelTensor`](crate::Error::ModelTensor), or a parameter that
     /// `vb` has not, or not in this shape.
     pub fn new(config: &LlamaConfig, vb: VarBuilder) -> OurResult<Self> {
         Self::build(config, &|_, layer| Ok(Lora::plain(layer)), vb)
@@ -64,7 +64,7 @@ impl Llama {
     ///
     /// # Errors
     ///
-    /// As [`Llama::new`] and [`Lora::new`], or [`Error::LoraTarget`](crate::Error::LoraTarget) for a target that is no
+    /// As [`Llama::new`] and [`Lora::new`], or [`Error::LoraTarget`](crate::error::Error::LoraTarget) for a target that is no
     /// linear layer of the model.
     pub fn with_lora<F: Factors>(
         config: &LlamaConfig,
@@ -182,7 +182,7 @@ fn check_tied(words: &Tensor, vb: &VarBuilder) -> OurResult<()> {
     }
     let problem = "its values are not those of `model.embed_tokens.weight`, which `tie_word_embeddings: true` puts in its \
                    place: write `false` into the configuration to use it, or take it out of the checkpoint";
-    Err(crate::Error::ModelTensor { tensor: HEAD.to_owned(), problem: problem.to_owned() })
+    Err(crate::error::Error::ModelTensor { tensor: HEAD.to_owned(), problem: problem.to_owned() })
 }
 
 /// Adapts the linear layer of a module, or not.
