@@ -9,6 +9,7 @@ mod fuzz;
 mod gpu_day;
 #[cfg(test)]
 mod layers;
+mod packages;
 mod parity;
 mod ptx;
 mod simd;
@@ -43,6 +44,8 @@ enum Command {
     Ptx(ptx::Args),
     /// Hands readers of untrusted files what a fuzzer thinks up
     Fuzz(fuzz::Args),
+    /// Packs the library crates and builds each from its package
+    Packages(packages::Args),
     /// Packs a day on a GPU into one folder, tries it here, and takes its results in
     GpuDay(gpu_day::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
@@ -58,6 +61,7 @@ fn main() -> Result<()> {
         Command::CudaCheck(args) => cuda_check::run(&args),
         Command::Ptx(args) => ptx::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Packages(args) => packages::run(&args),
         Command::GpuDay(args) => gpu_day::run(&args),
         Command::Simd(args) => simd::run(&args),
     }

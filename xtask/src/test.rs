@@ -78,7 +78,7 @@ const STAGES: &[Stage] = &[
     // A short turn from every seed; what needs longer is found by hand.
     Stage {
         skip: crate::fuzz::missing,
-        ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "3"])
+        ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "1"])
     },
     stage("lints of the CUDA features", &["xtask", "cuda-check"]),
     Stage { skip: crate::ptx::missing, ..stage("committed kernels", &["xtask", "ptx", "--check"]) },
@@ -102,33 +102,12 @@ const STAGES: &[Stage] = &[
     stage("speed against that of memory", &["xtask", "bench", "--quick"]),
     stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
     stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
-    // What the registry would get builds by itself. Built without optimization, which the other stages have, so in a folder of
-    // its own; nobody debugs it.
     Stage {
-        env: &[
-            ("CARGO_TARGET_DIR", "target/packages"),
-            ("CARGO_PROFILE_DEV_DEBUG", "0"),
-            ("CARGO_INCREMENTAL", "0"),
-        ],
         skip: || {
             Ok(crate::cuda_tools::offline()
                 .then_some("TPGM_OFFLINE=1, and packing asks the registry for its index"))
         },
-        ..stage(
-            "packages",
-            &[
-                "package",
-                "--allow-dirty",
-                "--package",
-                "tpgm-core",
-                "--package",
-                "tpgm-cuda",
-                "--package",
-                "tpgm-nn",
-                "--package",
-                "tpgm-candle",
-            ],
-        )
+        ..stage("packages", &["xtask", "packages"])
     },
 ];
 
