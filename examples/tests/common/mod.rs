@@ -12,6 +12,11 @@ use serde_json::{Value, json};
 use tpgm_examples::study::Outcome;
 use tpgm_examples::timing::StepTimes;
 
+/// Every part is in the text.
+pub(crate) fn has(text: &str, parts: &[&str]) {
+    parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
+}
+
 /// The outcomes of a study in one of its files.
 pub(crate) fn outcomes(file: &Path) -> Vec<Outcome> {
     serde_json::from_slice(&fs::read(file).unwrap()).unwrap()

@@ -8,7 +8,7 @@ use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
 use crate::cli::run;
-use crate::common::outcomes;
+use crate::common::{has, outcomes};
 use crate::options::Args;
 
 /// A file or folder of those, whose outcome is known.
@@ -30,10 +30,6 @@ fn command(out: &Path, options: &[&str]) -> (anyhow::Result<()>, String) {
 
 fn fails(out: &Path, options: &[&str]) -> String {
     format!("{:#}", command(out, options).0.unwrap_err())
-}
-
-fn has(text: &str, parts: &[&str]) {
-    parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
 }
 
 /// A copy of a set, to change.

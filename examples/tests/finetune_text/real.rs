@@ -8,7 +8,7 @@ use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
 use crate::cli::{Args, run};
-use crate::common::results;
+use crate::common::{has, results};
 
 /// A file or folder of those, whose outcome is known.
 fn real(name: &str) -> String {
@@ -28,10 +28,6 @@ fn command(out: &Path, options: &[&str]) -> (anyhow::Result<()>, String) {
 
 fn fails(out: &Path, options: &[&str]) -> String {
     format!("{:#}", command(out, options).0.unwrap_err())
-}
-
-fn has(text: &str, parts: &[&str]) {
-    parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
 }
 
 #[test]

@@ -49,9 +49,8 @@ pub(super) fn open(path: &Path, file: &std::fs::File) -> Result<(Reader, Vec<Lis
     for name in metadata.offset_keys() {
         let info = metadata.info(&name).expect("a listed tensor");
         let range = data + info.data_offsets.0..data + info.data_offsets.1;
-        let float = !is_integer(info.dtype);
         let (dtype, shape) = (info.dtype, info.shape.clone());
-        listed.push(Listed { name: name.clone(), dtype, shape, float, storage: None });
+        listed.push(Listed { name: name.clone(), dtype, shape, storage: None });
         tensors.insert(name, Stored { dtype: info.dtype, shape: info.shape.clone(), range });
     }
     let metadata = metadata.metadata().clone().unwrap_or_default();
@@ -74,11 +73,6 @@ fn read_header(bytes: &[u8]) -> Result<(usize, Metadata), SafeTensorError> {
         true => Ok((length, metadata)),
         false => Err(SafeTensorError::MetadataIncompleteBuffer),
     }
-}
-
-fn is_integer(dtype: Dtype) -> bool {
-    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
-    matches!(dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
 }
 
 impl Reader {

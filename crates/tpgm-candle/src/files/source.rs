@@ -51,7 +51,6 @@ struct Entry {
     place: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    float: bool,
     /// The name under which the same storage was listed first.
     storage: String,
 }
@@ -61,8 +60,6 @@ pub(super) struct Listed {
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    /// False for integers and booleans, which are no weights.
-    pub(super) float: bool,
     /// Set if another tensor of this file shares its storage: the first name of that storage.
     pub(super) storage: Option<String>,
 }
@@ -104,7 +101,7 @@ impl Source {
             let problem = format!("`{}` says that this file has it, but it does not", index.display());
             return Err(Error::tensor(&part.path, tensor, problem));
         }
-        for (place, Listed { name, dtype, shape, float, storage }) in listed.into_iter().enumerate() {
+        for (place, Listed { name, dtype, shape, storage }) in listed.into_iter().enumerate() {
             if part.wanted.as_ref().is_some_and(|(_, wanted)| !wanted.contains(&name)) {
                 continue;
             }
@@ -116,7 +113,7 @@ impl Source {
                 }
                 Slot::Vacant(slot) => {
                     let storage = storage.unwrap_or_else(|| slot.key().clone());
-                    slot.insert(Entry { file, place, dtype, shape, float, storage });
+                    slot.insert(Entry { file, place, dtype, shape, storage });
                 }
             }
         }
@@ -161,9 +158,9 @@ impl Source {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Is it a tensor of floating-point numbers, of whatever size?
+    /// Is it a tensor of floating-point numbers, of whatever size? Integers and booleans are no weights.
     pub(crate) fn is_float(&self, name: &str) -> bool {
-        self.entries.get(name).is_some_and(|entry| entry.float)
+        self.entries.get(name).is_some_and(|entry| !is_discrete(entry.dtype))
     }
 
     /// The file of a tensor.
@@ -233,4 +230,10 @@ impl Source {
         });
         texts.flatten().map(|(key, text)| (key.clone(), text.clone())).collect()
     }
+}
+
+/// True for integers and booleans: a mean of them makes no sense.
+pub(super) fn is_discrete(dtype: Dtype) -> bool {
+    use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
+    matches!(dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
 }

@@ -10,7 +10,7 @@ use tpgm_core::DType;
 use super::data::AnchorData;
 use super::error::{Error, Result};
 use super::options::OpenOptions;
-use super::source::{Source, Value};
+use super::source::{Source, Value, is_discrete};
 
 /// A checkpoint of one or several files, read tensor by tensor.
 #[derive(Debug)]
@@ -112,8 +112,7 @@ impl Entry<'_> {
 
     /// True for types of which a mean makes no sense: integers and booleans.
     pub(crate) fn is_discrete(&self) -> bool {
-        use Dtype::{BOOL, I8, I16, I32, I64, U8, U16, U32, U64};
-        matches!(self.dtype, BOOL | U8 | I8 | U16 | I16 | U32 | I32 | U64 | I64)
+        is_discrete(self.dtype)
     }
 
     /// True for types that whole weights are squeezed into: 8 bits and fewer.

@@ -28,14 +28,15 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
 
 const SHAPE: [usize; 2] = [5, 4000];
 
-struct Folder(tempfile::TempDir);
+/// A folder that is deleted with this.
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
@@ -56,7 +57,7 @@ impl Folder {
         )
     }
 
-    fn save(&self, name: &str, tensors: &[(&str, Dtype, &[usize], &[u8])]) -> PathBuf {
+    pub(crate) fn save(&self, name: &str, tensors: &[(&str, Dtype, &[usize], &[u8])]) -> PathBuf {
         let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
             (*name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap())
         });

@@ -6,13 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use tpgm_candle::core;
 use tpgm_candle::core::FixedRadius;
 use tpgm_candle::weight_space::{
     DistanceOptions, Error, LeftOut, MergePlan, MergeReport, Rename, Why, distances, distances_with,
     merge_files,
 };
+
+use crate::weight_space_files::Folder;
 
 /// A file of `tests/real_files`; without an ending, a safetensors file.
 fn real(name: &str) -> PathBuf {
@@ -36,26 +38,7 @@ fn with_rules(plan: MergePlan, text: &[&str]) -> MergePlan {
     rules(text).into_iter().fold(plan, MergePlan::rename)
 }
 
-struct Folder(tempfile::TempDir);
-
 impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn save(&self, name: &str, tensors: &[(&str, Dtype, &[usize], &[u8])]) -> PathBuf {
-        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-            (*name, TensorView::new(*dtype, shape.to_vec(), bytes).unwrap())
-        });
-        let path = self.path(name);
-        fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
-        path
-    }
-
     /// A sharded checkpoint: a folder with an index and a shard for each tensor.
     fn shards(&self, name: &str, tensors: &[(&str, Dtype, &[usize], &[u8])]) -> PathBuf {
         fs::create_dir(self.path(name)).unwrap();

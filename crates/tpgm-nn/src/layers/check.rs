@@ -33,7 +33,7 @@ pub(super) fn same_kind(op: &'static str, args: &[&Tensor]) -> Result<()> {
 }
 
 /// An error that lists the shapes of the arguments.
-pub(super) fn shape_error(op: &'static str, expected: &'static str, args: &[&Tensor]) -> candle_core::Error {
+pub(crate) fn shape_error(op: &'static str, expected: &'static str, args: &[&Tensor]) -> candle_core::Error {
     let shapes: Vec<Shape> = args.iter().map(|arg| arg.shape().clone()).collect();
     Error::LayerShape { op, expected, shapes }.into()
 }

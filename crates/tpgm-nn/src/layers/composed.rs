@@ -13,7 +13,8 @@ fn compute_dtype(x: &Tensor) -> DType {
     if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
-fn widened(x: &Tensor) -> Result<Tensor> {
+/// In the type that it is computed in: f32 for half precision.
+pub(crate) fn widened(x: &Tensor) -> Result<Tensor> {
     x.to_dtype(compute_dtype(x))
 }
 

@@ -55,7 +55,7 @@ pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) 
     if rows == 0 {
         return Err(shape_error(NAME, "there must be at least one row to average over", &[logits, labels]));
     }
-    let labels = checked_labels(labels, classes)?;
+    let labels = checked_labels(NAME, labels, classes)?;
     let logits = logits.reshape((rows, classes))?;
     match Path::of(&logits) {
         Path::Fused => apply1(CrossEntropy { labels, smoothing, normalizers: OnceLock::new() }, &logits),
@@ -67,14 +67,14 @@ pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) 
 }
 
 /// All labels on the host, each below `classes`.
-fn checked_labels(labels: &Tensor, classes: usize) -> Result<Vec<u32>> {
+pub(crate) fn checked_labels(op: &'static str, labels: &Tensor, classes: usize) -> Result<Vec<u32>> {
     if !matches!(labels.dtype(), DType::U8 | DType::U32 | DType::I64) {
-        candle_core::bail!("{NAME}: labels must be u8, u32 or i64; got {:?}", labels.dtype());
+        candle_core::bail!("{op}: labels must be u8, u32 or i64; got {:?}", labels.dtype());
     }
     let labels: Vec<i64> = labels.flatten_all()?.to_dtype(DType::I64)?.to_vec1()?;
     let check = |(row, label): (usize, i64)| match u32::try_from(label) {
         Ok(index) if (index as usize) < classes => Ok(index),
-        _ => Err(Error::Label { op: NAME, row, label, classes }.into()),
+        _ => Err(Error::Label { op, row, label, classes }.into()),
     };
     labels.into_iter().enumerate().map(check).collect()
 }

@@ -20,7 +20,9 @@ mod storage;
 
 pub use activation::{gelu, gelu_tanh, quick_gelu, relu, silu};
 pub use batch_norm::{BatchNorm, Statistics, batch_norm};
+pub(crate) use check::shape_error;
 pub use conv::{Conv2d, conv2d_no_bias};
+pub(crate) use cross_entropy::checked_labels;
 pub use cross_entropy::{cross_entropy, cross_entropy_smoothed};
 pub use dropout::{Dropout, DropoutRng, DropoutState};
 pub use linear::{Linear, add_bias, linear, linear_no_bias};

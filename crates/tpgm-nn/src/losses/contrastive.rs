@@ -2,8 +2,9 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::distributions::{cross_entropy_soft, option, shapes, wide};
-use crate::layers::{cross_entropy_smoothed, matmul_transposed};
+use super::distributions::{cross_entropy_soft, option};
+use crate::layers::composed::widened;
+use crate::layers::{cross_entropy_smoothed, matmul_transposed, shape_error};
 
 const OP: &str = "contrastive loss";
 
@@ -29,13 +30,17 @@ pub struct Contrastive {
 /// If the shapes do not fit, there are no pairs, or the smoothing is out of its range.
 pub fn contrastive(image: &Tensor, text: &Tensor, scale: &Tensor, smoothing: f64) -> Result<Contrastive> {
     if image.dims() != text.dims() || image.rank() != 2 || image.dim(0)? == 0 {
-        return Err(shapes(OP, "images and texts must be pairs of features, at least one", &[image, text]));
+        return Err(shape_error(
+            OP,
+            "images and texts must be pairs of features, at least one",
+            &[image, text],
+        ));
     }
     if scale.elem_count() != 1 {
-        return Err(shapes(OP, "the scale must be one number", &[scale]));
+        return Err(shape_error(OP, "the scale must be one number", &[scale]));
     }
-    let logits = wide(&matmul_transposed(image, text)?)?;
-    let logits = logits.broadcast_mul(&wide(scale)?.reshape(())?)?;
+    let logits = widened(&matmul_transposed(image, text)?)?;
+    let logits = logits.broadcast_mul(&widened(scale)?.reshape(())?)?;
     let labels =
         Tensor::arange(0, u32::try_from(image.dim(0)?).map_err(candle_core::Error::wrap)?, image.device())?;
     let along = |logits: &Tensor| cross_entropy_smoothed(logits, &labels, smoothing);
@@ -56,7 +61,7 @@ pub fn same_text_targets(texts: &Tensor, dtype: DType, smoothing: f64) -> Result
         return Err(option(OP, "label smoothing", smoothing, "in 0..=1"));
     }
     if texts.rank() != 1 || texts.elem_count() == 0 {
-        return Err(shapes(OP, "there must be a text for every pair, and at least one pair", &[texts]));
+        return Err(shape_error(OP, "there must be a text for every pair, and at least one pair", &[texts]));
     }
     let pairs = texts.elem_count();
     let same = texts.unsqueeze(1)?.broadcast_eq(&texts.unsqueeze(0)?)?.to_dtype(dtype)?;

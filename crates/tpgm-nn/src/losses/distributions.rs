@@ -1,31 +1,19 @@
 //! Losses of logits against distributions, and of the distributions themselves.
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use crate::dtype::cast;
 use crate::error::Error;
-use crate::layers::log_softmax_last_dim;
+use crate::layers::composed::widened;
+use crate::layers::{checked_labels, log_softmax_last_dim, shape_error};
 
 /// Logits as rows of a type that sums are taken in, and their logarithms of softmax.
 fn log_probabilities(op: &'static str, logits: &Tensor) -> Result<Tensor> {
     let classes = logits.dims().last().copied().unwrap_or_default();
     if logits.elem_count() == 0 || classes == 0 {
-        return Err(shapes(op, "there must be at least one row and one class", &[logits]));
+        return Err(shape_error(op, "there must be at least one row and one class", &[logits]));
     }
-    log_softmax_last_dim(&wide(&logits.reshape(((), classes))?)?)
-}
-
-/// In f32 where it is in half precision.
-pub(super) fn wide(x: &Tensor) -> Result<Tensor> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => cast(x, DType::F32),
-        _ => Ok(x.clone()),
-    }
-}
-
-pub(super) fn shapes(op: &'static str, expected: &'static str, args: &[&Tensor]) -> candle_core::Error {
-    let shapes = args.iter().map(|arg| arg.shape().clone()).collect();
-    Error::LayerShape { op, expected, shapes }.into()
+    log_softmax_last_dim(&widened(&logits.reshape(((), classes))?)?)
 }
 
 pub(super) fn option(
@@ -54,7 +42,7 @@ fn mean_dot(p: &Tensor, q: &Tensor) -> Result<Tensor> {
 pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
     const OP: &str = "soft-target cross-entropy";
     if logits.dims() != targets.dims() {
-        return Err(shapes(OP, "logits and targets must have one shape", &[logits, targets]));
+        return Err(shape_error(OP, "logits and targets must have one shape", &[logits, targets]));
     }
     let log_p = log_probabilities(OP, logits)?;
     let targets = cast(&targets.detach().reshape(log_p.shape())?, log_p.dtype())?;
@@ -90,7 +78,7 @@ pub fn distillation(
 ) -> Result<Tensor> {
     const OP: &str = "distillation";
     if student.dims() != teacher.dims() {
-        return Err(shapes(OP, "student and teacher must have one shape", &[student, teacher]));
+        return Err(shape_error(OP, "student and teacher must have one shape", &[student, teacher]));
     }
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(option(OP, "temperature", temperature, "finite and above 0"));
@@ -128,7 +116,7 @@ pub fn entropy(logits: &Tensor) -> Result<Tensor> {
 /// If the shapes do not fit, or there are no rows.
 pub fn entropy_of_mistakes(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
     const OP: &str = "entropy of mistakes";
-    let labels = checked_labels(OP, logits, labels)?;
+    let labels = labels_of(OP, logits, labels)?;
     let log_p = log_probabilities(OP, logits)?;
     let mistakes = log_p.detach().argmax(D::Minus1)?.ne(&labels)?.to_dtype(log_p.dtype())?.unsqueeze(1)?;
     mean_dot(&log_p.exp()?.broadcast_mul(&mistakes)?, &log_p)?.neg()
@@ -148,9 +136,9 @@ pub fn multi_margin(logits: &Tensor, labels: &Tensor, margin: f64) -> Result<Ten
     if !(margin >= 0.0 && margin.is_finite()) {
         return Err(option(OP, "margin", margin, "finite and at least 0"));
     }
-    let labels = checked_labels(OP, logits, labels)?;
+    let labels = labels_of(OP, logits, labels)?;
     let (rows, _) = logits.dims2()?;
-    let logits = wide(logits)?;
+    let logits = widened(logits)?;
     let of_label = logits.gather(&labels.unsqueeze(1)?, 1)?;
     let excess = (logits.broadcast_sub(&of_label)? + margin)?.relu()?;
     // Each row has its own label among the classes, with an excess of the margin.
@@ -158,23 +146,13 @@ pub fn multi_margin(logits: &Tensor, labels: &Tensor, margin: f64) -> Result<Ten
 }
 
 /// The labels as u32, each a class, one per row of two-dimensional logits.
-fn checked_labels(op: &'static str, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
-    let (2, Some(&rows)) = (logits.rank(), logits.dims().first()) else {
-        return Err(shapes(op, "logits must have two dimensions", &[logits]));
+fn labels_of(op: &'static str, logits: &Tensor, labels: &Tensor) -> Result<Tensor> {
+    let &[rows, classes] = logits.dims() else {
+        return Err(shape_error(op, "logits must have two dimensions", &[logits]));
     };
     if labels.dims() != [rows] || logits.elem_count() == 0 {
-        return Err(shapes(
-            op,
-            "there must be a label for every row, and at least one row",
-            &[logits, labels],
-        ));
+        let expected = "there must be a label for every row, and at least one row";
+        return Err(shape_error(op, expected, &[logits, labels]));
     }
-    let classes = logits.dim(1)?;
-    let host: Vec<i64> = labels.to_dtype(DType::I64)?.to_vec1()?;
-    if let Some((row, &label)) =
-        host.iter().enumerate().find(|(_, label)| !(0..classes as i64).contains(*label))
-    {
-        return Err(Error::Label { op, row, label, classes }.into());
-    }
-    labels.to_dtype(DType::U32)
+    Tensor::from_vec(checked_labels(op, labels, classes)?, rows, logits.device())
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use super::distributions::{shapes, wide};
-use crate::layers::{matmul, matmul_transposed};
+use crate::layers::composed::widened;
+use crate::layers::{matmul, matmul_transposed, shape_error};
 
 /// How far a projection is from keeping lengths: the Frobenius norm `|P^T P - I|` (CaRot, arXiv 2311.01723; not squared, as
 /// published).
@@ -16,9 +16,9 @@ use crate::layers::{matmul, matmul_transposed};
 pub fn orthogonality(projection: &Tensor) -> Result<Tensor> {
     const OP: &str = "orthogonality";
     let [_, features] = projection.dims() else {
-        return Err(shapes(OP, "the projection must be a matrix", &[projection]));
+        return Err(shape_error(OP, "the projection must be a matrix", &[projection]));
     };
-    let p = wide(projection)?;
+    let p = widened(projection)?;
     let gram = matmul(&p.t()?.contiguous()?, &p)?;
     frobenius(&(gram - Tensor::eye(*features, p.dtype(), p.device())?)?)
 }
@@ -35,19 +35,20 @@ pub fn orthogonality(projection: &Tensor) -> Result<Tensor> {
 pub fn cross_norm(image: &Tensor, text: &Tensor) -> Result<Tensor> {
     const OP: &str = "cross norm";
     let ([_, left], [_, right]) = (image.dims(), text.dims()) else {
-        return Err(shapes(OP, "the projections must be matrices", &[image, text]));
+        return Err(shape_error(OP, "the projections must be matrices", &[image, text]));
     };
     if left != right {
-        return Err(shapes(OP, "the projections must have the same number of features", &[image, text]));
+        return Err(shape_error(OP, "the projections must have the same number of features", &[image, text]));
     }
-    frobenius(&matmul_transposed(&wide(image)?, &wide(text)?)?)
+    frobenius(&matmul_transposed(&widened(image)?, &widened(text)?)?)
 }
 
 /// The root of the sum of squares. Its gradient at 0 is 0: the smallest of its subgradients.
 fn frobenius(x: &Tensor) -> Result<Tensor> {
     let squares = x.sqr()?.sum_all()?;
-    let host = squares.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
-    if host == 0.0 { Ok(squares) } else { squares.sqrt() }
+    // One is added to a zero and taken from its root, so that the host need not look.
+    let zero = squares.detach().eq(0.0)?.to_dtype(squares.dtype())?;
+    (squares + &zero)?.sqrt()? - zero
 }
 
 /// How far a model's energies of random texts have moved from the pre-trained model's (Lipsum-FT, CVPR 2024, arXiv 2404.00860):
@@ -63,14 +64,14 @@ fn frobenius(x: &Tensor) -> Result<Tensor> {
 pub fn energy_gap(image: &Tensor, anchor: &Tensor, text: &Tensor, scale: f64) -> Result<Tensor> {
     const OP: &str = "energy gap";
     let ([images, width], [texts, other]) = (image.dims(), text.dims()) else {
-        return Err(shapes(OP, "features must be matrices", &[image, anchor, text]));
+        return Err(shape_error(OP, "features must be matrices", &[image, anchor, text]));
     };
     if image.dims() != anchor.dims() || width != other || images * texts == 0 {
         let expected =
             "images and anchors must have one shape, and texts the same width; at least one of each";
-        return Err(shapes(OP, expected, &[image, anchor, text]));
+        return Err(shape_error(OP, expected, &[image, anchor, text]));
     }
-    let moved = (wide(image)? - wide(anchor)?.detach())?;
-    let gaps = (matmul_transposed(&moved, &wide(text)?.detach())? * scale)?;
+    let moved = (widened(image)? - widened(anchor)?.detach())?;
+    let gaps = (matmul_transposed(&moved, &widened(text)?.detach())? * scale)?;
     gaps.sqr()?.sum_all()? / (2.0 * (images * texts) as f64)
 }

@@ -369,6 +369,11 @@ fn what_does_not_fit_is_named() {
         (message(entropy_of_mistakes(&a, &labels)), "entropy of mistakes"),
         (message(multi_margin(&a, &labels.narrow(0, 0, 1).unwrap(), 1.0)), "a label for every row"),
         (message(multi_margin(&a, &labels, -1.0)), "margin is -1"),
+        (message(multi_margin(&a, &labels, 1.0)), "multi-class margin: "),
+        (
+            message(multi_margin(&a, &labels.to_dtype(DType::F32).unwrap(), 1.0)),
+            "labels must be u8, u32 or i64",
+        ),
         (
             message(contrastive(&a, &b, &scale, 0.0).map(|pairs| pairs.loss)),
             "contrastive loss: images and texts must be pairs",

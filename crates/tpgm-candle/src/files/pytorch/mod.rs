@@ -72,7 +72,6 @@ pub(super) fn open(path: &Path, file: &File, options: &OpenOptions) -> Result<Op
             name: name.clone(),
             dtype: stored.element.file_dtype(),
             shape: stored.shape.clone(),
-            float: stored.element.is_float(),
             storage: tied.then(|| first.clone()),
         });
     }

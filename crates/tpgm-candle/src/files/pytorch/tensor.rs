@@ -37,17 +37,6 @@ impl Element {
         }
     }
 
-    /// False for integers and booleans.
-    pub(super) fn is_float(&self) -> bool {
-        match self {
-            Self::Float(_) => true,
-            Self::Other(_) => false,
-            Self::Unreadable(name) => {
-                !["Bool", "Char", "QInt", "QUInt"].iter().any(|integer| name.contains(integer))
-            }
-        }
-    }
-
     /// The type that a safetensors file has for it. What such a file lacks is complex: neither a weight nor an integer.
     pub(super) fn file_dtype(&self) -> Dtype {
         match self {
