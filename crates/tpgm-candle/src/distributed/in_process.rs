@@ -10,8 +10,7 @@ use super::mean::{copy_to, write_mean};
 use super::problem::{Described, RankProblem, compare};
 use super::{Communicator, Named};
 use crate::engine;
-use crate::memory::core_dtype;
-use crate::memory::storage_key;
+use crate::memory::{core_dtype, storage_key};
 
 /// A [`Communicator`] between threads of one process, over tensors on the CPU.
 ///

@@ -3,8 +3,7 @@
 use candle_core::Tensor;
 
 use super::error::Result;
-use crate::memory::Add;
-use crate::memory::{candle_dtype, copy_elements, core_dtype, cpu_elements, overwrite_cpu};
+use crate::memory::{Add, candle_dtype, copy_elements, core_dtype, cpu_elements, overwrite_cpu};
 
 /// Writes the mean of tensors into each of them. They have one shape and type, are contiguous and share no memory.
 pub(super) fn write_mean(ranks: &[&Tensor]) -> Result<()> {

@@ -13,8 +13,7 @@ use super::error::{Error, Result};
 use super::problem::RankProblem;
 use super::{Communicator, Named};
 use crate::engine;
-use crate::memory::core_dtype;
-use crate::memory::events;
+use crate::memory::{core_dtype, events};
 
 /// What the ranks of a group of GPUs have in common: made by one of them, sent to the others (by any means, also to other
 /// machines), and given to [`Nccl::new`] by all.

@@ -7,11 +7,8 @@ use candle_core::Tensor;
 use tpgm_nn::lora::{Adapter, CONFIG, FILE_PREFIX, LoraConfig, WEIGHTS, adapter_weights, module_of};
 
 use super::error::{Error, Result};
-use crate::files::Weights;
-use crate::files::io;
-use crate::files::{Writer, safetensors_dtype, write_beside};
-use crate::memory::Elements;
-use crate::memory::{cast, to_tensor};
+use crate::files::{Weights, Writer, io, safetensors_dtype, write_beside};
+use crate::memory::{Elements, cast, to_tensor};
 use crate::params::{Param, Params};
 use crate::weight_space as models;
 

@@ -11,8 +11,7 @@ use super::audit::{AuditPolicy, GradientAudit};
 use super::config::OptimizerConfig;
 use super::error::Result;
 use crate::distributed::{Communicator, equalize, or_refuse};
-use crate::engine::Operands;
-use crate::engine::Place;
+use crate::engine::{Operands, Place};
 use crate::params::Params;
 
 /// Collects options for a [`RobustOptimizer`].

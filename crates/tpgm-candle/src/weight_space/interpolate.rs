@@ -13,8 +13,7 @@ use super::finite::non_finite;
 use super::tensors::Tensors;
 #[cfg(any(feature = "cuda", test))]
 use crate::engine::{InterpolationEngine, Operands, Place};
-use crate::memory::{Elements, overwrite};
-use crate::memory::{core_dtype, to_buffer, to_tensor};
+use crate::memory::{Elements, core_dtype, overwrite, to_buffer, to_tensor};
 use crate::params::{Anchor, Param, Params};
 
 /// The interpolation of every parameter between its anchor and its value now (WiSE-FT, arXiv 2109.01903), as new tensors

@@ -9,8 +9,7 @@ use tpgm_core::{Buffer, TensorSpec};
 
 use super::error::{Error, Result};
 use super::finite::non_finite;
-use crate::memory::Elements;
-use crate::memory::{self, core_dtype, to_buffer, to_tensor};
+use crate::memory::{self, Elements, core_dtype, to_buffer, to_tensor};
 
 /// The values of a model by name: parameters and buffers.
 pub type Tensors = BTreeMap<String, Tensor>;
