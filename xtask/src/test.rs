@@ -1,12 +1,12 @@
 //! `cargo xtask test`: what CI runs and the README calls the test command.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+mod record;
+
 use std::time::Instant;
-use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
+use self::record::{Record, digest};
 use crate::cargo;
 
 /// Options of `test`.
@@ -18,6 +18,9 @@ pub(crate) struct Args {
     /// Run nothing: list the stages with the seconds they took last time
     #[arg(long)]
     list: bool,
+    /// Run also the stages over kernels that passed in this target folder on the same files
+    #[arg(long)]
+    all: bool,
 }
 
 /// Numbers computed by the authors' published code.
@@ -30,6 +33,9 @@ struct Stage {
     env: &'static [(&'static str, &'static str)],
     /// Part of the inner loop.
     quick: Quick,
+    /// All that its outcome hangs on, if that is a small part of the workspace: then it runs only where something of it changed
+    /// since it passed.
+    inputs: Option<&'static [&'static str]>,
     /// Why the stage cannot run here, if so.
     skip: fn() -> Result<Option<&'static str>>,
 }
@@ -46,8 +52,25 @@ enum Quick {
 }
 
 const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage { name, args, env: &[], quick: Quick::Not, skip: || Ok(None) }
+    Stage { name, args, env: &[], quick: Quick::Not, inputs: None, skip: || Ok(None) }
 }
+
+/// A stage over the kernels.
+const fn kernels(name: &'static str, args: &'static [&'static str]) -> Stage {
+    Stage { inputs: Some(KERNELS), ..stage(name, args) }
+}
+
+/// What the kernels, their tests and the commands over them are made of.
+const KERNELS: &[&str] = &[
+    ".cargo",
+    "Cargo.lock",
+    "Cargo.toml",
+    "benches",
+    "crates/tpgm-core",
+    "crates/tpgm-cuda",
+    "kernels",
+    "xtask",
+];
 
 /// All features but those that take a CUDA toolkit.
 pub(crate) const FEATURES: &str =
@@ -81,22 +104,22 @@ const STAGES: &[Stage] = &[
         ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "1"])
     },
     stage("lints of the CUDA features", &["xtask", "cuda-check"]),
-    Stage { skip: crate::ptx::missing, ..stage("committed kernels", &["xtask", "ptx", "--check"]) },
-    stage("kernels on the CPU", &["xtask", "emulate"]),
-    stage("kernels with a GPU's blocks", &["xtask", "emulate", "--threads", "256"]),
-    stage("kernels with the sums of other GPUs", &["xtask", "emulate", "--compensated"]),
+    Stage { skip: crate::ptx::missing, ..kernels("committed kernels", &["xtask", "ptx", "--check"]) },
+    kernels("kernels on the CPU", &["xtask", "emulate"]),
+    kernels("kernels with a GPU's blocks", &["xtask", "emulate", "--threads", "256"]),
+    kernels("kernels with the sums of other GPUs", &["xtask", "emulate", "--compensated"]),
     // Addresses and undefined behavior; the tests that reach all kernels.
-    stage(
+    kernels(
         "kernels under the address sanitizer",
         &["xtask", "emulate", "--asan", "--", "device::", "suite::averages", "suite::projector"],
     ),
-    stage("kernels under the thread sanitizer", &["xtask", "emulate", "--tsan"]),
-    stage("mistakes planted in kernels", &["xtask", "emulate", "--self-test"]),
-    stage("the host's code over a stand-in for the driver", &["xtask", "emulate", "--driver"]),
-    stage("mistakes planted in calls of the driver", &["xtask", "emulate", "--driver", "--self-test"]),
+    kernels("kernels under the thread sanitizer", &["xtask", "emulate", "--tsan"]),
+    kernels("mistakes planted in kernels", &["xtask", "emulate", "--self-test"]),
+    kernels("the host's code over a stand-in for the driver", &["xtask", "emulate", "--driver"]),
+    kernels("mistakes planted in calls of the driver", &["xtask", "emulate", "--driver", "--self-test"]),
     Stage {
         skip: crate::emulate::missing,
-        ..stage("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
+        ..kernels("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
     },
     // Only ratios within the run count: a machine that is merely slow passes.
     stage("speed against that of memory", &["xtask", "bench", "--quick"]),
@@ -129,41 +152,20 @@ impl Stage {
     }
 }
 
-/// Seconds that stages took when they last ran, by name.
-type Seconds = BTreeMap<String, u64>;
-
-/// Where they are kept: a file of this checkout's target folder.
-fn record() -> Result<PathBuf> {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or(crate::root()?.join("target"), PathBuf::from);
-    Ok(target.join("xtask-test.json"))
-}
-
-/// What was kept; nothing where that is no record, which is made anew.
-fn remembered() -> Result<Seconds> {
-    Ok(fs::read(record()?).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default())
-}
-
-fn remember(seconds: &Seconds) -> Result<()> {
-    let path = record()?;
-    let text = serde_json::to_vec_pretty(seconds).context("numbers by name")?;
-    path.parent()
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| fs::write(&path, text))
-        .with_context(|| format!("cannot write `{}`", path.display()))
-}
-
-/// Runs every stage, also after one has failed, and ends with a summary.
+/// Runs every stage, also after one has failed, and ends with a summary. A stage over a small part of the workspace that passed
+/// in this target folder counts as passed while nothing of that part changes.
 ///
 /// # Errors
 ///
 /// If a stage fails or cargo cannot be started.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut seconds = remembered()?;
+    let mut record = Record::read()?;
     let stages = || STAGES.iter().filter(|stage| stage.runs(args.quick));
     if args.list {
-        let last = |name| seconds.get(name).map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s"));
+        let last =
+            |name| record.seconds(name).map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s"));
         stages().for_each(|stage| println!("{:>7}  {}: {}", last(stage.name), stage.name, stage.command()));
-        let total: u64 = stages().filter_map(|stage| seconds.get(stage.name)).sum();
+        let total: u64 = stages().filter_map(|stage| record.seconds(stage.name)).sum();
         println!("{:>7}  in all", format!("{total} s"));
         return Ok(());
     }
@@ -177,13 +179,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             lines.push(format!("skipped {}: {reason}", stage.name));
             continue;
         }
+        let files = stage.inputs.map(|inputs| digest(root, inputs)).transpose().unwrap_or_else(|error| {
+            println!("it runs whether its files changed or not: {error:#}");
+            None
+        });
+        if !args.all && files.as_ref().is_some_and(|files| record.passed(stage.name, files)) {
+            println!("unchanged since it passed here; --all repeats it");
+            lines.push(format!("ok      {} (unchanged since it passed)", stage.name));
+            continue;
+        }
         let start = Instant::now();
         let mut command = cargo(stage.args);
         command.current_dir(root).envs(stage.env.iter().copied());
         let success = command.status().context("cannot start cargo")?.success();
         let took = start.elapsed().as_secs();
-        seconds.insert(stage.name.to_owned(), took);
-        remember(&seconds)?;
+        record.add(stage.name, took, files.filter(|_| success))?;
         let verdict = if success { "ok" } else { "FAILED" };
         lines.push(format!("{verdict:<7} {} ({took} s)", stage.name));
         if !success {
@@ -201,6 +211,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -219,5 +231,30 @@ mod tests {
         };
         assert_eq!(names(true), ["formatting", "lints", "unit tests"]);
         assert!(names(false).starts_with(&["formatting", "lints", "tests"]));
+    }
+
+    /// Otherwise a change there would be missed.
+    #[test]
+    fn the_kernels_files_are_those_of_every_crate_they_build() -> Result<()> {
+        let output = cargo(&["metadata", "--format-version", "1", "--no-deps"]).output()?;
+        let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let packages = metadata["packages"].as_array().context("packages")?;
+        let mut needed = vec!["xtask", "tpgm-cuda"];
+        for i in 0.. {
+            let Some(name) = needed.get(i) else { break };
+            let package = packages.iter().find(|package| package["name"] == *name).context("a package")?;
+            for dependency in package["dependencies"].as_array().context("dependencies")? {
+                let name = dependency["name"].as_str().context("a name")?;
+                if !dependency["path"].is_null() && dependency["optional"] == false && !needed.contains(&name)
+                {
+                    needed.push(name);
+                }
+            }
+            let manifest = package["manifest_path"].as_str().context("a path")?;
+            let folder = Path::new(manifest).parent().context("a folder")?.strip_prefix(crate::root()?)?;
+            assert!(KERNELS.iter().any(|input| folder.starts_with(input)), "{}", folder.display());
+        }
+        assert!(needed.contains(&"tpgm-core"), "{needed:?}");
+        Ok(())
     }
 }
