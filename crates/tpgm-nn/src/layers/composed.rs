@@ -4,9 +4,14 @@
 //! what tests and benchmarks hold the fused operations against. They keep every intermediate tensor for the backward
 //! pass. Arguments are those of the fused functions, and unlike there are not checked beyond what candle checks itself.
 
+mod activation;
+
 use candle_core::{D, DType, Result, Tensor};
 
-use super::activation::QUICK;
+pub use self::activation::{
+    gelu, gelu_tanh, hard_sigmoid, hard_swish, quick_gelu, relu, relu6, sigmoid, silu,
+};
+use super::conv::{Axis, Padding};
 
 /// The type in which a tensor is computed.
 fn compute_dtype(x: &Tensor) -> DType {
@@ -167,8 +172,18 @@ pub fn max_pool2d(
 /// # Errors
 ///
 /// If candle fails.
-pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    x.conv2d(weight, padding, stride, 1, 1)
+pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: Padding, groups: usize) -> Result<Tensor> {
+    let mut x = x.clone();
+    // candle pads all edges alike, and goes backward only where the stride leaves the same remainders of height and width:
+    // the image is brought to just the size that the windows cover.
+    for dim in [2, 3] {
+        let Some(axis) = Axis::new(padding, stride, x.dim(dim)?, weight.dim(dim)?) else {
+            candle_core::bail!("conv2d: the padded image must be at least as large as the kernel");
+        };
+        let covered = (axis.out - 1) * stride + axis.kernel;
+        x = x.pad_with_zeros(dim, axis.before, axis.after)?.narrow(dim, 0, covered)?;
+    }
+    x.conv2d(weight, 0, stride, 1, groups)
 }
 
 /// Mean and variance (divided by the number of elements) of each channel of `x` of shape (batch, channels, ...), of shape
@@ -224,50 +239,22 @@ fn padded(x: &Tensor, dim: usize, padding: usize) -> Result<Tensor> {
     Tensor::cat(&[&edge, x, &edge], dim)
 }
 
-/// [`gelu`](super::gelu).
+/// [`scale_channels`](super::scale_channels).
 ///
 /// # Errors
 ///
 /// If candle fails.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    widened(x)?.gelu_erf()?.to_dtype(x.dtype())
+pub fn scale_channels(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    x.broadcast_mul(scale)
 }
 
-/// [`gelu_tanh`](super::gelu_tanh).
+/// [`global_avg_pool`](super::global_avg_pool).
 ///
 /// # Errors
 ///
 /// If candle fails.
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    widened(x)?.gelu()?.to_dtype(x.dtype())
-}
-
-/// [`quick_gelu`](super::quick_gelu).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    let wide = widened(x)?;
-    (&wide / ((&wide * -QUICK)?.exp()? + 1.0)?)?.to_dtype(x.dtype())
-}
-
-/// [`silu`](super::silu).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn silu(x: &Tensor) -> Result<Tensor> {
-    widened(x)?.silu()?.to_dtype(x.dtype())
-}
-
-/// [`relu`](super::relu).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn relu(x: &Tensor) -> Result<Tensor> {
-    x.relu()
+pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
+    widened(x)?.flatten_from(2)?.mean(2)?.to_dtype(x.dtype())
 }
 
 /// [`add_bias`](super::add_bias).
