@@ -188,7 +188,7 @@ fn convolutions(c: &mut Criterion) {
             name,
             &[&[8, inputs, size, size], &[outputs, inputs, kernel, kernel]],
             |x| nn::Conv2d::new(x[1].clone()).stride(stride).padding(kernel / 2).forward(&x[0]),
-            |x| composed::conv2d(&x[0], &x[1], stride, kernel / 2),
+            |x| composed::conv2d(&x[0], &x[1], stride, (kernel / 2).into(), 1),
         );
     }
     for (channels, size) in [(64, 112), (256, 56), (2048, 7)] {

@@ -66,10 +66,12 @@ pub mod random;
 
 pub use self::error::{Error, Result};
 pub use self::layers::{
-    BatchNorm, Conv2d, Dropout, DropoutRng, DropoutState, LayerNorm, Linear, MaxPool2d, RmsNorm, Statistics,
-    add_bias, batch_norm, composed, conv2d_no_bias, cross_entropy, cross_entropy_smoothed, gelu, gelu_tanh,
-    layer_norm, linear, linear_no_bias, log_softmax_last_dim, matmul, matmul_transposed, max_pool2d,
-    quick_gelu, relu, rms_norm, rope, rope_i, silu, softmax_last_dim,
+    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, DropoutState, LayerNorm,
+    Linear, MaxPool2d, Padding, RmsNorm, Shortcut, Statistics, add_bias, batch_norm, composed,
+    conv2d_no_bias, cross_entropy, cross_entropy_smoothed, gelu, gelu_tanh, global_avg_pool, hard_sigmoid,
+    hard_swish, layer_norm, linear, linear_no_bias, log_softmax_last_dim, matmul, matmul_transposed,
+    max_pool2d, quick_gelu, relu, relu6, rms_norm, rope, rope_i, scale_channels, sigmoid, silu,
+    softmax_last_dim,
 };
 
 /// Runs the example of the README as a documentation test.

@@ -95,7 +95,7 @@ fn gradients_are_those_of_candle() {
                 &inputs,
                 tolerance,
                 |x| conv(x, stride, padding),
-                |x| composed::conv2d(&x[0], &x[1], stride, padding),
+                |x| composed::conv2d(&x[0], &x[1], stride, padding.into(), 1),
             );
         }
     }
@@ -107,7 +107,7 @@ fn candle_fails_where_this_does_not() {
     let inputs = [values((1, 2, 6, 7), 1), values((2, 2, 3, 3), 2)];
     assert_eq!(gradients(&inputs, |x| conv(x, 2, 1))[0].dims(), [1, 2, 6, 7]);
     let vars = inputs.map(|x| Var::from_tensor(&x).unwrap());
-    let y = composed::conv2d(&vars[0], &vars[1], 2, 1).unwrap();
+    let y = vars[0].conv2d(&vars[1], 1, 2, 1, 1).unwrap();
     assert!(y.sum_all().unwrap().backward().is_err());
 }
 

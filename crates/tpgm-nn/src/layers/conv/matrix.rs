@@ -57,6 +57,12 @@ impl Matrix<'_> {
         Self { data: Cow::Owned(into_storage(C::buffer(data))), layout: Layout::contiguous((rows, columns)) }
     }
 
+    /// Some of its rows.
+    pub(super) fn rows(&self, rows: std::ops::Range<usize>) -> Result<Matrix<'_>> {
+        let layout = self.layout.narrow(0, rows.start, rows.len())?;
+        Ok(Matrix { data: Cow::Borrowed(&self.data), layout })
+    }
+
     pub(super) fn transposed(self) -> Result<Self> {
         Ok(Self { layout: self.layout.transpose(0, 1)?, ..self })
     }

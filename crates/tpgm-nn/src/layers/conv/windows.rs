@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Shape};
+use candle_core::{CpuStorage, Result};
 use rayon::prelude::*;
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::Convolve;
 use super::matrix::{Matrix, Source, values};
+use super::padding::Axis;
 use crate::layers::float::Float;
-use crate::layers::storage::{round, rows_per_piece, scratch, store, widen};
+use crate::layers::storage::{into_storage, round, rows_per_piece, scratch, store, widen};
 
 /// Positions of the result that one matrix product computes, at most, unless an image has more: small images are taken
 /// together. Fixed, so that sums over them do not depend on the number of threads.
@@ -18,65 +19,54 @@ const POSITIONS: usize = 1024;
 /// The sizes of one convolution.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Windows {
-    op: Convolve,
     pub(super) batch: usize,
     inputs: usize,
-    height: usize,
-    width: usize,
     pub(super) outputs: usize,
-    kernel_height: usize,
-    kernel_width: usize,
-    pub(super) out_height: usize,
-    pub(super) out_width: usize,
+    groups: usize,
+    pub(super) rows: Axis,
+    pub(super) columns: Axis,
 }
 
 impl Windows {
-    pub(super) fn new(op: Convolve, x: &Shape, weight: &Shape) -> Result<Self> {
-        let (batch, inputs, height, width) = x.dims4()?;
-        let (outputs, _, kernel_height, kernel_width) = weight.dims4()?;
-        let count = |size: usize, kernel: usize| (size + 2 * op.padding - kernel) / op.stride + 1;
-        let (out_height, out_width) = (count(height, kernel_height), count(width, kernel_width));
-        Ok(Self {
-            op,
-            batch,
-            inputs,
-            height,
-            width,
-            outputs,
-            kernel_height,
-            kernel_width,
-            out_height,
-            out_width,
-        })
+    /// Of an input and a weight of these dimensions.
+    pub(super) fn new(op: &Convolve, x: &[usize], weight: &[usize]) -> Result<Self> {
+        let [rows, columns] = op.axes(x, weight).map_err(candle_core::Error::msg)?;
+        Ok(Self { batch: x[0], inputs: x[1], outputs: weight[0], groups: op.groups, rows, columns })
     }
 
     /// Elements of a channel of the input.
     fn plane(&self) -> usize {
-        self.height * self.width
+        self.rows.size * self.columns.size
     }
 
     /// Elements of a channel of the result.
     fn positions(&self) -> usize {
-        self.out_height * self.out_width
+        self.rows.out * self.columns.out
     }
 
     /// Elements of the kernel in a channel.
     fn kernel(&self) -> usize {
-        self.kernel_height * self.kernel_width
+        self.rows.kernel * self.columns.kernel
     }
 
-    /// Rows of the columns' matrix.
-    fn rows(&self) -> usize {
-        self.inputs * self.kernel()
+    /// Rows of the columns' matrix that belong to one group: weights of an output.
+    fn taps(&self) -> usize {
+        self.inputs / self.groups * self.kernel()
+    }
+
+    /// For each group, which rows of the columns' matrix it takes, and which outputs it gives.
+    fn groups(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> + use<> {
+        let (taps, outputs) = (self.taps(), self.outputs / self.groups);
+        (0..self.groups).map(move |i| (i * taps..(i + 1) * taps, i * outputs..(i + 1) * outputs))
     }
 
     /// True if the columns are the image itself.
     fn is_plain(&self) -> bool {
-        self.kernel() == 1 && self.op.stride == 1 && self.op.padding == 0
+        self.kernel() == 1 && self.plane() == self.positions() && self.rows.stride * self.columns.stride == 1
     }
 
     /// Images that are taken together.
-    fn groups(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    fn batches(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (batch, size) = (self.batch, (POSITIONS / self.positions().max(1)).max(1));
         (0..batch.div_ceil(size)).map(move |i| i * size..batch.min((i + 1) * size))
     }
@@ -85,23 +75,16 @@ impl Windows {
     /// input, and the row's positions that it fills.
     #[inline(always)]
     fn for_each_line(&self, at: usize, mut f: impl FnMut(usize, Range<usize>)) {
-        let Convolve { stride, padding } = self.op;
-        let (ky, kx) = (at / self.kernel_width, at % self.kernel_width);
-        // Positions whose element lies inside the image.
-        let inside = |k: usize, size: usize, out: usize| {
-            let first = padding.saturating_sub(k).div_ceil(stride);
-            let end = if size + padding > k { (size + padding - k - 1) / stride + 1 } else { 0 };
-            first..end.min(out)
-        };
-        let columns = inside(kx, self.width, self.out_width);
+        let (ky, kx) = (at / self.columns.kernel, at % self.columns.kernel);
+        let columns = self.columns.inside(kx);
         if columns.is_empty() {
             return;
         }
-        for row in inside(ky, self.height, self.out_height) {
-            let y = row * stride + ky - padding;
-            let x = columns.start * stride + kx - padding;
-            let line = row * self.out_width;
-            f(y * self.width + x, line + columns.start..line + columns.end);
+        let x = columns.start * self.columns.stride + kx - self.columns.before;
+        for row in self.rows.inside(ky) {
+            let y = row * self.rows.stride + ky - self.rows.before;
+            let line = row * self.columns.out;
+            f(y * self.columns.size + x, line + columns.start..line + columns.end);
         }
     }
 
@@ -110,8 +93,8 @@ impl Windows {
     fn columns<C: Float + Element>(&self, x: Slice<'_>, images: &Range<usize>) -> Vec<C> {
         let image = self.inputs * self.plane();
         let x = widen::<C>(x.sub(images.start * image..images.end * image));
-        let (width, stride) = (images.len() * self.positions(), self.op.stride);
-        let mut columns = vec![C::ZERO; self.rows() * width];
+        let (width, stride) = (images.len() * self.positions(), self.columns.stride);
+        let mut columns = vec![C::ZERO; self.inputs * self.kernel() * width];
         let rows = rows_per_piece(width);
         columns.par_chunks_mut((rows * width).max(1)).enumerate().for_each(|(i, piece)| {
             for (j, row) in piece.chunks_mut(width).enumerate() {
@@ -137,7 +120,7 @@ impl Windows {
 
     /// Adds the gradients of columns up where they came from: `dx` holds the images.
     fn add_columns<T: Element, C: Float>(&self, columns: &[C], images: usize, dx: &mut [T]) {
-        let (width, stride) = (images * self.positions(), self.op.stride);
+        let (width, stride) = (images * self.positions(), self.columns.stride);
         let planes = rows_per_piece(self.plane());
         dx.par_chunks_mut((planes * self.plane()).max(1)).enumerate().for_each(|(i, piece)| {
             let mut dx_scratch = scratch::<T, C>(self.plane());
@@ -204,13 +187,15 @@ impl Windows {
         x: Source<'_>,
         weight: Source<'_>,
     ) -> Result<Buffer> {
-        let weight = weight.matrix::<C>(0, self.outputs, self.rows())?;
+        let weight = weight.matrix::<C>(0, self.outputs, self.taps())?;
         let image = self.outputs * self.positions();
         let mut y = vec![T::default(); self.batch * image];
-        for images in self.groups() {
-            let product = weight.times(&self.columns_matrix::<C>(x, &images)?)?;
+        for images in self.batches() {
+            let columns = self.columns_matrix::<C>(x, &images)?;
+            let products =
+                self.per_group::<C>(|taps, outputs| weight.rows(outputs)?.times(&columns.rows(taps)?))?;
             let y = &mut y[images.start * image..images.end * image];
-            self.scatter::<T, C>(values(&product), images.len(), y);
+            self.scatter::<T, C>(values(&products), images.len(), y);
         }
         Ok(T::buffer(y))
     }
@@ -224,7 +209,23 @@ impl Windows {
         if self.is_plain() && images.len() == 1 {
             return x.matrix::<C>(images.start * self.inputs * self.plane(), self.inputs, width);
         }
-        Ok(Matrix::new(self.columns::<C>(x.slice()?, images), self.rows(), width))
+        Ok(Matrix::new(self.columns::<C>(x.slice()?, images), self.inputs * self.kernel(), width))
+    }
+
+    /// A product for each group, one behind the other.
+    fn per_group<C: Float + Element>(
+        &self,
+        product: impl Fn(Range<usize>, Range<usize>) -> Result<CpuStorage>,
+    ) -> Result<CpuStorage> {
+        let mut products = self.groups().map(|(taps, outputs)| product(taps, outputs));
+        if self.groups == 1 {
+            return products.next().expect("there is a group");
+        }
+        let mut all = vec![];
+        for product in products {
+            all.extend_from_slice(values::<C>(&product?));
+        }
+        Ok(into_storage(C::buffer(all)))
     }
 
     /// Gradients of input and weight, of those that are wanted.
@@ -235,18 +236,23 @@ impl Windows {
         grad: Source<'_>,
         wanted: (bool, bool),
     ) -> Result<Gradients> {
-        let weight = weight.matrix::<C>(0, self.outputs, self.rows())?.transposed()?;
+        let weight = weight.matrix::<C>(0, self.outputs, self.taps())?;
         let image = self.inputs * self.plane();
         let mut dx = wanted.0.then(|| vec![T::default(); self.batch * image]);
-        let mut dw = wanted.1.then(|| vec![0.0; self.outputs * self.rows()]);
-        for images in self.groups() {
+        let mut dw = wanted.1.then(|| vec![0.0; self.outputs * self.taps()]);
+        for images in self.batches() {
             let grad = self.channels_matrix::<C>(grad, &images)?;
             if let Some(dw) = &mut dw {
-                let part = grad.times(&self.columns_matrix::<C>(x, &images)?.transposed()?)?;
+                let columns = self.columns_matrix::<C>(x, &images)?;
+                let part = self.per_group::<C>(|taps, outputs| {
+                    grad.rows(outputs)?.times(&columns.rows(taps)?.transposed()?)
+                })?;
                 dw.iter_mut().zip(values::<C>(&part)).for_each(|(dw, x)| *dw += x.to_f64());
             }
             if let Some(dx) = &mut dx {
-                let columns = weight.times(&grad)?;
+                let columns = self.per_group::<C>(|_, outputs| {
+                    weight.rows(outputs.clone())?.transposed()?.times(&grad.rows(outputs)?)
+                })?;
                 let dx = &mut dx[images.start * image..images.end * image];
                 self.add_columns::<T, C>(values(&columns), images.len(), dx);
             }
