@@ -43,26 +43,14 @@ mod timm;
 use candle_core::{Module, ModuleT, Result, Tensor};
 use candle_nn::VarBuilder;
 
-use self::block::{Block, Dense, conv_norm, mean};
+use self::block::{Block, ConvShape, Dense};
 pub use self::config::{
     EfficientNetActivation, EfficientNetConfig, EfficientNetGate, EfficientNetPadding, InvertedResidual,
 };
 pub use self::names::EfficientNetLayout;
 use self::names::Place;
-use super::conv_norm::{ConvNorm, ConvShape};
 use crate::error::Result as OurResult;
-use crate::layers::{Dropout, DropoutRng, Linear, linear, relu, silu};
-
-impl EfficientNetActivation {
-    pub(super) fn apply(self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            EfficientNetActivation::Relu => relu(x),
-            EfficientNetActivation::Relu6 => x.clamp(0.0, 6.0),
-            EfficientNetActivation::Silu => silu(x),
-            EfficientNetActivation::HardSwish => x * ((x + 3.0)?.clamp(0.0, 6.0)? / 6.0)?,
-        }
-    }
-}
+use crate::layers::{ConvActivation, ConvNorm, Dropout, DropoutRng, Linear, global_avg_pool, linear};
 
 /// The encoder: a vector per image.
 #[derive(Debug, Clone)]
@@ -70,7 +58,7 @@ pub struct EfficientNet {
     stem: ConvNorm,
     blocks: Vec<Block>,
     last: ConvNorm,
-    hidden: Option<(Dense, EfficientNetActivation)>,
+    hidden: Option<(Dense, ConvActivation)>,
     dropout: Dropout,
     channels: usize,
 }
@@ -111,7 +99,7 @@ impl EfficientNet {
                 inputs = shape.outputs;
             }
         }
-        let activation = config.activation;
+        let activation = config.activation.into();
         let hidden = |outputs| {
             let (name, conv) = layout.hidden();
             Dense::new(config.last, outputs, conv, vb.pp(name)).map(|layer| (layer, activation))
@@ -119,9 +107,9 @@ impl EfficientNet {
         let stem = ConvShape { kernel: 3, stride: 2, ..ConvShape::pointwise(config.channels, config.stem) };
         let last = ConvShape::pointwise(inputs, config.last);
         Ok(Self {
-            stem: conv_norm(stem, Some(activation), config, &layout.stem(), &vb)?,
+            stem: stem.load(activation, config, &layout.stem(), &vb)?,
             blocks,
-            last: conv_norm(last, Some(activation), config, &layout.last(config), &vb)?,
+            last: last.load(activation, config, &layout.last(config), &vb)?,
             hidden: config.hidden.map(hidden).transpose()?,
             dropout: Dropout::new(config.dropout, dropout)?,
             channels: config.channels,
@@ -142,11 +130,11 @@ impl EfficientNet {
                 "images of shape {shape:?}: the model takes (batch, {channels}, height, width)"
             )
         }
-        let mut x = self.stem.forward(images, train)?;
+        let mut x = self.stem.forward_t(images, train)?;
         for block in &self.blocks {
             x = block.forward(&x, train)?;
         }
-        let mut x = mean(&self.last.forward(&x, train)?)?;
+        let mut x = global_avg_pool(&self.last.forward_t(&x, train)?)?;
         if let Some((layer, activation)) = &self.hidden {
             x = activation.apply(&layer.forward(&x)?)?;
         }

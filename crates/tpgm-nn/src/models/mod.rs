@@ -26,7 +26,6 @@ mod activation;
 mod attention;
 mod block;
 mod config;
-mod conv_norm;
 mod ids;
 mod image;
 mod residual;

@@ -28,7 +28,7 @@ found = {}
 
 
 def uniform(name, shape):
-    """In -1..1, multiples of 2^-23: output `i` of the SplitMix64 generator that starts at the name's FNV-1a hash."""
+    """In -1..1, multiples of 2^-19: output `i` of the SplitMix64 generator that starts at the name's FNV-1a hash."""
     seed = 0xCBF29CE484222325
     for byte in name.encode():
         seed = ((seed ^ byte) * 0x100000001B3) % 2**64
@@ -37,7 +37,7 @@ def uniform(name, shape):
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    return torch.from_numpy((z >> np.uint64(40)).astype(np.float64) / 2**23 - 1).reshape(shape)
+    return torch.from_numpy((z >> np.uint64(44)).astype(np.float64) / 2**19 - 1).reshape(shape)
 
 
 def value(name, shape):
@@ -46,12 +46,20 @@ def value(name, shape):
     if name.endswith("running_var"):
         return 1 + 0.5 * x
     if len(shape) > 1:
-        return x * 2.0 ** round(float(0.5 * np.log2(6 / np.prod(shape[1:]))))
+        inputs = int(np.prod(shape[1:]))
+        return x * 2.0 ** ((4 - inputs.bit_length()) // 2)
     return 1 + 0.25 * x if name.endswith("weight") else 0.25 * x
 
 
 def prepare(model):
     model = model.double()
+    for module in model.modules():
+        # PyTorch's own have a constant of f32 in their gradient.
+        match type(module).__name__.lower():
+            case "hardsigmoid":
+                module.forward = lambda x: F.relu6(x + 3) / 6
+            case "hardswish":
+                module.forward = lambda x: x * F.relu6(x + 3) / 6
     with torch.no_grad():
         for name, x in list(model.named_parameters()) + list(model.named_buffers()):
             if x.is_floating_point():
@@ -94,7 +102,7 @@ def record(name, model, norm):
 
 def package(lite):
     squeeze = "" if lite else "_se0.25"
-    blocks = ["r1_k3_s11_e1_i32_o16", "r2_k3_s22_e6_i16_o24", "r2_k5_s22_e3_i24_o64"]
+    blocks = ["r1_k3_s11_e1_i32_o48", "r2_k3_s22_e6_i48_o32", "r2_k5_s22_e3_i32_o64"]
     options = dict(batch_norm_momentum=0.99, batch_norm_epsilon=1e-3, dropout_rate=0.2, drop_connect_rate=0.0)
     sizes = dict(width_coefficient=0.125, depth_coefficient=1.0, depth_divisor=4, num_classes=5)
     model = Package(

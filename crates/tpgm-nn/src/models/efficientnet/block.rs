@@ -1,21 +1,80 @@
 //! The inverted residual block.
 
-use candle_core::{D, Module, ModuleT, Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Module, ModuleT, Result, Tensor};
+use candle_nn::{Init, VarBuilder, init};
 
 use super::names::{BlockNames, Pair};
-use super::{EfficientNetActivation, EfficientNetConfig, EfficientNetGate, InvertedResidual};
+use super::{
+    EfficientNetActivation, EfficientNetConfig, EfficientNetGate, EfficientNetPadding, InvertedResidual,
+};
 use crate::error::Result as OurResult;
-use crate::layers::{Dropout, DropoutRng, Linear};
-use crate::models::conv_norm::{ConvNorm, ConvShape};
+use crate::layers::{
+    Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, Linear, Padding, Shortcut, batch_norm,
+    global_avg_pool, hard_sigmoid, scale_channels, sigmoid,
+};
 
+const KERNELS: Init = init::DEFAULT_KAIMING_NORMAL;
+
+impl From<EfficientNetActivation> for ConvActivation {
+    fn from(activation: EfficientNetActivation) -> Self {
+        match activation {
+            EfficientNetActivation::Relu => ConvActivation::Relu,
+            EfficientNetActivation::Relu6 => ConvActivation::Relu6,
+            EfficientNetActivation::Silu => ConvActivation::Silu,
+            EfficientNetActivation::HardSwish => ConvActivation::HardSwish,
+        }
+    }
+}
+
+/// Sizes of a convolution.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ConvShape {
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+    pub(super) kernel: usize,
+    pub(super) stride: usize,
+    pub(super) groups: usize,
+}
+
+impl ConvShape {
+    /// A convolution of one.
+    pub(super) fn pointwise(inputs: usize, outputs: usize) -> Self {
+        Self { inputs, outputs, kernel: 1, stride: 1, groups: 1 }
+    }
+
+    /// The convolution, its norm and what follows them; `names` are those of convolution and norm.
+    pub(super) fn load(
+        self,
+        activation: ConvActivation,
+        config: &EfficientNetConfig,
+        names: &Pair,
+        vb: &VarBuilder,
+    ) -> Result<ConvNorm> {
+        let Self { inputs, outputs, kernel, stride, groups } = self;
+        let padding = match config.padding {
+            EfficientNetPadding::Same => Padding::Same,
+            EfficientNetPadding::Symmetric => Padding::Symmetric(kernel / 2),
+        };
+        let shape = (outputs, inputs / groups, kernel, kernel);
+        let weight = vb.pp(&names[0]).get_with_hints(shape, "weight", KERNELS)?;
+        let norm = batch_norm(outputs, config.norm_eps, vb.pp(&names[1]))?
+            .momentum(config.norm_momentum)?
+            .statistics(config.statistics);
+        Ok(ConvNorm::new(
+            Conv2d::new(weight).stride(stride).padding(padding).groups(groups),
+            norm,
+            activation,
+        ))
+    }
+}
+
+/// A block, in front of its squeeze-and-excitation and behind it.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
-    expand: Option<ConvNorm>,
-    depthwise: ConvNorm,
-    squeeze: Option<Squeeze>,
-    project: ConvNorm,
-    /// Whether the input is added, and how often not, while training.
+    /// All of it where nothing is between.
+    convs: ConvBlock,
+    squeezed: Option<(Squeeze, ConvNorm)>,
+    /// Where the input is added here and not by `convs`: how often the block is skipped while training.
     residual: Option<Dropout>,
 }
 
@@ -30,65 +89,56 @@ impl Block {
         vb: &VarBuilder,
     ) -> OurResult<Self> {
         let &InvertedResidual { expanded, kernel, stride, outputs, squeezed, activation } = shape;
-        let conv = |inputs, outputs, activation, names: &Pair| {
-            conv_norm(ConvShape::pointwise(inputs, outputs), activation, config, names, vb)
+        let mut convs = vec![];
+        if inputs != expanded {
+            let expand = ConvShape::pointwise(inputs, expanded);
+            convs.push(expand.load(activation.into(), config, &names.expand, vb)?);
+        }
+        let depthwise = ConvShape { inputs: expanded, outputs: expanded, kernel, stride, groups: expanded };
+        convs.push(depthwise.load(activation.into(), config, &names.depthwise, vb)?);
+        let project = ConvShape::pointwise(expanded, outputs);
+        let project = project.load(ConvActivation::None, config, &names.project, vb)?;
+        let adds = stride == 1 && inputs == outputs;
+        let squeeze =
+            |squeezed| Squeeze::new((expanded, squeezed), activation, config.gate, &names.squeeze, vb);
+        let Some(squeeze) = squeezed.map(squeeze).transpose()? else {
+            convs.push(project);
+            let whole = skipped == 0.0;
+            let shortcut = if adds && whole { Shortcut::Input } else { Shortcut::None };
+            let residual = (adds && !whole).then(|| Dropout::new(skipped, rng)).transpose()?;
+            return Ok(Self { convs: ConvBlock::new(convs, shortcut), squeezed: None, residual });
         };
-        let depthwise =
-            ConvShape { kernel, stride, groups: expanded, ..ConvShape::pointwise(expanded, expanded) };
         Ok(Self {
-            expand: (inputs != expanded)
-                .then(|| conv(inputs, expanded, Some(activation), &names.expand))
-                .transpose()?,
-            depthwise: conv_norm(depthwise, Some(activation), config, &names.depthwise, vb)?,
-            squeeze: squeezed
-                .map(|squeezed| {
-                    Squeeze::new((expanded, squeezed), activation, config.gate, &names.squeeze, vb)
-                })
-                .transpose()?,
-            project: conv(expanded, outputs, None, &names.project)?,
-            residual: (stride == 1 && inputs == outputs).then(|| Dropout::new(skipped, rng)).transpose()?,
+            convs: ConvBlock::new(convs, Shortcut::None),
+            squeezed: Some((squeeze, project)),
+            residual: adds.then(|| Dropout::new(skipped, rng)).transpose()?,
         })
     }
 
     /// Maps (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride), rounded up.
     pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut y = match &self.expand {
-            Some(expand) => self.depthwise.forward(&expand.forward(x, train)?, train)?,
-            None => self.depthwise.forward(x, train)?,
-        };
-        if let Some(squeeze) = &self.squeeze {
-            y = squeeze.forward(&y)?;
+        let mut y = self.convs.forward_t(x, train)?;
+        if let Some((squeeze, project)) = &self.squeezed {
+            y = project.forward_t(&squeeze.forward(&y)?, train)?;
         }
-        let y = self.project.forward(&y, train)?;
         match &self.residual {
             None => Ok(y),
             Some(skips) if train && skips.probability() > 0.0 => {
                 // One element for each image: dropped, or made larger, as the block's result is.
-                let kept = Tensor::ones((x.dim(0)?, 1, 1, 1), x.dtype(), x.device())?;
-                x + y.broadcast_mul(&skips.forward_t(&kept, true)?)?
+                let kept = Tensor::ones((x.dim(0)?, 1), x.dtype(), x.device())?;
+                let kept = skips.forward_t(&kept, true)?.broadcast_as((x.dim(0)?, x.dim(1)?))?;
+                x + scale_channels(&y, &kept)?
             }
             Some(_) => x + y,
         }
     }
 }
 
-/// A convolution with norm and activation of this network.
-pub(super) fn conv_norm(
-    shape: ConvShape,
-    activation: Option<EfficientNetActivation>,
-    config: &EfficientNetConfig,
-    names: &Pair,
-    vb: &VarBuilder,
-) -> Result<ConvNorm> {
-    let norm = (config.norm_eps, config.norm_momentum, config.statistics);
-    ConvNorm::new(shape, config.padding, norm, activation, names, vb)
-}
-
 /// Squeeze-and-excitation (Hu et al., arXiv 1709.01507): a factor for each channel, from the means of all channels.
 #[derive(Debug, Clone)]
 struct Squeeze {
     layers: [Dense; 2],
-    activation: EfficientNetActivation,
+    activation: ConvActivation,
     gate: EfficientNetGate,
 }
 
@@ -97,14 +147,13 @@ impl Squeeze {
         (channels, squeezed): (usize, usize),
         activation: EfficientNetActivation,
         gate: EfficientNetGate,
-        names: &Pair,
+        [reduce, expand]: &Pair,
         vb: &VarBuilder,
     ) -> Result<Self> {
         let activation = match gate {
-            EfficientNetGate::Sigmoid => activation,
-            EfficientNetGate::HardSigmoid => EfficientNetActivation::Relu,
+            EfficientNetGate::Sigmoid => activation.into(),
+            EfficientNetGate::HardSigmoid => ConvActivation::Relu,
         };
-        let [reduce, expand] = names;
         let layers = [
             Dense::new(channels, squeezed, true, vb.pp(reduce))?,
             Dense::new(squeezed, channels, true, vb.pp(expand))?,
@@ -114,21 +163,16 @@ impl Squeeze {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [reduce, expand] = &self.layers;
-        let y = expand.forward(&self.activation.apply(&reduce.forward(&mean(x)?)?)?)?;
+        let y = expand.forward(&self.activation.apply(&reduce.forward(&global_avg_pool(x)?)?)?)?;
         let factors = match self.gate {
-            EfficientNetGate::Sigmoid => candle_nn::ops::sigmoid(&y)?,
-            EfficientNetGate::HardSigmoid => ((y + 3.0)?.clamp(0.0, 6.0)? / 6.0)?,
+            EfficientNetGate::Sigmoid => sigmoid(&y)?,
+            EfficientNetGate::HardSigmoid => hard_sigmoid(&y)?,
         };
-        x.broadcast_mul(&factors.unsqueeze(D::Minus1)?.unsqueeze(D::Minus1)?)
+        scale_channels(x, &factors)
     }
 }
 
-/// The mean over each image: (batch, channels).
-pub(super) fn mean(x: &Tensor) -> Result<Tensor> {
-    x.flatten_from(2)?.mean(D::Minus1)
-}
-
-/// A linear layer of vectors, whose weight may be a convolution's of one, with a bias.
+/// A linear layer of vectors, whose weight may be that of a convolution of one, with a bias.
 #[derive(Debug, Clone)]
 pub(super) struct Dense {
     weight: Tensor,
@@ -139,9 +183,8 @@ impl Dense {
     /// Takes `weight`, of shape (outputs, inputs), or (outputs, inputs, 1, 1) for a convolution's, and `bias`.
     pub(super) fn new(inputs: usize, outputs: usize, conv: bool, vb: VarBuilder) -> Result<Self> {
         let shape = if conv { vec![outputs, inputs, 1, 1] } else { vec![outputs, inputs] };
-        let init = candle_nn::init::DEFAULT_KAIMING_NORMAL;
-        let bias = vb.get_with_hints(outputs, "bias", candle_nn::Init::Const(0.0))?;
-        Ok(Self { weight: vb.get_with_hints(shape, "weight", init)?, bias })
+        let bias = vb.get_with_hints(outputs, "bias", Init::Const(0.0))?;
+        Ok(Self { weight: vb.get_with_hints(shape, "weight", KERNELS)?, bias })
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
