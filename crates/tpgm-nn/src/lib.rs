@@ -12,11 +12,13 @@
 //! | `candle_nn::ops::sdpa` | none | [`matmul_transposed`], [`softmax_last_dim`], [`matmul`] |
 //! | `Tensor::max_pool2d` | too small by the area of the window; error where stride and window differ | [`MaxPool2d`], [`max_pool2d`] |
 //! | `candle_nn::Conv2d` | yes; error where the stride leaves other remainders of height and width | [`Conv2d`] |
+//! | `clamp`, for ReLU6 | half of it where a value lies on a bound | [`relu6`], [`hard_sigmoid`], [`hard_swish`] |
 //! | `candle_nn::Dropout` | yes, but its masks cannot be seeded or resumed on the CPU | [`Dropout`] |
 //!
 //! These have a gradient in candle and are here because they are faster (`benches/layers.rs` measures it):
-//! [`BatchNorm`], [`Conv2d`], [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`],
-//! [`matmul`], [`matmul_transposed`].
+//! [`BatchNorm`], [`Conv2d`] (also in groups and depthwise), [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`],
+//! [`silu`], [`relu`], [`sigmoid`], [`global_avg_pool`], [`scale_channels`], [`Linear`], [`matmul`], [`matmul_transposed`]. And
+//! [`ConvNorm`] is a convolution, its norm and its activation as one operation, [`ConvBlock`] several of them.
 //!
 //! ```
 //! use candle_core::{Device, Module, Tensor, Var};
@@ -39,8 +41,8 @@
 //! - Inputs may be strided, of any leading shape, and without elements.
 //! - The result, and every gradient, has the same bits on any number of threads: work is cut into pieces of fixed size, and
 //!   sums over rows add the pieces in order, in f64.
-//! - Each has its own backward pass, which reads the input (or the result) once more and keeps nothing else. Gradients are
-//!   first-order: a second derivative through these layers is not supported.
+//! - Each has its own backward pass, which reads the input (or the result) once more and keeps nothing else; [`ConvBlock`] keeps
+//!   what lies between its layers. Gradients are first-order: a second derivative through these layers is not supported.
 //! - On other devices than the CPU they compute the same function from candle's own operations: see [`composed`].
 //! - Errors name the operation and the shapes.
 //!

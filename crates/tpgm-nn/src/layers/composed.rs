@@ -281,7 +281,7 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
     x.relu()
 }
 
-/// [`relu6`](super::relu6).
+/// [`relu6`](super::relu6). On a bound of its inner part the gradient is half of what comes in.
 ///
 /// # Errors
 ///
@@ -299,7 +299,7 @@ pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
     candle_nn::ops::sigmoid(&widened(x)?)?.to_dtype(x.dtype())
 }
 
-/// [`hard_sigmoid`](super::hard_sigmoid).
+/// [`hard_sigmoid`](super::hard_sigmoid). On a bound of its inner part the gradient is half of what comes in.
 ///
 /// # Errors
 ///
@@ -308,7 +308,7 @@ pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
     ((widened(x)? + 3.0)?.clamp(0f64, 6f64)? / 6.0)?.to_dtype(x.dtype())
 }
 
-/// [`hard_swish`](super::hard_swish).
+/// [`hard_swish`](super::hard_swish). On a bound of its inner part the gradient is half of what comes in.
 ///
 /// # Errors
 ///

@@ -1,20 +1,25 @@
 //! Two-dimensional convolution, as a matrix product with the windows of the image as columns.
 
-mod matrix;
+mod chain;
+mod columns;
+mod finish;
+mod layout;
+mod multiply;
+mod operation;
 mod padding;
-mod windows;
+mod stencil;
+mod step;
 
-use candle_core::{CpuStorage, Module, Result, Shape, Tensor};
+use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder, init};
 
-use self::matrix::Source;
+pub(super) use self::operation::{Norm, Part, convolve};
 pub(super) use self::padding::Axis;
 pub use self::padding::Padding;
-use self::windows::Windows;
+pub(super) use self::step::Sizes;
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
-use super::fused::{Arg, Fused, apply2};
-use super::storage::{Operand, by_dtype, into_storage, into_tensor};
+use super::conv_norm::ConvActivation;
 use crate::error::Error;
 
 const NAME: &str = "conv2d";
@@ -65,17 +70,20 @@ impl Conv2d {
         &self.weight
     }
 
-    /// Shapes, element types, devices and options must fit.
-    fn check(&self, x: &Tensor) -> Result<()> {
+    /// The sizes of a convolution of images of shape `dims`, made of `x`, if shapes, element types, devices and options fit.
+    pub(super) fn sizes(&self, op: &'static str, x: &Tensor, dims: &[usize]) -> Result<Sizes> {
         let args = [x, &self.weight];
-        same_kind(NAME, &args)?;
-        let (&[_, inputs, ..], &[outputs, of_group, ..]) = (x.dims(), self.weight.dims()) else {
-            return Err(shape_error(NAME, FOUR, &args));
+        same_kind(op, &args)?;
+        let (&[_, inputs, ..], &[outputs, of_group, ..]) = (dims, self.weight.dims()) else {
+            return Err(shape_error(op, FOUR, &args));
         };
         let option = |option, value: usize| {
-            Err(Error::LayerOption { op: NAME, option, value: value as f64, range: "at least 1" }.into())
+            Err(Error::LayerOption { op, option, value: value as f64, range: "at least 1" }.into())
         };
         let Convolve { stride, groups, .. } = self.op;
+        if [&dims[1..], self.weight.dims()].concat().contains(&0) {
+            return Err(shape_error(op, "only the batch may be empty", &args));
+        }
         if stride == 0 {
             return option("the stride", stride);
         }
@@ -84,15 +92,15 @@ impl Conv2d {
         }
         if of_group.checked_mul(groups) != Some(inputs) {
             let expected = "the input must have the weight's channels, times the number of groups";
-            return Err(shape_error(NAME, expected, &args));
+            return Err(shape_error(op, expected, &args));
         }
         if !outputs.is_multiple_of(groups) {
             let expected = "the weight's outputs must be a multiple of the number of groups";
-            return Err(shape_error(NAME, expected, &args));
+            return Err(shape_error(op, expected, &args));
         }
-        match self.op.axes(x.dims(), self.weight.dims()) {
-            Ok(_) => Ok(()),
-            Err(expected) => Err(shape_error(NAME, expected, &args)),
+        match self.op.axes(dims, self.weight.dims()) {
+            Ok(axes) => Ok(Sizes { inputs, outputs, groups, axes }),
+            Err(expected) => Err(shape_error(op, expected, &args)),
         }
     }
 }
@@ -108,10 +116,13 @@ impl Module for Conv2d {
     ///
     /// If shapes, element types or devices do not fit, stride or groups are 0, or the padded image is smaller than the kernel.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.check(x)?;
+        let sizes = self.sizes(NAME, x, x.dims())?;
         let Convolve { stride, padding, groups } = self.op;
         match Path::of(x) {
-            Path::Fused => apply2(self.op, x, &self.weight),
+            Path::Fused => {
+                let (weight, activation) = (self.weight.clone(), ConvActivation::None);
+                convolve(NAME, x, vec![Part { sizes, weight, norm: None, activation }], false)
+            }
             Path::Composed => composed::conv2d(x, &self.weight, stride, padding, groups),
         }
     }
@@ -145,31 +156,5 @@ impl Convolve {
                 .ok_or("the padded image must be at least as large as the kernel")
         };
         Ok([axis(height, kernel_height)?, axis(width, kernel_width)?])
-    }
-}
-
-impl Fused<2> for Convolve {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    fn forward(&self, args: [Arg<'_>; 2]) -> Result<(CpuStorage, Shape)> {
-        let windows = Windows::new(self, args[0].dims(), args[1].dims())?;
-        let [x, weight] = args.map(|arg| Source { storage: arg.storage, layout: arg.layout });
-        let y = by_dtype!(x.slice()?.dtype(), T, C => windows.forward::<T, C>(x, weight)?);
-        Ok((into_storage(y), (windows.batch, windows.outputs, windows.rows.out, windows.columns.out).into()))
-    }
-
-    fn backward(&self, [x, weight]: [&Tensor; 2], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
-        let windows = Windows::new(self, x.dims(), weight.dims())?;
-        let wanted = (x.track_op(), weight.track_op());
-        let [x_data, weight_data, grad_data] = [x, weight, grad].map(|tensor| Operand::new(NAME, tensor));
-        let [x_source, weight_source, grad] =
-            [Source::of(&x_data)?, Source::of(&weight_data)?, Source::of(&grad_data)?];
-        let grads = by_dtype!(grad.slice()?.dtype(), T, C => {
-            windows.gradients::<T, C>(x_source, weight_source, grad, wanted)?
-        });
-        let tensor = |buffer: Option<_>, shape| buffer.map(|buffer| into_tensor(buffer, shape)).transpose();
-        Ok([tensor(grads.x, x.shape())?, tensor(grads.weight, weight.shape())?])
     }
 }

@@ -185,10 +185,10 @@ fn total<C: Float>(mut lanes: [C; LANES]) -> C {
 /// Defines a function over slices of [`Float`], compiled twice on x86-64: for the baseline, and for AVX2. Neither
 /// contracts `a * b + c`, so both give the same bits.
 macro_rules! vectorized {
-    ($(#[$doc:meta])* fn $name:ident<$c:ident>($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$c:ident>($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$doc])*
         #[inline]
-        fn $name<$c: $crate::layers::float::Float>($($arg: $type),*) $(-> $result)? {
+        $vis fn $name<$c: $crate::layers::float::Float>($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
             fn body<$c: $crate::layers::float::Float>($($arg: $type),*) $(-> $result)? $body
 

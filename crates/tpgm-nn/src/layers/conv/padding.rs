@@ -51,8 +51,8 @@ impl Axis {
     /// Windows whose element number `k` lies inside the image.
     pub(crate) fn inside(&self, k: usize) -> std::ops::Range<usize> {
         let first = self.before.saturating_sub(k).div_ceil(self.stride);
-        let end = (self.size + self.before).saturating_sub(k).div_ceil(self.stride);
-        first..end.min(self.out).max(first)
+        let end = (self.size + self.before).saturating_sub(k).div_ceil(self.stride).min(self.out);
+        first.min(end)..end
     }
 }
 
