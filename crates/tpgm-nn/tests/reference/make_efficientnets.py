@@ -123,7 +123,7 @@ record("package_b", package(False), "_blocks.1._bn1")
 # timm
 
 
-def of_timm(make, arch, act, eps, pad, **options):
+def of_timm(make, arch, act, eps, momentum, pad, **options):
     return make(
         block_args=decode_arch_def(arch),
         num_classes=5,
@@ -131,7 +131,7 @@ def of_timm(make, arch, act, eps, pad, **options):
         fix_stem=True,
         act_layer=act,
         pad_type=pad,
-        norm_layer=partial(nn.BatchNorm2d, eps=eps),
+        norm_layer=partial(nn.BatchNorm2d, eps=eps, momentum=momentum),
         round_chs_fn=partial(round_channels, divisor=4),
         **options,
     )
@@ -145,7 +145,7 @@ V3 = [
     ["cn_r1_k1_s1_c12"],
 ]
 for tf in [False, True]:
-    prefix, how = ("tf_", dict(eps=1e-3, pad="same")) if tf else ("timm_", dict(eps=1e-5, pad=""))
+    prefix, how = ("tf_", dict(eps=1e-3, momentum=0.01, pad="same")) if tf else ("timm_", dict(eps=1e-5, momentum=0.1, pad=""))
     net = partial(of_timm, timm_efficientnet.EfficientNet, num_features=12)
     record(f"{prefix}lite", net(LITE, nn.ReLU6, **how), "blocks.1.0.bn2")
     record(f"{prefix}b", net(B, nn.SiLU, **how), "blocks.1.0.bn2")
