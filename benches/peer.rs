@@ -15,8 +15,13 @@ use crate::Timing;
 const ROUNDS: &str =
     concat!(include_str!("peers/torch_common.py"), "\n\n", include_str!("peers/torch_peer.py"));
 /// Training steps.
-const TRAINING: &str =
-    concat!(include_str!("peers/torch_common.py"), "\n\n", include_str!("peers/torch_training.py"));
+const TRAINING: &str = concat!(
+    include_str!("peers/torch_common.py"),
+    "\n\n",
+    include_str!("peers/torch_networks.py"),
+    "\n\n",
+    include_str!("peers/torch_training.py")
+);
 
 /// How to start PyTorch.
 #[derive(Debug, Clone)]
@@ -139,16 +144,17 @@ impl Peers {
         Self::from_command(command, &options.python)?.with_tensors(tensors)
     }
 
-    /// Starts PyTorch for training steps of one of the networks that `torch_training.py` knows, in f32.
+    /// Starts PyTorch for training steps of one of the networks that `torch_networks.py` knows, in f32, from the weights of a
+    /// safetensors file, whose path has no spaces.
     ///
     /// # Errors
     ///
     /// As [`Peers::torch`], or it does not know the network.
-    pub fn training(options: &TorchOptions, network: &str) -> Result<Self> {
+    pub fn training(options: &TorchOptions, network: &str, weights: &Path) -> Result<Self> {
         let mut command = options.command(TRAINING);
         command.args(["--device", &options.device]);
         let mut peers = Self::from_command(command, &options.python)?;
-        peers.ask(&format!("network {network}"))?;
+        peers.ask(&format!("network {network} {}", weights.display()))?;
         Ok(peers)
     }
 
@@ -246,6 +252,17 @@ impl Peers {
             [seconds, host] => Ok(Timing { seconds, host: Some(host) }),
             ref others => bail!("peer `{peer}` answered {} numbers, not its seconds", others.len()),
         }
+    }
+
+    /// The losses of a prepared peer's batch without dropout: at first, and after the one step that preparing it has taken.
+    ///
+    /// # Errors
+    ///
+    /// What the child reports, or another number of losses.
+    pub fn losses(&mut self, peer: &str) -> Result<[f64; 2]> {
+        let losses = self.numbers("losses", peer)?;
+        let found = losses.len();
+        losses.try_into().ok().with_context(|| format!("peer `{peer}` answered {found} losses, not 2"))
     }
 
     /// Runs one round of a prepared peer and returns the seconds of its parts.

@@ -1,7 +1,7 @@
 //! Whole training steps, of this project, candle's optimizer and PyTorch, in turns: forward, backward, optimizer, projection update.
 //!
-//! Weights and batches are random, which changes no time. Every round every contestant takes one step, in an order that
-//! rotates from round to round.
+//! Weights and batches are random, which changes no time, and the same for all: before anything is measured, PyTorch's losses
+//! must be ours. Every round every contestant takes one step, in an order that rotates from round to round.
 //!
 //! On a GPU it takes two: one that waits for the GPU as a real loop does, which is the time of the step, and one that waits for it
 //! after each part, which is where the times of the parts come from.
@@ -16,7 +16,7 @@ use std::io::Write;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::Device;
 use clap::Parser;
 use tpgm_benches::contention::Ticks;
@@ -27,7 +27,7 @@ use tpgm_candle::core::{Constraint, DType, Ftp, Spd, Tpgm};
 use tpgm_examples::device::Place;
 use tpgm_examples::environment;
 
-use crate::network::Network;
+use crate::network::{Checkpoint, Network};
 use crate::options::{Args, Peer};
 use crate::training::{PARTS, Recipe, Training};
 
@@ -36,13 +36,26 @@ const WARM_UP: usize = 2;
 /// Before every contestant, for the threads of the one before to go to sleep.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// How much of a loss PyTorch's may differ from ours by: at first, and after a step, in which small differences grow.
+const AGREEMENT: [f64; 2] = [1e-4, 1e-2];
+
+/// The methods.
+const METHODS: [&str; 4] = ["adamw", "adamw+ftp", "adamw+spd", "adamw+tpgm"];
+
 /// Methods, with the peers that do the same.
-fn methods() -> [(&'static str, Constraint, &'static [&'static str]); 4] {
+fn methods() -> [(&'static str, Constraint, &'static [&'static str]); METHODS.len()] {
+    let peers: [&[_]; _] = [
+        &["torch", "candle_adamw_as_is", "candle_adamw_kept", "ours_as_is"],
+        &["published_ftp"],
+        &[],
+        &["published_tpgm"],
+    ];
+    let [adamw, ftp, spd, tpgm] = METHODS;
     [
-        ("adamw", Constraint::None, &["torch", "candle_adamw_as_is", "candle_adamw_kept", "ours_as_is"]),
-        ("adamw+ftp", Ftp::default().into(), &["published_ftp"]),
-        ("adamw+spd", Spd::default().into(), &[]),
-        ("adamw+tpgm", Tpgm::default().into(), &["published_tpgm"]),
+        (adamw, Constraint::None, peers[0]),
+        (ftp, Ftp::default().into(), peers[1]),
+        (spd, Spd::default().into(), peers[2]),
+        (tpgm, Tpgm::default().into(), peers[3]),
     ]
 }
 
@@ -77,8 +90,10 @@ fn main() -> Result<()> {
     let out = args.rows.file(&name)?;
     for network in args.networks() {
         progress(&format!("{network}: making models"));
-        let mut peers = start_peers(&args, network, threads);
-        let mut contestants = contestants(network, threads, &device, &mut peers)?;
+        let checkpoint = network.checkpoint()?;
+        let mut peers = start_peers(&args, network, &checkpoint, threads);
+        let mut contestants =
+            contestants(network, &checkpoint, threads, &device, &mut peers, |method| args.trains_by(method))?;
         let ticks = Ticks::now(peers.iter().map(Peers::process));
         rounds(&mut contestants, &mut peers, args.rounds, &device)?;
         let others = ticks
@@ -107,7 +122,7 @@ fn main() -> Result<()> {
 }
 
 /// Starts those that were asked for. One that does not start is said so and left out.
-fn start_peers(args: &Args, network: Network, threads: usize) -> Vec<Peers> {
+fn start_peers(args: &Args, network: Network, checkpoint: &Checkpoint, threads: usize) -> Vec<Peers> {
     let mut peers = Vec::new();
     let mut start = |name: &str, started: Result<Peers>| match started {
         Ok(started) => peers.push(started),
@@ -117,7 +132,7 @@ fn start_peers(args: &Args, network: Network, threads: usize) -> Vec<Peers> {
     if args.vs.is_some_and(Peer::torch) {
         progress("starting PyTorch");
         let options = args.torch.options(threads, &device, DType::F32);
-        start("PyTorch", Peers::training(&options, network.name()));
+        start("PyTorch", Peers::training(&options, network.name(), &checkpoint.with_head()));
     }
     if args.vs.is_some_and(Peer::candle) {
         progress("starting copies of this program");
@@ -135,11 +150,12 @@ fn start_peers(args: &Args, network: Network, threads: usize) -> Vec<Peers> {
 
 fn contestants(
     network: Network,
+    checkpoint: &Checkpoint,
     threads: usize,
     device: &Device,
     processes: &mut [Peers],
+    wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<Contestant>> {
-    let checkpoint = network.checkpoint()?;
     let mut all = Vec::new();
     let contestant = |method, who| Contestant {
         method,
@@ -148,19 +164,41 @@ fn contestants(
         parts: Default::default(),
         failed: false,
     };
-    for (method, constraint, peers) in methods() {
-        let ours = Training::new(network, &checkpoint, Recipe::Ours(constraint), threads, device)?;
+    for (method, constraint, peers) in methods().into_iter().filter(|(method, ..)| wanted(method)) {
+        let mut ours = Training::new(network, checkpoint, Recipe::Ours(constraint), threads, device)?;
+        let losses = ours.losses()?;
         all.push(contestant(method, Who::Ours(Box::new(ours))));
         for peer in peers {
             let offers = |process: &Peers| process.hello().peers.iter().any(|name| name == peer);
             let Some(process) = processes.iter().position(offers) else { continue };
             match processes[process].prepare(peer) {
-                Ok(()) => all.push(contestant(method, Who::Peer(peer, process))),
+                Ok(()) => {
+                    if processes[process].hello().program == "torch" {
+                        agree(network, method, peer, losses, processes[process].losses(peer)?)?;
+                    }
+                    all.push(contestant(method, Who::Peer(peer, process)));
+                }
                 Err(error) => progress(&format!("  {peer} is left out: {error:#}")),
             }
         }
     }
     Ok(all)
+}
+
+/// Those who do the same have the same loss at first, and without dropout and by the same method after a step.
+fn agree(network: Network, method: &str, peer: &str, ours: [f64; 2], theirs: [f64; 2]) -> Result<()> {
+    progress(&format!("  {method}: losses {ours:?} before and after a step; {peer} {theirs:?}"));
+    let steps = if network.drops() || peer != "torch" { 1 } else { 2 };
+    for (i, allowed) in AGREEMENT.into_iter().enumerate().take(steps) {
+        let (ours, theirs) = (ours[i], theirs[i]);
+        // Not the other way round: NaN agrees with nothing.
+        let agrees = (ours - theirs).abs() <= allowed * ours.abs();
+        ensure!(
+            agrees,
+            "{network}, {method}: {peer} has a loss of {theirs} after {i} steps, and we have {ours}"
+        );
+    }
+    Ok(())
 }
 
 fn rounds(
@@ -260,7 +298,8 @@ mod tests {
     #[test]
     fn every_method_takes_its_steps_and_every_row_is_there() {
         let cpu = Device::Cpu;
-        let mut contestants = contestants(Network::Mini, 1, &cpu, &mut []).unwrap();
+        let checkpoint = Network::Mini.checkpoint().unwrap();
+        let mut contestants = contestants(Network::Mini, &checkpoint, 1, &cpu, &mut [], |_| true).unwrap();
         rounds(&mut contestants, &mut [], 1, &cpu).unwrap();
         let rows = rows(&contestants, Some(0.0));
         for (method, ..) in methods() {
@@ -274,5 +313,26 @@ mod tests {
             assert_eq!(of("ours: projection").is_some(), method == "adamw+tpgm", "{method}");
         }
         assert!(size(&contestants).0 > 200_000);
+    }
+    #[test]
+    fn one_method_is_trained_if_it_is_asked_for() {
+        let checkpoint = Network::Mini.checkpoint().unwrap();
+        let some = |method: &str| method == "adamw+spd";
+        let contestants = contestants(Network::Mini, &checkpoint, 1, &Device::Cpu, &mut [], some).unwrap();
+        assert_eq!(contestants.iter().map(|one| one.method).collect::<Vec<_>>(), ["adamw+spd"]);
+    }
+
+    #[test]
+    fn losses_that_differ_are_refused() {
+        let check = |network, peer, theirs| agree(network, "adamw", peer, [2.0, 1.5], theirs);
+        check(Network::Mini, "torch", [2.0001, 1.51]).unwrap();
+        let error = check(Network::Mini, "torch", [2.001, 1.5]).unwrap_err().to_string();
+        assert!(error.contains("2.001 after 0 steps") && error.contains("we have 2"), "{error}");
+        assert!(check(Network::Mini, "torch", [2.0, 1.6]).is_err());
+        assert!(check(Network::Mini, "torch", [f64::NAN, 1.5]).is_err());
+        // Other steps, or a step that drops out.
+        check(Network::Mini, "published_ftp", [2.0, 1.6]).unwrap();
+        check(Network::MiniLm, "torch", [2.0, 1.6]).unwrap();
+        assert!(check(Network::MiniLm, "torch", [2.1, 1.5]).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 use anyhow::{Result, ensure};
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, ValueEnum};
 use tpgm_benches::options::{self, RowArgs, TorchArgs};
 use tpgm_examples::device::{DeviceArgs, Place};
@@ -14,6 +15,9 @@ pub(crate) struct Args {
     /// What is trained; may be repeated. All if not given
     #[arg(long = "network", value_enum)]
     networks: Vec<Network>,
+    /// By which method; may be repeated. All if not given
+    #[arg(long = "method", value_parser = PossibleValuesParser::new(crate::METHODS))]
+    methods: Vec<String>,
     #[command(flatten)]
     device: DeviceArgs,
     /// Threads of every contestant on the host. All processors if not given
@@ -78,6 +82,11 @@ impl Args {
         if self.networks.is_empty() { Network::value_variants().to_vec() } else { self.networks.clone() }
     }
 
+    /// Whether this method is asked for.
+    pub(crate) fn trains_by(&self, method: &str) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|name| name == method)
+    }
+
     /// Threads of every contestant.
     ///
     /// # Errors
@@ -101,11 +110,15 @@ mod tests {
         let args = parse("--network mini --threads 1 --rounds 3 --out rows").unwrap();
         assert_eq!((args.networks(), args.threads().unwrap(), args.rounds), (vec![Network::Mini], 1, 3));
         assert_eq!(args.rows.file("cpu").unwrap(), Some("rows".into()));
-        assert_eq!((parse("").unwrap().networks().len(), parse("").unwrap().place()), (2, Place::Cpu));
+        assert_eq!((parse("").unwrap().networks().len(), parse("").unwrap().place()), (5, Place::Cpu));
+        let args = parse("--method adamw --method adamw+ftp").unwrap();
+        assert!(args.trains_by("adamw+ftp") && !args.trains_by("adamw+spd"));
+        assert!(parse("").unwrap().trains_by("adamw+spd"));
         assert_eq!(parse("--device cuda:1").unwrap().place(), Place::Cuda(1));
         for (options, part) in [
             ("--ftp p", "--vs"),
             ("--network gpt", "minilm"),
+            ("--method sgd", "adamw+tpgm"),
             ("--device gpu", "`gpu`"),
             ("--vs mlx", "torch"),
         ] {

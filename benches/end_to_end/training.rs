@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::Device;
 use candle_nn::ParamsAdamW;
 use tpgm_candle::core::{Constraint, Projection};
@@ -73,6 +73,12 @@ impl Training {
         let params = Params::open(checkpoint.path(), device)?.head(format!("{}.*", network.head()));
         let loss = network.loss(params.var_builder(), &DropoutRng::new(0))?;
         let vars = params.all();
+        let first = candle_core::safetensors::load(checkpoint.with_head(), device)?;
+        for param in vars.iter().filter(|param| param.name().starts_with(network.head())) {
+            let value =
+                first.get(param.name()).with_context(|| format!("`{}` has no value", param.name()))?;
+            param.var().set(value)?;
+        }
         let size = (vars.iter().map(|param| param.var().elem_count()).sum(), vars.len());
         let optimizer = match recipe {
             Recipe::Ours(constraint) => {
@@ -100,6 +106,20 @@ impl Training {
     /// Parameters and tensors.
     pub(crate) fn size(&self) -> (usize, usize) {
         self.size
+    }
+
+    /// The losses of its batch without dropout: now, and after the one step that this takes.
+    ///
+    /// # Errors
+    ///
+    /// A loss or gradient that is not finite.
+    pub(crate) fn losses(&mut self) -> Result<[f64; 2]> {
+        let loss = |training: &Self| -> Result<f64> {
+            Ok(f64::from((training.loss)(&training.batches[0], false)?.to_scalar::<f32>()?))
+        };
+        let before = loss(self)?;
+        self.whole_step()?;
+        Ok([before, loss(self)?])
     }
 
     /// One step; returns the seconds of its parts. A GPU is waited for after each of them, so that its work counts for the part

@@ -32,7 +32,7 @@
 //! | to load a checkpoint into a model | [`Params`] |
 //! | to know which parameters get no gradient, or a wrong one | [`Audit`] |
 //! | layers that have a gradient | [`nn`] |
-//! | a trainable BERT, ViT, ResNet or CLIP | [`models`] |
+//! | a trainable BERT, ViT, ResNet, EfficientNet, MobileNet or CLIP | [`models`] |
 //! | to train | [`RobustOptimizer`], [`Schedule`], [`Ema`] |
 //! | to learn TPGM's radii on held-out data | [`Tpgm`] |
 //! | to train on several devices | [`distributed`] |

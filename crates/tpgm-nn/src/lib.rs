@@ -53,7 +53,7 @@
 //! | a layer or a loss | this page |
 //! | a loss of robust fine-tuning | [`losses`] |
 //! | the same, composed of candle's operations | [`composed`] |
-//! | a trainable BERT, ViT, ResNet, CLIP or Llama | [`models`] |
+//! | a trainable BERT, ViT, ResNet, EfficientNet, MobileNet, CLIP or Llama | [`models`] |
 //! | to train low-rank factors | [`lora`] |
 //! | to write a layer of your own | [`dtype`] |
 //! | random numbers that stay the same in every release | [`random`] |

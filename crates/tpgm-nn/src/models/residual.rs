@@ -1,10 +1,12 @@
 //! The four stages of residual blocks that ResNet and CLIP's ResNet have in common, under torchvision's names.
 
-use candle_core::{Module, ModuleT, Result, Tensor};
+use candle_core::{ModuleT, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::layers::{BatchNorm, Conv2d, Statistics, batch_norm, conv2d_no_bias, relu};
+use crate::layers::{
+    ConvActivation, ConvBlock, ConvNorm, Shortcut, Statistics, batch_norm, conv2d_no_bias, relu,
+};
 
 /// Epsilon of all batch norms.
 const EPS: f64 = 1e-5;
@@ -38,30 +40,19 @@ pub(super) enum Halving {
     Averaged,
 }
 
-/// A convolution and its norm.
-#[derive(Debug, Clone)]
-pub(super) struct ConvNorm {
-    conv: Conv2d,
-    norm: BatchNorm,
-}
-
-impl ConvNorm {
-    /// A convolution that keeps the size of the image but for its stride. `names` are those of convolution and norm.
-    pub(super) fn new(
-        (inputs, outputs): (usize, usize),
-        (kernel, stride): (usize, usize),
-        statistics: Statistics,
-        names: [&str; 2],
-        vb: &VarBuilder,
-    ) -> Result<Self> {
-        let conv = conv2d_no_bias(inputs, outputs, kernel, vb.pp(names[0]))?;
-        let norm = batch_norm(outputs, EPS, vb.pp(names[1]))?;
-        Ok(Self { conv: conv.stride(stride).padding(kernel / 2), norm: norm.statistics(statistics) })
-    }
-
-    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.norm.forward_t(&self.conv.forward(x)?, train)
-    }
+/// A convolution that keeps the size of the image but for its stride, its norm, and what follows them. `names` are those of
+/// convolution and norm.
+pub(super) fn conv_norm(
+    (inputs, outputs): (usize, usize),
+    (kernel, stride): (usize, usize),
+    statistics: Statistics,
+    activation: ConvActivation,
+    names: [&str; 2],
+    vb: &VarBuilder,
+) -> Result<ConvNorm> {
+    let conv = conv2d_no_bias(inputs, outputs, kernel, vb.pp(names[0]))?;
+    let norm = batch_norm(outputs, EPS, vb.pp(names[1]))?;
+    Ok(ConvNorm::new(conv.stride(stride).padding(kernel / 2), norm.statistics(statistics), activation))
 }
 
 /// Sizes and options of the stages.
@@ -112,7 +103,9 @@ impl Stages {
 
 #[derive(Debug, Clone)]
 struct Block {
-    convs: Vec<ConvNorm>,
+    /// Its convolutions up to where it averages: all of them if it does not.
+    convs: ConvBlock,
+    last: Option<ConvBlock>,
     shortcut: Option<ConvNorm>,
     /// Averages over windows of this side behind the second convolution and in front of the shortcut's.
     average: usize,
@@ -125,35 +118,36 @@ impl Block {
             Halving::Strided => (stride, 1),
             Halving::Averaged => (1, stride),
         };
-        let layer = |channels, window, names| ConvNorm::new(channels, window, shape.statistics, names, vb);
-        let convs = match shape.block {
+        let layer = |channels, window, activation, names| {
+            conv_norm(channels, window, shape.statistics, activation, names, vb)
+        };
+        let (relu, none) = (ConvActivation::Relu, ConvActivation::None);
+        let mut convs = match shape.block {
             ResNetBlock::Basic => vec![
-                layer((inputs, width), (3, stride), ["conv1", "bn1"])?,
-                layer((width, width), (3, 1), ["conv2", "bn2"])?,
+                layer((inputs, width), (3, stride), relu, ["conv1", "bn1"])?,
+                layer((width, width), (3, 1), none, ["conv2", "bn2"])?,
             ],
             ResNetBlock::Bottleneck => vec![
-                layer((inputs, width), (1, 1), ["conv1", "bn1"])?,
-                layer((width, width), (3, stride), ["conv2", "bn2"])?,
-                layer((width, outputs), (1, 1), ["conv3", "bn3"])?,
+                layer((inputs, width), (1, 1), relu, ["conv1", "bn1"])?,
+                layer((width, width), (3, stride), relu, ["conv2", "bn2"])?,
+                layer((width, outputs), (1, 1), none, ["conv3", "bn3"])?,
             ],
         };
+        let last = if average > 1 { convs.split_off(2) } else { vec![] };
         let shortcut = (stride * average > 1 || inputs != outputs)
-            .then(|| layer((inputs, outputs), (1, stride), ["downsample.0", "downsample.1"]))
+            .then(|| layer((inputs, outputs), (1, stride), none, ["downsample.0", "downsample.1"]))
             .transpose()?;
-        Ok(Self { convs, shortcut, average })
+        let block = |convs| ConvBlock::new(convs, Shortcut::None);
+        Ok(Self { convs: block(convs), last: (!last.is_empty()).then(|| block(last)), shortcut, average })
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut y = self.convs[0].forward(x, train)?;
-        for (i, conv) in self.convs.iter().enumerate().skip(1) {
-            y = relu(&y)?;
-            if i == 2 {
-                y = self.averaged(&y)?;
-            }
-            y = conv.forward(&y, train)?;
+        let mut y = self.convs.forward_t(x, train)?;
+        if let Some(last) = &self.last {
+            y = last.forward_t(&self.averaged(&y)?, train)?;
         }
         match &self.shortcut {
-            Some(shortcut) => relu(&(y + shortcut.forward(&self.averaged(x)?, train)?)?),
+            Some(shortcut) => relu(&(y + shortcut.forward_t(&self.averaged(x)?, train)?)?),
             None => relu(&(y + x)?),
         }
     }

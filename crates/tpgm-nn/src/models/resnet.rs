@@ -20,16 +20,16 @@
 
 use std::path::Path;
 
-use candle_core::{D, Module, Result, Tensor};
+use candle_core::{Module, ModuleT, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::{Kind, check_sizes, in_file};
 pub use super::residual::ResNetBlock;
-use super::residual::{ConvNorm, Halving, Stages, StagesShape};
+use super::residual::{Halving, Stages, StagesShape, conv_norm};
 use crate::error::{Error, Result as OurResult};
-use crate::layers::{Linear, MaxPool2d, Statistics, linear, relu};
+use crate::layers::{ConvActivation, ConvNorm, Linear, MaxPool2d, Statistics, global_avg_pool, linear};
 
 /// The shape of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,7 +160,14 @@ impl ResNet {
         config.validate()?;
         let channels = (config.channels, config.width);
         Ok(Self {
-            stem: ConvNorm::new(channels, (7, 2), config.statistics, ["conv1", "bn1"], &vb)?,
+            stem: conv_norm(
+                channels,
+                (7, 2),
+                config.statistics,
+                ConvActivation::Relu,
+                ["conv1", "bn1"],
+                &vb,
+            )?,
             stages: Stages::new(&config.stages(), &vb)?,
             channels: config.channels,
         })
@@ -180,9 +187,9 @@ impl ResNet {
                 "images of shape {shape:?}: the model takes (batch, {channels}, height, width)"
             )
         }
-        let x = relu(&self.stem.forward(images, train)?)?;
+        let x = self.stem.forward_t(images, train)?;
         let x = MaxPool2d::new((3, 3), (2, 2)).padding((1, 1)).forward(&x)?;
-        self.stages.forward(&x, train)?.flatten_from(2)?.mean(D::Minus1)
+        global_avg_pool(&self.stages.forward(&x, train)?)
     }
 }
 

@@ -1,18 +1,18 @@
 //! CLIP's ResNet (Radford et al., arXiv 2103.00020, section 2.4): three convolutions as a stem, halving by averages (Zhang,
 //! arXiv 1904.11486), and an attention instead of the mean over the image.
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Module, ModuleT, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::ClipResNetConfig;
 use crate::error::Result as OurResult;
-use crate::layers::{Dropout, DropoutRng, Linear, linear, relu};
+use crate::layers::{ConvActivation, ConvBlock, Dropout, DropoutRng, Linear, Shortcut, linear};
 use crate::models::attention::Heads;
-use crate::models::residual::{ConvNorm, Stages};
+use crate::models::residual::{Stages, conv_norm};
 
 #[derive(Debug, Clone)]
 pub(super) struct ClipResNet {
-    stem: [ConvNorm; 3],
+    stem: ConvBlock,
     stages: Stages,
     pool: AttentionPool,
     channels: usize,
@@ -24,12 +24,16 @@ impl ClipResNet {
         let &ClipResNetConfig { width, channels, image_size, statistics, .. } = config;
         let half = width / 2;
         let stages = config.stages();
+        let conv = |channels, stride, names| {
+            conv_norm(channels, (3, stride), statistics, ConvActivation::Relu, names, vb)
+        };
+        let stem = vec![
+            conv((channels, half), 2, ["conv1", "bn1"])?,
+            conv((half, half), 1, ["conv2", "bn2"])?,
+            conv((half, width), 1, ["conv3", "bn3"])?,
+        ];
         Ok(Self {
-            stem: [
-                ConvNorm::new((channels, half), (3, 2), statistics, ["conv1", "bn1"], vb)?,
-                ConvNorm::new((half, half), (3, 1), statistics, ["conv2", "bn2"], vb)?,
-                ConvNorm::new((half, width), (3, 1), statistics, ["conv3", "bn3"], vb)?,
-            ],
+            stem: ConvBlock::new(stem, Shortcut::None),
             stages: Stages::new(&stages, vb)?,
             pool: AttentionPool::new(
                 (image_size / 32).pow(2),
@@ -51,10 +55,7 @@ impl ClipResNet {
                 "images of shape {shape:?}: the model takes (batch, {channels}, {image}, {image})"
             )
         }
-        let mut x = images.clone();
-        for layer in &self.stem {
-            x = relu(&layer.forward(&x, train)?)?;
-        }
+        let x = self.stem.forward_t(images, train)?;
         self.pool.forward(&self.stages.forward(&x.avg_pool2d(2)?, train)?)
     }
 }
