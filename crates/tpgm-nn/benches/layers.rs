@@ -188,7 +188,7 @@ fn convolutions(c: &mut Criterion) {
             name,
             &[&[8, inputs, size, size], &[outputs, inputs, kernel, kernel]],
             |x| nn::Conv2d::new(x[1].clone()).stride(stride).padding(kernel / 2).forward(&x[0]),
-            |x| composed::conv2d(&x[0], &x[1], stride, kernel / 2),
+            |x| composed::conv2d(&x[0], &x[1], stride, (kernel / 2).into(), 1),
         );
     }
     for (channels, size) in [(64, 112), (256, 56), (2048, 7)] {
@@ -209,5 +209,104 @@ fn convolutions(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, norms, softmax, activations, others, blocks, attention, convolutions);
+/// A norm with given statistics, of weight and bias `x[0]` and `x[1]`.
+fn frozen(x: &[Tensor]) -> Result<nn::BatchNorm> {
+    let running = Tensor::ones(x[0].dims(), candle_core::DType::F32, &Device::Cpu)?;
+    Ok(nn::BatchNorm::new(x[0].clone(), x[1].clone(), &running, &running, 1e-3)?
+        .statistics(nn::Statistics::Running))
+}
+
+/// The same after candle's convolution, as candle's own operations have it, and ReLU6.
+fn frozen_composed(y: &Tensor, x: &[Tensor]) -> Result<Tensor> {
+    let running = Tensor::ones(x[0].dims(), candle_core::DType::F32, &Device::Cpu)?;
+    composed::relu6(&composed::batch_norm(y, &x[0], &x[1], &running, &running, 1e-3)?)
+}
+
+/// Layers of EfficientNet-Lite0 at 96 pixels with a batch of 32, with frozen norms.
+fn mobile(c: &mut Criterion) {
+    for (channels, size, kernel, stride) in
+        [(96, 48, 3, 2), (144, 24, 3, 1), (240, 12, 5, 1), (672, 6, 5, 1), (1152, 3, 5, 1)]
+    {
+        let same = nn::Padding::Same;
+        compare(
+            c,
+            &format!("depthwise-{kernel}x{kernel}-stride-{stride}"),
+            &[&[32, channels, size, size], &[channels, 1, kernel, kernel]],
+            |x| nn::Conv2d::new(x[1].clone()).stride(stride).padding(same).groups(channels).forward(&x[0]),
+            |x| composed::conv2d(&x[0], &x[1], stride, same, channels),
+        );
+    }
+    for (inputs, outputs, size) in [(16, 96, 48), (24, 144, 24), (240, 40, 12), (112, 672, 6), (192, 1152, 3)]
+    {
+        compare(
+            c,
+            &format!("conv-1x1-norm-relu6-to-{outputs}"),
+            &[&[32, inputs, size, size], &[outputs, inputs, 1, 1], &[outputs], &[outputs]],
+            |x| {
+                let conv = nn::Conv2d::new(x[1].clone());
+                nn::ConvNorm::new(conv, frozen(&x[2..])?, nn::ConvActivation::Relu6).forward_t(&x[0], true)
+            },
+            |x| frozen_composed(&composed::conv2d(&x[0], &x[1], 1, 0.into(), 1)?, &x[2..]),
+        );
+    }
+    for (inputs, kernel, size) in [(24, 3, 24), (40, 5, 12), (112, 5, 6), (192, 5, 3)] {
+        let inner = 6 * inputs;
+        let (expand, depthwise, project) =
+            ([inner, inputs, 1, 1], [inner, 1, kernel, kernel], [inputs, inner, 1, 1]);
+        compare(
+            c,
+            &format!("inverted-residual-{kernel}x{kernel}"),
+            &[
+                &[32, inputs, size, size],
+                &expand,
+                &[inner],
+                &[inner],
+                &depthwise,
+                &[inner],
+                &[inner],
+                &project,
+                &[inputs],
+                &[inputs],
+            ],
+            |x| {
+                let conv = |i: usize| nn::Conv2d::new(x[i].clone()).padding(nn::Padding::Same);
+                let relu6 = nn::ConvActivation::Relu6;
+                let layers = vec![
+                    nn::ConvNorm::new(conv(1), frozen(&x[2..])?, relu6),
+                    nn::ConvNorm::new(conv(4).groups(inner), frozen(&x[5..])?, relu6),
+                    nn::ConvNorm::new(conv(7), frozen(&x[8..])?, nn::ConvActivation::None),
+                ];
+                nn::ConvBlock::new(layers, nn::Shortcut::Input).forward_t(&x[0], true)
+            },
+            |x| {
+                let conv = |y: &Tensor, i: usize, groups: usize| {
+                    composed::conv2d(y, &x[i], 1, nn::Padding::Same, groups)
+                };
+                let y = frozen_composed(&conv(&x[0], 1, 1)?, &x[2..])?;
+                let y = frozen_composed(&conv(&y, 4, inner)?, &x[5..])?;
+                let running = Tensor::ones(inputs, candle_core::DType::F32, &Device::Cpu)?;
+                composed::batch_norm(&conv(&y, 7, 1)?, &x[8], &x[9], &running, &running, 1e-3)? + &x[0]
+            },
+        );
+    }
+    let shape = [32, 240, 12, 12];
+    compare(c, "relu6", &[&shape], |x| nn::relu6(&x[0]), |x| composed::relu6(&x[0]));
+    compare(c, "hard-swish", &[&shape], |x| nn::hard_swish(&x[0]), |x| composed::hard_swish(&x[0]));
+    compare(
+        c,
+        "global-avg-pool",
+        &[&shape],
+        |x| nn::global_avg_pool(&x[0]),
+        |x| composed::global_avg_pool(&x[0]),
+    );
+    compare(
+        c,
+        "scale-channels",
+        &[&shape, &[32, 240, 1, 1]],
+        |x| nn::scale_channels(&x[0], &x[1]),
+        |x| composed::scale_channels(&x[0], &x[1]),
+    );
+}
+
+criterion_group!(benches, norms, softmax, activations, others, blocks, attention, convolutions, mobile);
 criterion_main!(benches);

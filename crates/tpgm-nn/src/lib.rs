@@ -12,11 +12,13 @@
 //! | `candle_nn::ops::sdpa` | none | [`matmul_transposed`], [`softmax_last_dim`], [`matmul`] |
 //! | `Tensor::max_pool2d` | too small by the area of the window; error where stride and window differ | [`MaxPool2d`], [`max_pool2d`] |
 //! | `candle_nn::Conv2d` | yes; error where the stride leaves other remainders of height and width | [`Conv2d`] |
+//! | `clamp`, for ReLU6 | half of it where a value lies on a bound | [`relu6`], [`hard_sigmoid`], [`hard_swish`] |
 //! | `candle_nn::Dropout` | yes, but its masks cannot be seeded or resumed on the CPU | [`Dropout`] |
 //!
 //! These have a gradient in candle and are here because they are faster (`benches/layers.rs` measures it):
-//! [`BatchNorm`], [`Conv2d`], [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`], [`Linear`],
-//! [`matmul`], [`matmul_transposed`].
+//! [`BatchNorm`], [`Conv2d`] (also in groups and depthwise), [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`],
+//! [`silu`], [`relu`], [`sigmoid`], [`global_avg_pool`], [`scale_channels`], [`Linear`], [`matmul`], [`matmul_transposed`]. And
+//! [`ConvNorm`] is a convolution, its norm and its activation as one operation, [`ConvBlock`] several of them.
 //!
 //! ```
 //! use candle_core::{Device, Module, Tensor, Var};
@@ -39,8 +41,8 @@
 //! - Inputs may be strided, of any leading shape, and without elements.
 //! - The result, and every gradient, has the same bits on any number of threads: work is cut into pieces of fixed size, and
 //!   sums over rows add the pieces in order, in f64.
-//! - Each has its own backward pass, which reads the input (or the result) once more and keeps nothing else. Gradients are
-//!   first-order: a second derivative through these layers is not supported.
+//! - Each has its own backward pass, which reads the input (or the result) once more and keeps nothing else; [`ConvBlock`] keeps
+//!   what lies between its layers. Gradients are first-order: a second derivative through these layers is not supported.
 //! - On other devices than the CPU they compute the same function from candle's own operations: see [`composed`].
 //! - Errors name the operation and the shapes.
 //!
@@ -51,7 +53,7 @@
 //! | a layer or a loss | this page |
 //! | a loss of robust fine-tuning | [`losses`] |
 //! | the same, composed of candle's operations | [`composed`] |
-//! | a trainable BERT, ViT, ResNet, CLIP or Llama | [`models`] |
+//! | a trainable BERT, ViT, ResNet, EfficientNet, MobileNet, CLIP or Llama | [`models`] |
 //! | to train low-rank factors | [`lora`] |
 //! | to write a layer of your own | [`dtype`] |
 //! | random numbers that stay the same in every release | [`random`] |
@@ -66,10 +68,12 @@ pub mod random;
 
 pub use self::error::{Error, Result};
 pub use self::layers::{
-    BatchNorm, Conv2d, Dropout, DropoutRng, DropoutState, LayerNorm, Linear, MaxPool2d, RmsNorm, Statistics,
-    add_bias, batch_norm, composed, conv2d_no_bias, cross_entropy, cross_entropy_smoothed, gelu, gelu_tanh,
-    layer_norm, linear, linear_no_bias, log_softmax_last_dim, matmul, matmul_transposed, max_pool2d,
-    quick_gelu, relu, rms_norm, rope, rope_i, silu, softmax_last_dim,
+    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, DropoutState, LayerNorm,
+    Linear, MaxPool2d, Padding, RmsNorm, Shortcut, Statistics, add_bias, batch_norm, composed,
+    conv2d_no_bias, cross_entropy, cross_entropy_smoothed, gelu, gelu_tanh, global_avg_pool, hard_sigmoid,
+    hard_swish, layer_norm, linear, linear_no_bias, log_softmax_last_dim, matmul, matmul_transposed,
+    max_pool2d, quick_gelu, relu, relu6, rms_norm, rope, rope_i, scale_channels, sigmoid, silu,
+    softmax_last_dim,
 };
 
 /// Runs the example of the README as a documentation test.

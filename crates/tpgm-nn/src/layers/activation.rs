@@ -5,7 +5,7 @@ use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, same_kind};
 use super::composed;
-use super::float::{Float, sigmoid, vectorized};
+use super::float::{Float, logistic, vectorized};
 use super::fused::{Arg, Fused, apply1};
 use super::storage::{
     BLOCK, Operand, PIECE, by_dtype, fill, into_storage, into_tensor, load, scratch, store,
@@ -63,6 +63,46 @@ pub fn relu(x: &Tensor) -> Result<Tensor> {
     apply(Activation::Relu, x)
 }
 
+/// `min(max(x, 0), 6)`; MobileNetV2, EfficientNet-Lite. The gradient at 0 and at 6 is 0, as in PyTorch.
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn relu6(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::Relu6, x)
+}
+
+/// `1 / (1 + e^-x)`, the gate of a squeeze-excite block.
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::Sigmoid, x)
+}
+
+/// `relu6(x + 3) / 6`, an approximation of [`sigmoid`]; MobileNetV3's gate. The gradient at -3 and at 3 is 0.
+///
+/// Source: Howard et al., "Searching for MobileNetV3" (2019).
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::HardSigmoid, x)
+}
+
+/// `x relu6(x + 3) / 6`, an approximation of [`silu`]; MobileNetV3. The gradient at -3 is 0, and 1 at 3.
+///
+/// Source: Howard et al., "Searching for MobileNetV3" (2019).
+///
+/// # Errors
+///
+/// If `x` is not of a floating point type.
+pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
+    apply(Activation::HardSwish, x)
+}
+
 fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
     same_kind(op.name(), &[x])?;
     match (Path::of(x), op) {
@@ -72,6 +112,10 @@ fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
         (Path::Composed, Activation::QuickGelu) => composed::quick_gelu(x),
         (Path::Composed, Activation::Silu) => composed::silu(x),
         (Path::Composed, Activation::Relu) => composed::relu(x),
+        (Path::Composed, Activation::Relu6) => composed::relu6(x),
+        (Path::Composed, Activation::Sigmoid) => composed::sigmoid(x),
+        (Path::Composed, Activation::HardSigmoid) => composed::hard_sigmoid(x),
+        (Path::Composed, Activation::HardSwish) => composed::hard_swish(x),
     }
 }
 
@@ -86,6 +130,10 @@ enum Activation {
     QuickGelu,
     Silu,
     Relu,
+    Relu6,
+    Sigmoid,
+    HardSigmoid,
+    HardSwish,
 }
 
 impl Activation {
@@ -101,6 +149,10 @@ impl Activation {
                     Activation::QuickGelu => quick_gelu_forward(x, y),
                     Activation::Silu => silu_forward(x, y),
                     Activation::Relu => relu_forward(x, y),
+                    Activation::Relu6 => relu6_forward(x, y),
+                    Activation::Sigmoid => sigmoid_forward(x, y),
+                    Activation::HardSigmoid => hard_sigmoid_forward(x, y),
+                    Activation::HardSwish => hard_swish_forward(x, y),
                 });
             }
         });
@@ -120,6 +172,10 @@ impl Activation {
                     Activation::QuickGelu => quick_gelu_gradient(x, grad, dx),
                     Activation::Silu => silu_gradient(x, grad, dx),
                     Activation::Relu => relu_gradient(x, grad, dx),
+                    Activation::Relu6 => relu6_gradient(x, grad, dx),
+                    Activation::Sigmoid => sigmoid_gradient(x, grad, dx),
+                    Activation::HardSigmoid => hard_sigmoid_gradient(x, grad, dx),
+                    Activation::HardSwish => hard_swish_gradient(x, grad, dx),
                 });
             }
         });
@@ -135,6 +191,10 @@ impl Fused<1> for Activation {
             Activation::QuickGelu => "quick-gelu",
             Activation::Silu => "silu",
             Activation::Relu => "relu",
+            Activation::Relu6 => "relu6",
+            Activation::Sigmoid => "sigmoid",
+            Activation::HardSigmoid => "hard-sigmoid",
+            Activation::HardSwish => "hard-swish",
         }
     }
 
@@ -178,21 +238,21 @@ activation!(gelu_forward, gelu_gradient, C, |x| x * x.normal().0, {
     cdf + x * density
 });
 
-activation!(silu_forward, silu_gradient, C, |x| x * sigmoid(x).0, {
-    let (s, slope) = sigmoid(x);
+activation!(silu_forward, silu_gradient, C, |x| x * logistic(x).0, {
+    let (s, slope) = logistic(x);
     s + x * slope
 });
 
-activation!(quick_gelu_forward, quick_gelu_gradient, C, |x| x * sigmoid(C::from_f64(QUICK) * x).0, {
+activation!(quick_gelu_forward, quick_gelu_gradient, C, |x| x * logistic(C::from_f64(QUICK) * x).0, {
     let v = C::from_f64(QUICK) * x;
-    let (s, slope) = sigmoid(v);
+    let (s, slope) = logistic(v);
     s + v * slope
 });
 
 // 1 + tanh(u) is twice the sigmoid of 2u, which does not cancel for negative u.
-activation!(gelu_tanh_forward, gelu_tanh_gradient, C, |x| x * sigmoid(twice_u(x).0).0, {
+activation!(gelu_tanh_forward, gelu_tanh_gradient, C, |x| x * logistic(twice_u(x).0).0, {
     let (v, v_slope) = twice_u(x);
-    let (s, slope) = sigmoid(v);
+    let (s, slope) = logistic(v);
     s + x * slope * v_slope
 });
 
@@ -203,6 +263,45 @@ activation!(
     |x| if x < C::ZERO { C::ZERO } else { x }, // NaN stays NaN
     if x > C::ZERO { C::ONE } else { C::ZERO }
 );
+
+activation!(
+    relu6_forward,
+    relu6_gradient,
+    C,
+    |x| between(x, C::ZERO, C::from_f64(6.0)),
+    if x > C::ZERO && x < C::from_f64(6.0) { C::ONE } else { C::ZERO }
+);
+
+activation!(sigmoid_forward, sigmoid_gradient, C, |x| logistic(x).0, logistic(x).1);
+
+activation!(hard_sigmoid_forward, hard_sigmoid_gradient, C, |x| hard_gate(x), {
+    let three = C::from_f64(3.0);
+    if x > -three && x < three { C::from_f64(1.0 / 6.0) } else { C::ZERO }
+});
+
+activation!(hard_swish_forward, hard_swish_gradient, C, |x| hard_swish_at(x).0, hard_swish_at(x).1);
+
+/// `x`, or the bound that it lies beyond. NaN stays NaN.
+#[inline(always)]
+pub(super) fn between<C: Float>(x: C, low: C, high: C) -> C {
+    let x = if x < low { low } else { x };
+    if x > high { high } else { x }
+}
+
+/// `relu6(x + 3) / 6`.
+#[inline(always)]
+fn hard_gate<C: Float>(x: C) -> C {
+    between(x + C::from_f64(3.0), C::ZERO, C::from_f64(6.0)) * C::from_f64(1.0 / 6.0)
+}
+
+/// Hard swish and its slope.
+#[inline(always)]
+pub(super) fn hard_swish_at<C: Float>(x: C) -> (C, C) {
+    let three = C::from_f64(3.0);
+    let inner = x * C::from_f64(1.0 / 3.0) + C::from_f64(0.5);
+    let slope = if x > -three { inner } else { C::ZERO };
+    (x * hard_gate(x), if x < three { slope } else { C::ONE })
+}
 
 /// `2 sqrt(2 / pi) (x + 0.044715 x^3)` and its slope.
 #[inline(always)]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use self::kernels::{Moments, Normalize, moments};
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
+use super::conv::Norm;
 use super::fused::{Arg, Fused, apply3};
 use super::storage::{Operand, into_storage, into_tensor};
 use crate::error::Error;
@@ -147,6 +148,19 @@ impl BatchNorm {
         self.running_var.set(&variance.to_device(self.running_var.device())?)
     }
 
+    /// Whether it normalizes with the statistics of the batch.
+    pub(super) fn takes_batch(&self, train: bool) -> bool {
+        train && self.statistics == Statistics::Batch
+    }
+
+    /// The norm with its running statistics, to be folded into the convolution in front of it.
+    pub(super) fn folded(&self) -> Result<Norm> {
+        let Moments { mean, variance } = self.running()?;
+        let scale = variance.iter().map(|variance| (variance + self.eps).sqrt().recip()).collect();
+        let (weight, bias) = (self.weight.contiguous()?, self.bias.contiguous()?);
+        Ok(Norm { weight, bias, mean, scale })
+    }
+
     fn running(&self) -> Result<Moments> {
         Ok(Moments { mean: numbers(&self.running_mean)?, variance: numbers(&self.running_var)? })
     }
@@ -172,7 +186,7 @@ impl ModuleT for BatchNorm {
             let expected = "the input must be (batch, channels, ...) with the weight's channels";
             return Err(shape_error(NAME, expected, &args));
         }
-        let batch = train && self.statistics == Statistics::Batch;
+        let batch = self.takes_batch(train);
         let count = x.elem_count() / x.dims()[1].max(1);
         if batch && count < 2 {
             let expected = "a batch to train on must have more than one element per channel";

@@ -7,6 +7,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::activation::QUICK;
+use super::conv::{Axis, Padding};
 
 /// The type in which a tensor is computed.
 fn compute_dtype(x: &Tensor) -> DType {
@@ -167,8 +168,18 @@ pub fn max_pool2d(
 /// # Errors
 ///
 /// If candle fails.
-pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Result<Tensor> {
-    x.conv2d(weight, padding, stride, 1, 1)
+pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: Padding, groups: usize) -> Result<Tensor> {
+    let mut x = x.clone();
+    // candle pads all edges alike, and goes backward only where the stride leaves the same remainders of height and width:
+    // the image is brought to just the size that the windows cover.
+    for dim in [2, 3] {
+        let Some(axis) = Axis::new(padding, stride, x.dim(dim)?, weight.dim(dim)?) else {
+            candle_core::bail!("conv2d: the padded image must be at least as large as the kernel");
+        };
+        let covered = (axis.out - 1) * stride + axis.kernel;
+        x = x.pad_with_zeros(dim, axis.before, axis.after)?.narrow(dim, 0, covered)?;
+    }
+    x.conv2d(weight, 0, stride, 1, groups)
 }
 
 /// Mean and variance (divided by the number of elements) of each channel of `x` of shape (batch, channels, ...), of shape
@@ -268,6 +279,61 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
 /// If candle fails.
 pub fn relu(x: &Tensor) -> Result<Tensor> {
     x.relu()
+}
+
+/// [`relu6`](super::relu6). On a bound of its inner part the gradient is half of what comes in.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn relu6(x: &Tensor) -> Result<Tensor> {
+    x.clamp(0f64, 6f64)
+}
+
+/// [`sigmoid`](super::sigmoid).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    candle_nn::ops::sigmoid(&widened(x)?)?.to_dtype(x.dtype())
+}
+
+/// [`hard_sigmoid`](super::hard_sigmoid). On a bound of its inner part the gradient is half of what comes in.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
+    ((widened(x)? + 3.0)?.clamp(0f64, 6f64)? / 6.0)?.to_dtype(x.dtype())
+}
+
+/// [`hard_swish`](super::hard_swish). On a bound of its inner part the gradient is half of what comes in.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
+    let wide = widened(x)?;
+    (&wide * ((&wide + 3.0)?.clamp(0f64, 6f64)? / 6.0)?)?.to_dtype(x.dtype())
+}
+
+/// [`scale_channels`](super::scale_channels).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn scale_channels(x: &Tensor, scale: &Tensor) -> Result<Tensor> {
+    x.broadcast_mul(scale)
+}
+
+/// [`global_avg_pool`](super::global_avg_pool).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
+    widened(x)?.flatten_from(2)?.mean(2)?.to_dtype(x.dtype())
 }
 
 /// [`add_bias`](super::add_bias).

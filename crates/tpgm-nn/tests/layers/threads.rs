@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
 use tpgm_nn::{
-    BatchNorm, Conv2d, Dropout, DropoutRng, LayerNorm, Linear, RmsNorm, cross_entropy_smoothed, gelu, matmul,
-    matmul_transposed, max_pool2d, rope, softmax_last_dim,
+    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, LayerNorm, Linear, Padding,
+    RmsNorm, Shortcut, Statistics, cross_entropy_smoothed, gelu, global_avg_pool, matmul, matmul_transposed,
+    max_pool2d, rope, scale_channels, sigmoid, softmax_last_dim,
 };
 
 use crate::gradients::{flat, gradients, values, weighted_sum};
@@ -31,9 +32,40 @@ fn model(x: &[Tensor]) -> Result<Tensor> {
     cross_entropy_smoothed(&y, &labels, 0.1)
 }
 
+/// An inverted residual with squeeze-excite, and a convolution that makes columns, over several tasks of several images.
+fn images(x: &[Tensor]) -> Result<Tensor> {
+    let norm = |i: usize| {
+        let running = Tensor::ones(x[i].dims()[0], x[i].dtype(), &Device::Cpu)?;
+        let norm = BatchNorm::new(x[i].clone(), x[i].clone(), &running, &running, 1e-5)?;
+        Ok::<_, candle_core::Error>(norm.statistics(Statistics::Running))
+    };
+    let conv = |i: usize| Conv2d::new(x[i].clone());
+    let stem = ConvNorm::new(conv(1).stride(2).padding(Padding::Same), norm(2)?, ConvActivation::Silu);
+    let expand = ConvNorm::new(conv(3), norm(4)?, ConvActivation::Relu6);
+    let depthwise = conv(5).groups(48).padding(2);
+    let depthwise = ConvNorm::new(depthwise, norm(6)?, ConvActivation::HardSwish);
+    let y = ConvBlock::new(vec![stem, expand, depthwise], Shortcut::None).forward_t(&x[0], true)?;
+    let y = scale_channels(&y, &sigmoid(&global_avg_pool(&y)?)?)?;
+    conv(7).groups(3).padding(1).forward(&y)
+}
+
 #[test]
 fn same_bits_on_any_number_of_threads() {
     for dtype in [DType::F32, DType::BF16] {
+        let inputs: Vec<Tensor> = [
+            values((33, 3, 40, 38), 1),
+            values((16, 3, 3, 3), 2),
+            values(16, 3),
+            values((48, 16, 1, 1), 4),
+            values(48, 5),
+            values((48, 1, 5, 5), 6),
+            values(48, 7),
+            values((6, 16, 3, 3), 8),
+        ]
+        .iter()
+        .map(|x| x.to_dtype(dtype).unwrap())
+        .collect();
+        same_bits(&inputs, dtype, images);
         let inputs: Vec<Tensor> = [
             values((4000, 36), 1),
             values(36, 2),
@@ -45,18 +77,22 @@ fn same_bits_on_any_number_of_threads() {
         .iter()
         .map(|x| x.to_dtype(dtype).unwrap())
         .collect();
-        let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| {
-                let loss = flat(&weighted_sum(&model(&inputs).unwrap()).unwrap());
-                let grads: Vec<_> = gradients(&inputs, model).iter().map(flat).collect();
-                (loss, grads)
-            })
-        };
-        let one = run(1);
-        assert!(one.1.iter().all(|grad| grad.iter().any(|&x| x != 0.0)));
-        for threads in [2, 3, 8] {
-            assert_eq!(run(threads), one, "{threads} threads, {dtype:?}");
-        }
+        same_bits(&inputs, dtype, model);
+    }
+}
+
+fn same_bits(inputs: &[Tensor], dtype: DType, model: impl Fn(&[Tensor]) -> Result<Tensor> + Sync) {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let loss = flat(&weighted_sum(&model(inputs).unwrap()).unwrap());
+            let grads: Vec<_> = gradients(inputs, &model).iter().map(flat).collect();
+            (loss, grads)
+        })
+    };
+    let one = run(1);
+    assert!(one.1.iter().all(|grad| grad.iter().any(|&x| x != 0.0)));
+    for threads in [2, 3, 8] {
+        assert_eq!(run(threads), one, "{threads} threads, {dtype:?}");
     }
 }

@@ -5,6 +5,7 @@ mod bert;
 mod clip;
 mod configs;
 mod dinov2;
+mod efficientnet;
 mod families;
 mod llama;
 mod resnet;
@@ -58,7 +59,7 @@ fn relative_deviation(a: &Tensor, b: &Tensor) -> f64 {
     deviation(a, b) / size
 }
 
-/// What `make_reference.py` or `make_families.py` of `tpgm-nn` wrote about one model.
+/// What `make_reference.py`, `make_families.py` or `make_efficientnets.py` of `tpgm-nn` wrote about one model.
 struct Reference {
     tensors: HashMap<String, Tensor>,
     name: &'static str,

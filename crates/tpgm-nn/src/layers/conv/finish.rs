@@ -1,0 +1,119 @@
+//! What follows a convolution while its result is in the cache: the shift of each channel, and the activation.
+
+use crate::layers::activation::{between, hard_swish_at};
+use crate::layers::conv_norm::ConvActivation;
+use crate::layers::float::{Float, logistic, vectorized};
+
+impl ConvActivation {
+    /// Whether the slope is known from the result. If not, what the activation was applied to is kept.
+    pub(super) fn slope_from_result(self) -> bool {
+        !matches!(self, ConvActivation::HardSwish | ConvActivation::Silu)
+    }
+}
+
+vectorized! {
+    /// Adds the shift of each channel to rows of channels.
+    pub(super) fn add_shift<C>(shift: &[C], y: &mut [C]) {
+        for y in y.chunks_mut(shift.len().max(1)) {
+            for (y, &shift) in y.iter_mut().zip(shift) {
+                *y += shift;
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Adds the shift of each channel to rows of channels, and applies an activation.
+    pub(super) fn shift_and_activate<C>(shift: &[C], activation: ConvActivation, y: &mut [C]) {
+        let six = C::from_f64(6.0);
+        for y in y.chunks_mut(shift.len().max(1)) {
+            let pairs = y.iter_mut().zip(shift);
+            match activation {
+                ConvActivation::None => pairs.for_each(|(y, &shift)| *y += shift),
+                ConvActivation::Relu => pairs.for_each(|(y, &shift)| {
+                    let x = *y + shift;
+                    *y = if x < C::ZERO { C::ZERO } else { x };
+                }),
+                ConvActivation::Relu6 => pairs.for_each(|(y, &shift)| *y = between(*y + shift, C::ZERO, six)),
+                ConvActivation::HardSwish => pairs.for_each(|(y, &shift)| *y = hard_swish_at(*y + shift).0),
+                ConvActivation::Silu => pairs.for_each(|(y, &shift)| {
+                    let x = *y + shift;
+                    *y = x * logistic(x).0;
+                }),
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// The activation of what was kept of it.
+    pub(super) fn activate<C>(activation: ConvActivation, kept: &[C], y: &mut [C]) {
+        let pairs = y.iter_mut().zip(kept);
+        match activation {
+            ConvActivation::HardSwish => pairs.for_each(|(y, &x)| *y = hard_swish_at(x).0),
+            ConvActivation::Silu => pairs.for_each(|(y, &x)| *y = x * logistic(x).0),
+            // The result itself is kept.
+            ConvActivation::None | ConvActivation::Relu | ConvActivation::Relu6 => y.copy_from_slice(kept),
+        }
+    }
+}
+
+/// Rows that are summed in the compute type before the sum is added to one in f64.
+const ROWS: usize = 32;
+
+/// Multiplies the gradient of rows of channels by the slope of the activation, and adds up what comes out for each channel.
+pub(super) fn slope_and_sums<C: Float>(
+    activation: ConvActivation,
+    kept: &[C],
+    grad: &mut [C],
+    sums: &mut [f64],
+    room: &mut Vec<C>,
+) {
+    let channels = sums.len();
+    let piece = (ROWS * channels).max(1);
+    for (i, grad) in grad.chunks_mut(piece).enumerate() {
+        let kept =
+            if activation == ConvActivation::None { &[] } else { &kept[i * piece..i * piece + grad.len()] };
+        room.clear();
+        room.resize(channels, C::ZERO);
+        slope_and_sum(activation, kept, grad, room);
+        sums.iter_mut().zip(room.iter()).for_each(|(sum, x)| *sum += x.to_f64());
+    }
+}
+
+vectorized! {
+    fn slope_and_sum<C>(activation: ConvActivation, kept: &[C], grad: &mut [C], sums: &mut [C]) {
+        let n = sums.len().max(1);
+        let six = C::from_f64(6.0);
+        if activation == ConvActivation::None {
+            for grad in grad.chunks(n) {
+                sums.iter_mut().zip(grad).for_each(|(sum, &grad)| *sum += grad);
+            }
+            return;
+        }
+        for (grad, kept) in grad.chunks_mut(n).zip(kept.chunks(n)) {
+            let all = grad.iter_mut().zip(kept).zip(sums.iter_mut());
+            match activation {
+                ConvActivation::None => {}
+                ConvActivation::Relu => all.for_each(|((grad, &y), sum)| {
+                    *grad = if y > C::ZERO { *grad } else { C::ZERO };
+                    *sum += *grad;
+                }),
+                ConvActivation::Relu6 => all.for_each(|((grad, &y), sum)| {
+                    let passed = if y < six { *grad } else { C::ZERO };
+                    *grad = if y > C::ZERO { passed } else { C::ZERO };
+                    *sum += *grad;
+                }),
+                ConvActivation::HardSwish => all.for_each(|((grad, &x), sum)| {
+                    *grad = *grad * hard_swish_at(x).1;
+                    *sum += *grad;
+                }),
+                ConvActivation::Silu => all.for_each(|((grad, &x), sum)| {
+                    let (s, slope) = logistic(x);
+                    *grad = *grad * (s + x * slope);
+                    *sum += *grad;
+                }),
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+use candle_core::{DType, Device, ModuleT, Result, Tensor, Var};
+use tpgm_nn::{
+    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Padding, Shortcut, Statistics, composed,
+};
+
+use crate::gradients::{
+    DTYPES, assert_close, check_gradients, compare_gradients, flat, gradients, message, values,
+};
+
+const EPS: f64 = 1e-3;
+
+const ACTIVATIONS: [ConvActivation; 5] = [
+    ConvActivation::None,
+    ConvActivation::Relu,
+    ConvActivation::Relu6,
+    ConvActivation::HardSwish,
+    ConvActivation::Silu,
+];
+
+/// Outputs, inputs of a group, kernel, stride, padding, groups.
+type Layer = (usize, usize, usize, usize, Padding, usize);
+
+/// Shape of the image, layers, whether the input is added.
+type Case = ([usize; 4], &'static [Layer], Shortcut);
+
+const CASES: [Case; 8] = [
+    // One by one, ordinary, depthwise, in groups.
+    ([3, 5, 6, 7], &[(4, 5, 1, 1, Padding::Symmetric(0), 1)], Shortcut::None),
+    ([2, 3, 7, 6], &[(5, 3, 3, 2, Padding::Same, 1)], Shortcut::None),
+    ([2, 18, 6, 5], &[(18, 1, 3, 1, Padding::Symmetric(1), 18)], Shortcut::Input),
+    ([2, 4, 6, 5], &[(6, 2, 3, 2, Padding::Symmetric(1), 2)], Shortcut::None),
+    // Inverted residuals, with and without the input.
+    (
+        [3, 4, 6, 8],
+        &[(24, 4, 1, 1, Padding::Same, 1), (24, 1, 5, 2, Padding::Same, 24), (6, 24, 1, 1, Padding::Same, 1)],
+        Shortcut::None,
+    ),
+    (
+        [9, 4, 3, 3],
+        &[(12, 4, 1, 1, Padding::Same, 1), (12, 1, 3, 1, Padding::Same, 12), (4, 12, 1, 1, Padding::Same, 1)],
+        Shortcut::Input,
+    ),
+    // A bottleneck, and an image of one element.
+    (
+        [2, 8, 5, 5],
+        &[
+            (3, 8, 1, 1, Padding::Symmetric(0), 1),
+            (3, 3, 3, 1, Padding::Symmetric(1), 1),
+            (8, 3, 1, 1, Padding::Symmetric(0), 1),
+        ],
+        Shortcut::Input,
+    ),
+    ([5, 2, 1, 1], &[(2, 2, 1, 1, Padding::Same, 1), (2, 1, 5, 1, Padding::Same, 2)], Shortcut::Input),
+];
+
+/// The image, and weight and the norm's weight and bias of each layer.
+fn inputs(case: Case) -> Vec<Tensor> {
+    let mut all = vec![values(&case.0[..], 1).affine(2.0, 0.3).unwrap()];
+    for (i, &(outputs, of_group, kernel, ..)) in case.1.iter().enumerate() {
+        let seed = 10 * i as u64;
+        all.push(values((outputs, of_group, kernel, kernel), seed + 2));
+        all.push(values(outputs, seed + 3).affine(1.0, 0.2).unwrap());
+        all.push(values(outputs, seed + 4));
+    }
+    all
+}
+
+/// Running mean and variance of a layer.
+fn running(outputs: usize, dtype: DType) -> [Tensor; 2] {
+    let mean = values(outputs, 5).to_dtype(dtype).unwrap();
+    [mean, values(outputs, 6).affine(0.5, 1.5).unwrap().to_dtype(dtype).unwrap()]
+}
+
+/// Activations differ between layers: the first has `activation`, each following one the next.
+fn activation_of(activation: usize, layer: usize) -> ConvActivation {
+    ACTIVATIONS[(activation + layer) % ACTIVATIONS.len()]
+}
+
+fn block(x: &[Tensor], case: Case, activation: usize, statistics: Statistics) -> Result<ConvBlock> {
+    let layer = |(i, layer): (usize, &Layer)| {
+        let &(outputs, _, _, stride, padding, groups) = layer;
+        let [mean, variance] = running(outputs, x[0].dtype());
+        let conv = Conv2d::new(x[3 * i + 1].clone()).stride(stride).padding(padding).groups(groups);
+        let norm = BatchNorm::new(x[3 * i + 2].clone(), x[3 * i + 3].clone(), &mean, &variance, EPS)?;
+        Ok(ConvNorm::new(conv, norm.statistics(statistics), activation_of(activation, i)))
+    };
+    Ok(ConvBlock::new(case.1.iter().enumerate().map(layer).collect::<Result<_>>()?, case.2))
+}
+
+fn fused(x: &[Tensor], case: Case, activation: usize) -> Result<Tensor> {
+    block(x, case, activation, Statistics::Running)?.forward_t(&x[0], true)
+}
+
+/// The same composed of candle's operations.
+fn reference(x: &[Tensor], case: Case, activation: usize) -> Result<Tensor> {
+    let mut y = x[0].clone();
+    for (i, &(outputs, _, _, stride, padding, groups)) in case.1.iter().enumerate() {
+        let [mean, variance] = running(outputs, x[0].dtype());
+        y = composed::conv2d(&y, &x[3 * i + 1], stride, padding, groups)?;
+        y = composed::batch_norm(&y, &x[3 * i + 2], &x[3 * i + 3], &mean, &variance, EPS)?;
+        y = match activation_of(activation, i) {
+            ConvActivation::None => y,
+            ConvActivation::Relu => composed::relu(&y)?,
+            ConvActivation::Relu6 => composed::relu6(&y)?,
+            ConvActivation::HardSwish => composed::hard_swish(&y)?,
+            ConvActivation::Silu => composed::silu(&y)?,
+        };
+    }
+    if case.2 == Shortcut::Input { y + &x[0] } else { Ok(y) }
+}
+
+#[test]
+fn values_and_gradients_are_those_of_the_three() {
+    for case in CASES {
+        for activation in 0..ACTIVATIONS.len() {
+            let (name, inputs) = (format!("{case:?} {activation}"), inputs(case));
+            let expected = reference(&inputs, case, activation).unwrap();
+            assert_close(&name, &fused(&inputs, case, activation).unwrap(), &expected, 1e-12);
+            compare_gradients(
+                &name,
+                &inputs,
+                1e-10,
+                |x| fused(x, case, activation),
+                |x| reference(x, case, activation),
+            );
+        }
+    }
+}
+
+#[test]
+fn gradients_are_difference_quotients() {
+    for case in CASES {
+        for activation in 0..ACTIVATIONS.len() {
+            check_gradients(&format!("{case:?} {activation}"), &inputs(case), |x| fused(x, case, activation));
+        }
+    }
+}
+
+/// Rounded inputs, exact arithmetic: what half precision and f32 should give.
+#[test]
+fn other_element_types() {
+    for case in CASES {
+        for activation in 0..ACTIVATIONS.len() {
+            for dtype in DTYPES {
+                let inputs: Vec<_> = inputs(case).iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+                let wide: Vec<_> = inputs.iter().map(|x| x.to_dtype(DType::F64).unwrap()).collect();
+                let y = fused(&inputs, case, activation).unwrap();
+                assert_eq!(y.dtype(), dtype);
+                let expected = fused(&wide, case, activation).unwrap();
+                let size = flat(&expected).iter().fold(1.0f64, |size, y| size.max(y.abs()));
+                // Running statistics are rounded too.
+                let epsilon = match dtype {
+                    DType::F64 => 1e-13,
+                    DType::F32 => 3e-6,
+                    DType::F16 => 4e-3,
+                    _ => 3e-2,
+                };
+                for (i, (y, expected)) in flat(&y).iter().zip(flat(&expected)).enumerate() {
+                    assert!(
+                        (y - expected).abs() <= epsilon * size,
+                        "{case:?} {dtype:?}: {i}: {y}, {expected}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Evaluation is the same function, without statistics of a batch; training with them is that of the layers.
+#[test]
+fn statistics_of_the_batch() {
+    let case = CASES[4];
+    let inputs = inputs(case);
+    let of_batch = block(&inputs, case, 1, Statistics::Batch).unwrap();
+    let frozen = fused(&inputs, case, 1).unwrap();
+    assert_close("evaluation", &of_batch.forward_t(&inputs[0], false).unwrap(), &frozen, 0.0);
+    let layers = |x: &[Tensor], layers: &[ConvNorm]| -> Result<Tensor> {
+        let mut y = x[0].clone();
+        for layer in layers {
+            y = candle_core::Module::forward(layer.conv(), &y)?;
+            let (mean, variance) = composed::batch_statistics(&y)?;
+            let norm = layer.norm();
+            y = composed::batch_norm(&y, norm.weight(), norm.bias(), &mean, &variance, EPS)?;
+            y = layer.activation().apply(&y)?;
+        }
+        Ok(y)
+    };
+    let f = |x: &[Tensor]| block(x, case, 1, Statistics::Batch)?.forward_t(&x[0], true);
+    let g = |x: &[Tensor]| layers(x, block(x, case, 1, Statistics::Batch)?.layers());
+    assert_close("training", &f(&inputs).unwrap(), &g(&inputs).unwrap(), 1e-11);
+    compare_gradients("training", &inputs, 1e-9, f, g);
+    of_batch.forward_t(&inputs[0], true).unwrap();
+    let [mean, _] = running(24, DType::F64);
+    assert_ne!(flat(of_batch.layers()[0].norm().running_mean()), flat(&mean));
+}
+
+/// What is frozen gets no gradient, and the others get the same.
+#[test]
+fn any_of_the_arguments_may_be_frozen() {
+    let case = CASES[5];
+    let inputs = inputs(case);
+    let all = gradients(&inputs, |x| fused(x, case, 2));
+    for trained in [vec![0], vec![1], vec![2], vec![3], vec![5], vec![4, 9], vec![6, 7]] {
+        let some: Vec<_> = trained.iter().map(|&i| inputs[i].clone()).collect();
+        let grads = gradients(&some, |some| {
+            let mut x = inputs.clone();
+            trained.iter().zip(some).for_each(|(&i, tensor)| x[i] = tensor.clone());
+            fused(&x, case, 2)
+        });
+        for (&i, grad) in trained.iter().zip(&grads) {
+            assert_eq!(flat(grad), flat(&all[i]), "{i} of {trained:?}");
+        }
+    }
+    // Nothing to train: nothing is kept, and the result is no part of a graph.
+    assert!(!fused(&inputs, case, 2).unwrap().track_op());
+}
+
+#[test]
+fn a_parameter_used_twice_and_a_graph_gone_through_twice() {
+    let case = CASES[5];
+    let inputs = inputs(case);
+    let x = Var::from_tensor(&inputs[0]).unwrap();
+    let mut args = inputs.clone();
+    args[0] = x.as_tensor().clone();
+    let y = fused(&args, case, 1).unwrap();
+    let (first, second) = (y.backward().unwrap(), y.backward().unwrap());
+    assert_eq!(flat(first.get(&x).unwrap()), flat(second.get(&x).unwrap()));
+    check_gradients("twice", &inputs, |x| {
+        let y = fused(x, case, 1)?;
+        let mut again = x.to_vec();
+        again[0] = y;
+        fused(&again, case, 3)
+    });
+}
+
+#[test]
+fn no_images() {
+    for case in CASES {
+        let mut case = case;
+        case.0[0] = 0;
+        let grads = gradients(&inputs(case), |x| fused(x, case, 1));
+        assert_eq!(grads[0].dims(), case.0);
+        assert!(grads[1..].iter().all(|grad| flat(grad).iter().all(|&x| x == 0.0)));
+    }
+}
+
+#[test]
+fn errors_name_what_is_wrong() {
+    let case = CASES[4];
+    let [mean, variance] = running(5, DType::F64);
+    let inputs = inputs(case);
+    let norm = BatchNorm::new(values(5, 1), values(5, 2), &mean, &variance, EPS).unwrap();
+    let layer = ConvNorm::new(Conv2d::new(inputs[1].clone()), norm, ConvActivation::Relu);
+    let text = message(layer.forward_t(&inputs[0], false));
+    assert!(text.contains("conv-norm") && text.contains("outputs of the convolution"), "{text}");
+    assert!(text.contains("[24, 4, 1, 1]") && text.contains("[5]"), "{text}");
+    let added = (case.0, case.1, Shortcut::Input);
+    let text = message(fused(&inputs, added, 1));
+    assert!(text.contains("must have the shape of the result") && text.contains("[3, 4, 6, 8]"), "{text}");
+    let text = message(fused(&[&[values((3, 5, 6, 8), 1)], &inputs[1..]].concat(), case, 1));
+    assert!(text.contains("channels") && text.contains("[3, 5, 6, 8]"), "{text}");
+    let wrong = [&[inputs[0].to_dtype(DType::F32).unwrap()], &inputs[1..]].concat();
+    assert!(message(fused(&wrong, case, 1)).contains("F32"));
+    let empty = ConvBlock::new(vec![], Shortcut::None);
+    assert_eq!(flat(&empty.forward_t(&inputs[0], true).unwrap()), flat(&inputs[0]));
+    let one = Tensor::zeros((1, 4), DType::F64, &Device::Cpu).unwrap();
+    assert!(
+        message(block(&inputs, case, 1, Statistics::Running).unwrap().forward_t(&one, true))
+            .contains("[1, 4]")
+    );
+}
