@@ -104,7 +104,7 @@ mod tests {
         let ramp = |turned: bool, dim: u32| {
             RgbImage::from_fn(9, 9, |x, y| {
                 let x = if turned { 8 - x } else { x };
-                image::Rgb([((20 * x + 3 * x * y) / dim) as u8; 3])
+                image::Rgb([((12 * x + 2 * x * y) / dim) as u8; 3])
             })
         };
         let squares = RgbImage::from_fn(9, 9, |x, y| image::Rgb([((x / 2 + y / 2) % 2 * 255) as u8; 3]));

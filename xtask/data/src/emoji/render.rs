@@ -97,7 +97,7 @@ mod tests {
         assert_eq!(image.dimensions(), (4, 4));
         assert_eq!([at(0, 0), at(1, 3), at(3, 0), at(2, 3)], [[255, 0, 0], [255, 0, 0], [255; 3], [0; 3]]);
         // A wide view box lies in the middle.
-        let wide = text.replace("0 0 8 8", "0 0 8 4").replace("height='8' color", "height='4' color");
+        let wide = text.replace("0 0 8 8", "0 0 8 4").replace("height='8' ", "height='4' ");
         let image = Drawing::Svg(wide).render(8).unwrap();
         let rows: Vec<_> = (0..8).map(|y| image.get_pixel(0, y).0).collect();
         assert_eq!(rows[..2], [[255; 3]; 2]);
