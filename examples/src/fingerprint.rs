@@ -34,6 +34,16 @@ impl Digest {
         self.count += 1;
     }
 
+    /// The checksum alone, as a number.
+    pub fn number(&self) -> u64 {
+        u64::from(self.checksum)
+    }
+
+    /// The checksum alone, as eight hexadecimal digits.
+    pub fn checksum(&self) -> String {
+        format!("{:08x}", self.checksum)
+    }
+
     /// Of a file.
     ///
     /// # Errors

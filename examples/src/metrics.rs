@@ -1,9 +1,15 @@
 //! How well classes were told apart.
 
+use std::collections::BTreeMap;
+
+use crate::study::Marks;
+
 /// Counts of (class, prediction) pairs.
 #[derive(Debug, Clone)]
 pub struct Confusion {
     classes: usize,
+    /// Samples by position: whether they were classified rightly.
+    right: BTreeMap<usize, bool>,
     /// Row: the class; column: what was predicted.
     counts: Vec<u64>,
 }
@@ -11,7 +17,7 @@ pub struct Confusion {
 impl Confusion {
     /// Nothing counted yet, of this many classes.
     pub fn new(classes: usize) -> Self {
-        Self { classes, counts: vec![0; classes * classes] }
+        Self { classes, right: BTreeMap::new(), counts: vec![0; classes * classes] }
     }
 
     /// Counts one sample.
@@ -22,6 +28,21 @@ impl Confusion {
     pub fn add(&mut self, class: usize, predicted: usize) {
         assert!(class < self.classes && predicted < self.classes, "class {class}, predicted {predicted}");
         self.counts[class * self.classes + predicted] += 1;
+    }
+
+    /// Counts the sample at a position of its set.
+    ///
+    /// # Panics
+    ///
+    /// As [`Confusion::add`].
+    pub fn add_at(&mut self, position: usize, class: usize, predicted: usize) {
+        self.add(class, predicted);
+        self.right.insert(position, class == predicted);
+    }
+
+    /// Which of the samples that were counted with their positions were classified rightly, by position.
+    pub fn marks(&self) -> Marks {
+        Marks::new(self.right.values().copied().collect())
     }
 
     /// Samples counted.
@@ -58,6 +79,16 @@ impl Confusion {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn marks_are_in_the_order_of_positions() {
+        let mut confusion = Confusion::new(2);
+        [(5, 0, 0), (1, 1, 0), (3, 1, 1)]
+            .into_iter()
+            .for_each(|(at, class, best)| confusion.add_at(at, class, best));
+        assert_eq!(confusion.marks(), Marks::new(vec![false, true, true]));
+        assert_eq!(confusion.total(), 3);
+    }
 
     #[test]
     fn scores_are_those_of_a_hand_computed_example() {

@@ -8,8 +8,8 @@ use plotters::prelude::*;
 pub struct Curve {
     /// As in the legend.
     pub name: String,
-    /// Points from left to right, or in the order in which they are to be joined.
-    pub points: Vec<(f64, f64)>,
+    /// Lines: their points in the order in which they are to be joined.
+    pub lines: Vec<Vec<(f64, f64)>>,
     /// The point to stress.
     pub chosen: Option<(f64, f64)>,
 }
@@ -44,7 +44,7 @@ const SIZE: (u32, u32) = (860, 520);
 /// plotters fails.
 pub fn curves(labels: Labels<'_>, style: Style, curves: &[Curve]) -> Result<String> {
     let mut svg = String::new();
-    let points = || curves.iter().flat_map(|curve| curve.points.iter().chain(&curve.chosen));
+    let points = || curves.iter().flat_map(|curve| curve.lines.iter().flatten().chain(&curve.chosen));
     let x = padded(points().map(|point| point.0));
     let y = padded(points().map(|point| point.1));
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -93,10 +93,12 @@ fn draw(
     for (number, curve) in curves.iter().enumerate() {
         let color = Palette99::pick(number).to_rgba();
         let width = if style == Style::Lines { 2 } else { 1 };
-        chart.draw_series(LineSeries::new(curve.points.iter().copied(), color.stroke_width(width)))?;
+        for line in &curve.lines {
+            chart.draw_series(LineSeries::new(line.iter().copied(), color.stroke_width(width)))?;
+        }
         if style == Style::Marks {
             let mark = |point: &(f64, f64)| Circle::new(*point, 3, color.filled());
-            chart.draw_series(curve.points.iter().map(mark))?;
+            chart.draw_series(curve.lines.iter().flatten().map(mark))?;
             chart.draw_series(curve.chosen.iter().map(|point| Circle::new(*point, 7, color.filled())))?;
         }
         let top = 44 + 20 * number as i32;
@@ -112,8 +114,11 @@ mod tests {
 
     #[test]
     fn a_plot_names_its_curves_and_axes() {
-        let curve =
-            Curve { name: "FTP".to_owned(), points: vec![(0.0, 1.0), (1.0, 2.0)], chosen: Some((1.0, 2.0)) };
+        let curve = Curve {
+            name: "FTP".to_owned(),
+            lines: vec![vec![(0.0, 1.0), (1.0, 2.0)]],
+            chosen: Some((1.0, 2.0)),
+        };
         let labels = Labels { title: "frontier", x: "ID", y: "OOD" };
         let svg = curves(labels, Style::Marks, &[curve]).unwrap();
         for word in ["<svg", "FTP", "frontier", "ID", "OOD", "</svg>"] {
@@ -125,7 +130,7 @@ mod tests {
     fn a_plot_of_nothing_and_of_values_that_are_not_finite_is_drawn() {
         let labels = Labels { title: "t", x: "x", y: "y" };
         curves(labels, Style::Lines, &[]).unwrap();
-        let points = vec![(0.0, f64::NAN), (1.0, 1.0)];
-        curves(labels, Style::Lines, &[Curve { name: "c".to_owned(), points, chosen: None }]).unwrap();
+        let lines = vec![vec![(0.0, f64::NAN), (1.0, 1.0)]];
+        curves(labels, Style::Lines, &[Curve { name: "c".to_owned(), lines, chosen: None }]).unwrap();
     }
 }

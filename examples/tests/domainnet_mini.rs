@@ -167,12 +167,13 @@ fn a_loss_that_is_not_finite_is_reported_with_step_and_learning_rate() {
         checkpoint: checkpoint(),
         tuned: None,
         runs: folder.path().to_owned(),
+        records: None,
         device: &Device::Cpu,
         progress: &Progress::hidden(),
         stop: &Stop::never(),
     };
     let setting = Setting { method: Method::FineTuning, lr: 1e25, strength: None, seed: 0 };
-    let error = format!("{:#}", lab.train(setting).unwrap_err());
+    let error = format!("{:#}", lab.train(setting, None).unwrap_err());
     assert!(error.contains("fine-tuning: step 1 at learning rate 9.33e24: the loss is NaN"), "{error}");
 }
 

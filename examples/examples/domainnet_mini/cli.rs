@@ -11,7 +11,7 @@ use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
-use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe};
+use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, RecordArgs};
 use tpgm_examples::{files, folder, workers};
 
 use crate::pretrain::{Pretrain, pretrain};
@@ -42,6 +42,8 @@ pub(crate) struct Args {
     /// Seed of the head's initial weights and of the order of images; with --full the first of three
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    records: RecordArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// Runs at the same time, one thread each [default: number of processors, at most 4; 1 on a GPU]
@@ -109,12 +111,14 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let world = World::draw(WORLD, &scale)?;
     files::write(&args.out.join("samples.svg"), samples(WORLD, scale.classes)?)?;
     let recipe = recipe(&scale, args.full);
+    let records = args.records.open("domainnet_mini", &(scale, &config.files))?;
     let lab = Lab {
         task: &world,
         recipe: &recipe,
         checkpoint: config.checkpoint,
         tuned: None,
         runs,
+        records: records.as_ref(),
         device: &device,
         progress,
         stop,
@@ -151,6 +155,9 @@ pub(crate) fn recipe(scale: &Scale, full: bool) -> Recipe {
         warmup: scale.steps / 20,
         lr_every: 1,
         head_lr: Some(1e-2),
+        probe_rates: Vec::new(),
+        max_grad_norm: None,
+        count_derailed: false,
         rates: vec![3e-4, 1e-3],
         rate: 1e-3,
         own_rates: Vec::new(),

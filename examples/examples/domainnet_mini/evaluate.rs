@@ -1,7 +1,8 @@
-//! Accuracy and loss over a set of images.
+//! Which images of a set are classified rightly.
 
 use anyhow::{Result, ensure};
 use candle_core::{D, Device, Tensor};
+use tpgm_examples::study::Marks;
 
 use crate::data::Images;
 use crate::windows::windows;
@@ -9,24 +10,23 @@ use crate::windows::windows;
 /// Images at once.
 const BATCH: usize = 200;
 
-/// Share of images whose highest score, by a model on `device`, is that of their class, in `[0, 1]`.
+/// Which images have their highest score, by a model on `device`, for their class.
 ///
 /// # Errors
 ///
 /// No images, or the model fails.
-pub(crate) fn accuracy(
+pub(crate) fn marks(
     images: &Images,
     device: &Device,
     scores: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
-) -> Result<f64> {
+) -> Result<Marks> {
     ensure!(images.len() > 0, "accuracy of no images: ask for at least one test image per class");
     let positions: Vec<_> = (0..images.len()).collect();
-    let mut right = 0;
+    let mut right = Vec::with_capacity(images.len());
     for batch in positions.chunks(BATCH) {
         let best =
             scores(&windows(images, batch)?.to_device(device)?)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
-        right +=
-            batch.iter().zip(best).filter(|(position, best)| images.labels()[**position] == *best).count();
+        right.extend(batch.iter().zip(best).map(|(position, best)| images.labels()[*position] == best));
     }
-    Ok(right as f64 / images.len() as f64)
+    Ok(Marks::new(right))
 }

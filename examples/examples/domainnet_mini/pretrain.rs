@@ -11,7 +11,7 @@ use tpgm_examples::mini::{Backbone, HEAD};
 use tpgm_examples::progress::Progress;
 
 use crate::data::{Dice, Domain, Request, Split};
-use crate::evaluate::accuracy;
+use crate::evaluate::marks;
 use crate::windows::{labels, windows};
 
 /// Images per class and domain that are drawn at once.
@@ -98,7 +98,7 @@ pub(crate) fn pretrain(options: &Pretrain, device: &Device, progress: &Progress)
     progress.line(format!("wrote {}", options.checkpoint.display()));
     for domain in Domain::ALL {
         let images = request.of(Split::Test, 20).draw(&[domain]);
-        let share = accuracy(&images, device, |windows| model.forward(windows))?;
+        let share = marks(&images, device, |windows| model.forward(windows))?.share();
         progress.line(format!("{:>10}: {:.1} % of new images", domain.name(), 100.0 * share));
     }
     Ok(())

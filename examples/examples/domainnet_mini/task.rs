@@ -6,10 +6,10 @@ use candle_nn::VarBuilder;
 use tpgm_candle::nn::{DropoutRng, cross_entropy};
 use tpgm_candle::{AdamW, Rule};
 use tpgm_examples::mini::{Backbone, HEAD};
-use tpgm_examples::study::{Mode, Pool, Scores, Task};
+use tpgm_examples::study::{Marks, Mode, Pool, Scores, Task};
 
 use crate::data::{Domain, Images};
-use crate::evaluate::accuracy;
+use crate::evaluate::marks;
 use crate::windows::{labels, windows};
 use crate::world::World;
 
@@ -26,6 +26,7 @@ impl World {
         match pool {
             Pool::Train => &self.train,
             Pool::Radii => &self.radii,
+            Pool::Both => &self.both,
         }
     }
 }
@@ -61,8 +62,9 @@ impl Task for World {
     }
 
     fn scores(&self, model: &Backbone, device: &Device) -> Result<Scores> {
-        let share = |images| accuracy(images, device, |windows| model.forward(windows));
-        let accuracy = self.test.iter().map(share).collect::<Result<_>>()?;
-        Ok(Scores { choice: share(&self.choice)?, accuracy, macro_f1: Vec::new() })
+        let marks = |images| marks(images, device, |windows| model.forward(windows));
+        let right = self.test.iter().map(marks).collect::<Result<Vec<_>>>()?;
+        let choice = marks(&self.choice)?.share();
+        Ok(Scores { choice, accuracy: right.iter().map(Marks::share).collect(), macro_f1: Vec::new(), right })
     }
 }

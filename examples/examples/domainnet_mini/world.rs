@@ -37,6 +37,8 @@ pub(crate) struct World {
     pub(crate) train: Images,
     /// Real images for learning radii.
     pub(crate) radii: Images,
+    /// The former after each other.
+    pub(crate) both: Images,
     /// Real images for choosing settings.
     pub(crate) choice: Images,
     /// Images of each domain, in the order of [`Domain::ALL`], that no choice depends on.
@@ -53,9 +55,11 @@ impl World {
         let classes = Request::fine_tuning(seed, scale.classes);
         let real = |split, images| classes.of(split, images).draw(&[Domain::Real]);
         let test = classes.of(Split::Test, scale.test);
+        let (train, radii) = (real(Split::Train, scale.train), real(Split::Radii, scale.held_out));
         let world = Self {
-            train: real(Split::Train, scale.train),
-            radii: real(Split::Radii, scale.held_out),
+            both: train.with(&radii),
+            train,
+            radii,
             choice: real(Split::Choice, scale.held_out),
             test: Domain::ALL.iter().map(|domain| test.draw(&[*domain])).collect(),
         };

@@ -18,6 +18,8 @@ const SPLIT_SEED: u64 = 0;
 pub(crate) struct Places<'a> {
     pub(crate) train: &'a Path,
     pub(crate) held_out: Option<&'a Path>,
+    /// Held out for radii; `held_out` is then for choices alone.
+    pub(crate) radii: Option<&'a Path>,
     /// With the names of the sets; the first has the distribution of the training images.
     pub(crate) tests: &'a [(String, PathBuf)],
     /// What the paths of list files are relative to.
@@ -29,6 +31,8 @@ pub(crate) struct Images {
     pub(crate) train: ImageList,
     /// For learning radii.
     pub(crate) radii: ImageList,
+    /// The former after each other.
+    pub(crate) both: ImageList,
     /// For choosing settings.
     pub(crate) choice: ImageList,
     /// That no choice depends on.
@@ -39,7 +43,8 @@ pub(crate) struct Images {
 
 impl Images {
     /// Finds all images; they are read when they are needed. Held-out images are divided into halves: one for learning
-    /// radii, one for choosing settings, so that TPGM is not judged on what it has learned from.
+    /// radii, one for choosing settings, so that TPGM is not judged on what it has learned from; unless there are images for
+    /// radii.
     ///
     /// # Errors
     ///
@@ -62,14 +67,22 @@ impl Images {
             }
             None => split(&all, HELD_OUT)?,
         };
-        let (radii, choice) = split(&held_out, 0.5)?;
+        let (radii, choice) = match places.radii {
+            Some(path) => {
+                let radii = test(path)?;
+                prints = prints.with("images for radii", &radii.digest());
+                // Each may have some of the classes by chance: all can be predicted.
+                (radii, held_out.of_any_class())
+            }
+            None => split(&held_out, 0.5)?,
+        };
         let mut tests = Vec::new();
         for (number, (name, path)) in places.tests.iter().enumerate() {
             let list = test(path)?;
             prints = prints.with(format!("test images {}, {name}", number + 1), &list.digest());
             tests.push((name.clone(), list));
         }
-        Ok(Self { train, radii, choice, tests, prints })
+        Ok(Self { both: train.with(&radii), train, radii, choice, tests, prints })
     }
 
     /// The names of the classes.

@@ -7,6 +7,7 @@ mod network;
 mod options;
 mod prepare;
 mod preset;
+mod pretrain;
 mod published;
 mod start;
 mod task;

@@ -10,9 +10,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tpgm_candle::models::Activation;
 use tpgm_candle::models::clip::{ClipClassifier, ClipConfig, ClipImageConfig};
+use tpgm_candle::models::efficientnet::{EfficientNetClassifier, EfficientNetConfig, EfficientNetLayout};
 use tpgm_candle::models::resnet::{ResNetClassifier, ResNetConfig};
 use tpgm_candle::models::vit::{VitClassifier, VitConfig};
-use tpgm_candle::nn::DropoutRng;
+use tpgm_candle::nn::{DropoutRng, Statistics};
 use tpgm_examples::data::images::Transform;
 use tpgm_examples::files;
 
@@ -24,6 +25,9 @@ pub(crate) enum Arch {
     Vit,
     /// ResNet-50, with the names of torchvision or MoCo-v3
     Resnet50,
+    /// EfficientNet-Lite0, with the names of efficientnet_lite_pytorch or timm; its batch norms keep the statistics of the
+    /// pre-training
+    EfficientnetLite0,
     /// CLIP with a ViT-B/16, with the names of Hugging Face or OpenAI
     ClipVit,
     /// CLIP with its ResNet-50, with the names of OpenAI
@@ -35,6 +39,7 @@ pub(crate) enum Arch {
 pub(crate) enum Shape {
     Vit(VitConfig),
     ResNet(ResNetConfig),
+    EfficientNet(EfficientNetConfig),
     Clip(ClipConfig),
 }
 
@@ -61,6 +66,12 @@ impl Arch {
             (Arch::Vit, Some(path)) => Shape::Vit(VitConfig::from_file(path)?),
             (Arch::Resnet50, None) => Shape::ResNet(ResNetConfig::resnet50()),
             (Arch::Resnet50, Some(path)) => Shape::ResNet(ResNetConfig::from_file(path)?),
+            (Arch::EfficientnetLite0, None) => {
+                Shape::EfficientNet(EfficientNetConfig::lite0().statistics(Statistics::Running))
+            }
+            (Arch::EfficientnetLite0, Some(path)) => {
+                Shape::EfficientNet(EfficientNetConfig::from_file(path)?.statistics(Statistics::Running))
+            }
             (Arch::ClipVit, None) => Shape::Clip(ClipConfig::vit_b16(asked()?)),
             (Arch::ClipVit, Some(path)) => Shape::Clip(ClipConfig::from_file(path)?),
             (Arch::ClipResnet50, None) => Shape::Clip(ClipConfig::rn50(asked()?)),
@@ -73,6 +84,7 @@ impl Arch {
         match self {
             Arch::Vit => Transform::VIT,
             Arch::Resnet50 => Transform::IMAGENET,
+            Arch::EfficientnetLite0 => Transform::EFFICIENTNET_LITE,
             Arch::ClipVit | Arch::ClipResnet50 => Transform::CLIP,
         }
     }
@@ -102,7 +114,7 @@ impl Shape {
     pub(crate) fn side(&self) -> Option<usize> {
         match self {
             Shape::Vit(config) => Some(config.image_size),
-            Shape::ResNet(_) => None,
+            Shape::ResNet(_) | Shape::EfficientNet(_) => None,
             Shape::Clip(config) => match &config.image {
                 ClipImageConfig::Vit(image) => Some(image.image_size),
                 ClipImageConfig::ResNet(image) => Some(image.image_size),
@@ -115,6 +127,10 @@ impl Shape {
         match self {
             Shape::Vit(_) if vb.contains_tensor("cls_token") => "head",
             Shape::ResNet(_) => "fc",
+            // Without a layout there is an error soon enough: when the network is made.
+            Shape::EfficientNet(_) => {
+                EfficientNetLayout::find(vb).map_or("classifier", EfficientNetLayout::head)
+            }
             Shape::Vit(_) | Shape::Clip(_) => "classifier",
         }
     }
@@ -129,6 +145,9 @@ impl Shape {
         Ok(match self {
             Shape::Vit(config) => Network::Vit(VitClassifier::new(config, classes, dropout, vb)?),
             Shape::ResNet(config) => Network::ResNet(ResNetClassifier::new(config, classes, vb)?),
+            Shape::EfficientNet(config) => {
+                Network::EfficientNet(EfficientNetClassifier::new(config, classes, dropout, vb)?)
+            }
             Shape::Clip(config) => Network::Clip(ClipClassifier::new(config, classes, vb)?),
         })
     }
@@ -138,6 +157,7 @@ impl Shape {
 pub(crate) enum Network {
     Vit(VitClassifier),
     ResNet(ResNetClassifier),
+    EfficientNet(EfficientNetClassifier),
     Clip(ClipClassifier),
 }
 
@@ -147,6 +167,7 @@ impl Network {
         match self {
             Network::Vit(model) => model.forward(pixels, train),
             Network::ResNet(model) => model.forward(pixels, train),
+            Network::EfficientNet(model) => model.forward(pixels, train),
             Network::Clip(model) => model.forward(pixels, train),
         }
     }

@@ -15,12 +15,13 @@ pub(crate) struct Preparation {
 }
 
 impl Preparation {
-    /// Of the file that is named, or of one beside the model; options count more. `side` is that of the network's images.
+    /// Of the file that is named, or of one beside the model; options count more. `side` is that of the network's images; `usual`
+    /// is that of other networks without an option.
     ///
     /// # Errors
     ///
     /// A file that cannot be read or asks for what is not supported; options that make no sense.
-    pub(crate) fn find(args: &Args, model: &Path, side: Option<usize>) -> Result<Self> {
+    pub(crate) fn find(args: &Args, model: &Path, side: Option<usize>, usual: Option<usize>) -> Result<Self> {
         let found = match &args.preprocessor {
             Some(path) => match Preprocessing::of_file(path)? {
                 Some(found) => Some((path.clone(), found)),
@@ -48,7 +49,7 @@ impl Preparation {
         );
         found.resample = args.resample.or(found.resample);
         found.squash = args.squash.or(found.squash);
-        let mut transform = found.transform(args.arch.transform(), side.or(args.side))?;
+        let mut transform = found.transform(args.arch().transform(), side.or(args.side).or(usual))?;
         if let Some(resize) = args.resize {
             transform.resize = resize;
         }

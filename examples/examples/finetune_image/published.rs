@@ -90,9 +90,10 @@ mod tests {
     fn measured_numbers_stand_below_published_ones_of_the_same_set_and_strength() {
         let outcome = |method, strength, accuracy: &[f64]| Outcome {
             setting: Setting { method, lr: 1e-5, strength, seed: 0 },
-            scores: Scores { choice: 0.5, accuracy: accuracy.to_vec(), macro_f1: vec![] },
+            scores: Scores { choice: 0.5, accuracy: accuracy.to_vec(), ..Scores::default() },
             seconds: 1.0,
             times: StepTimes::default(),
+            derailed: None,
         };
         let outcomes =
             [outcome(Method::WiseFt, Some(0.5), &[0.75, 0.25]), outcome(Method::Ftp, None, &[0.0, 0.0])];

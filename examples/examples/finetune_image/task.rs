@@ -30,6 +30,8 @@ pub(crate) struct Classification {
     pub(crate) transform: Transform,
     /// Of training images.
     pub(crate) augmentation: Augmentation,
+    /// Test sets that are also reported apart: names, and positions.
+    pub(crate) groups: Vec<(String, Vec<usize>)>,
     /// What could not be read.
     pub(crate) problems: Problems,
 }
@@ -37,8 +39,10 @@ pub(crate) struct Classification {
 impl Classification {
     fn pool(&self, pool: Pool) -> (&ImageList, Transform) {
         let plain = self.transform;
+        let augmented = Transform { augmentation: Some(self.augmentation), ..plain };
         match pool {
-            Pool::Train => (&self.images.train, Transform { augmentation: Some(self.augmentation), ..plain }),
+            Pool::Train => (&self.images.train, augmented),
+            Pool::Both => (&self.images.both, augmented),
             Pool::Radii => (&self.images.radii, plain),
         }
     }
@@ -64,7 +68,7 @@ impl Classification {
                 let best = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
                 for (position, best) in positions.into_iter().zip(best) {
                     let best = list.possible().map_or(best, |classes| classes[best as usize]);
-                    confusion.add(list.labels()[position] as usize, best as usize);
+                    confusion.add_at(position, list.labels()[position] as usize, best as usize);
                 }
             }
             anyhow::ensure!(confusion.total() > 0, "no image of {} can be read", list.name().display());
@@ -111,6 +115,14 @@ impl Task for Classification {
         self.images.tests.iter().map(|(name, _)| name.clone()).collect()
     }
 
+    fn groups(&self) -> Vec<(String, Vec<usize>)> {
+        self.groups.clone()
+    }
+
+    fn units(&self) -> Vec<Vec<u64>> {
+        self.images.tests.iter().map(|(_, list)| list.units()).collect()
+    }
+
     fn scores(&self, model: &Network, device: &Device) -> Result<Scores> {
         let tests = self.images.tests.iter().map(|(_, list)| self.confusion(model, list, device));
         let tests = tests.collect::<Result<Vec<_>>>()?;
@@ -118,6 +130,7 @@ impl Task for Classification {
             choice: self.confusion(model, &self.images.choice, device)?.accuracy(),
             accuracy: tests.iter().map(Confusion::accuracy).collect(),
             macro_f1: tests.iter().map(Confusion::macro_f1).collect(),
+            right: tests.iter().map(Confusion::marks).collect(),
         })
     }
 }

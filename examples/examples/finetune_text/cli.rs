@@ -14,7 +14,7 @@ use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
-use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Task};
+use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, RecordArgs, Task};
 use tpgm_examples::{folder, hub, workers};
 
 use crate::pooling;
@@ -82,6 +82,8 @@ pub(crate) struct Args {
     /// Learning rate of the head
     #[arg(long, default_value_t = 3e-2)]
     head_lr: f64,
+    #[command(flatten)]
+    records: RecordArgs,
     #[command(flatten)]
     device: DeviceArgs,
     /// Runs at the same time; processors are divided among them [default: number of processors, at most 4; 1 on a GPU]
@@ -203,6 +205,9 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         warmup: steps / 20,
         lr_every: 1,
         head_lr: Some(args.head_lr),
+        probe_rates: Vec::new(),
+        max_grad_norm: None,
+        count_derailed: false,
         rates: args.rates.clone(),
         rate: args.rates[0],
         own_rates: Vec::new(),
@@ -214,8 +219,19 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     recipe.validate()?;
     let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
     let checkpoint = model.join("model.safetensors");
-    let lab =
-        Lab { task: &task, recipe: &recipe, checkpoint, tuned: None, runs, device: &device, progress, stop };
+    let Config { epochs, batch, max_length, head_lr, ref files, .. } = config;
+    let records = args.records.open("finetune_text", &(epochs, batch, max_length, head_lr, files))?;
+    let lab = Lab {
+        task: &task,
+        recipe: &recipe,
+        checkpoint,
+        tuned: None,
+        runs,
+        records: records.as_ref(),
+        device: &device,
+        progress,
+        stop,
+    };
     lab.audit(args.seed)?;
 
     let outcomes = if args.full {

@@ -35,6 +35,7 @@ impl Classification {
         match pool {
             Pool::Train => &self.texts.train,
             Pool::Radii => &self.texts.radii,
+            Pool::Both => &self.texts.both,
         }
     }
 
@@ -44,7 +45,7 @@ impl Classification {
             let batch = texts.batch(positions, device)?;
             let best = logits(model, &batch, Mode::Evaluate)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
             for (position, best) in positions.iter().zip(best) {
-                confusion.add(texts.labels()[*position] as usize, best as usize);
+                confusion.add_at(*position, texts.labels()[*position] as usize, best as usize);
             }
         }
         Ok(confusion)
@@ -90,6 +91,7 @@ impl Task for Classification {
             choice: self.confusion(model, &self.texts.choice, device)?.accuracy(),
             accuracy: tests.iter().map(Confusion::accuracy).collect(),
             macro_f1: tests.iter().map(Confusion::macro_f1).collect(),
+            right: tests.iter().map(Confusion::marks).collect(),
         })
     }
 }

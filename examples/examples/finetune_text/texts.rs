@@ -29,6 +29,8 @@ pub(crate) struct Texts {
     pub(crate) train: TextSet,
     /// For learning radii.
     pub(crate) radii: TextSet,
+    /// The former after each other.
+    pub(crate) both: TextSet,
     /// For choosing settings.
     pub(crate) choice: TextSet,
     /// That no choice depends on.
@@ -59,9 +61,11 @@ impl Texts {
         let (radii, choice) = hold_out(held_out.labels(), 0.5, SPLIT_SEED)
             .context("the held-out texts are divided into halves")?;
         let test = |(name, path): &(String, PathBuf)| Ok((name.clone(), encode(path)?));
+        let radii = held_out.select(&radii);
         Ok(Self {
+            both: train.with(&radii),
             train,
-            radii: held_out.select(&radii),
+            radii,
             choice: held_out.select(&choice),
             tests: files.tests.iter().map(test).collect::<Result<_>>()?,
             classes,

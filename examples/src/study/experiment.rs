@@ -1,7 +1,10 @@
 //! Which settings are run, and which outcome counts.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 
+use super::lab::{Row, Wanted};
 use super::{Head, Lab, Method, Outcome, Setting, Task};
 use crate::workers;
 
@@ -16,7 +19,7 @@ pub struct Outcomes {
 /// Something to run on one thread.
 enum Job {
     Train(Setting),
-    Row { seed: u64, lrs: Vec<f64>, shares: Vec<f64>, updates: Vec<f64> },
+    Row(u64, Row),
 }
 
 /// Every method of the recipe once, `at_once` runs at the same time. `None` if stopped.
@@ -32,10 +35,8 @@ pub fn once<T: Task>(lab: &Lab<'_, T>, at_once: usize, seed: u64) -> Result<Opti
         Method::TpgmPostHoc => method.strength().iter().map(|updates| updates.min(most)).collect(),
         _ => method.strength().into_iter().collect(),
     };
-    let Some(all) = run(lab, at_once, jobs(lab, |method| vec![lab.recipe.rate(method)], strengths, seed))?
-    else {
-        return Ok(None);
-    };
+    let jobs = jobs(lab, |method| vec![lab.recipe.rate(method)], strengths, seed);
+    let Some(all) = run(lab, at_once, jobs, &lab.recipe.probe_rates)? else { return Ok(None) };
     let chosen = best(&lab.recipe.methods, &all).into_iter().map(|outcome| vec![outcome]).collect();
     Ok(Some(Outcomes { all, chosen }))
 }
@@ -48,12 +49,16 @@ pub fn once<T: Task>(lab: &Lab<'_, T>, at_once: usize, seed: u64) -> Result<Opti
 /// The first error of a run.
 pub fn sweep<T: Task>(lab: &Lab<'_, T>, at_once: usize, seed: u64, seeds: u64) -> Result<Option<Outcomes>> {
     let strengths = |method: Method| (lab.recipe.strengths)(method).to_vec();
-    let Some(all) = run(lab, at_once, jobs(lab, |_| lab.recipe.rates.clone(), strengths, seed))? else {
-        return Ok(None);
-    };
+    let jobs = jobs(lab, |_| lab.recipe.rates.clone(), strengths, seed);
+    let Some(all) = run(lab, at_once, jobs, &lab.recipe.probe_rates)? else { return Ok(None) };
     let mut chosen: Vec<_> =
         best(&lab.recipe.methods, &all).into_iter().map(|outcome| vec![outcome]).collect();
 
+    // Other seeds take the probe that was chosen.
+    let probe = chosen.iter().map(|outcomes| outcomes[0].setting);
+    let probe = probe.filter(|setting| setting.method == Method::LinearProbe && setting.lr > 0.0);
+    let probes: Vec<f64> = probe.map(|setting| setting.lr).collect();
+    let probes = if probes.is_empty() { lab.recipe.probe_rates.clone() } else { probes };
     let mut jobs = Vec::new();
     for seed in seed + 1..seed + seeds {
         for setting in chosen.iter().map(|outcomes| outcomes[0].setting) {
@@ -68,10 +73,10 @@ pub fn sweep<T: Task>(lab: &Lab<'_, T>, at_once: usize, seed: u64, seeds: u64) -
                 Method::LpFt | Method::FineTuning => (lrs, vec![], vec![]),
                 _ => (vec![], vec![], vec![]),
             };
-            jobs.push(Job::Row { seed, lrs, shares, updates });
+            jobs.push(Job::Row(seed, Row { probes: probes.clone(), lrs, shares, updates }));
         }
     }
-    let Some(others) = run(lab, at_once, merged(jobs))? else { return Ok(None) };
+    let Some(others) = run(lab, at_once, merged(jobs), &probes)? else { return Ok(None) };
     for outcomes in &mut chosen {
         let setting = outcomes[0].setting;
         let same = |outcome: &&Outcome| Setting { seed: setting.seed, ..outcome.setting } == setting;
@@ -95,12 +100,12 @@ fn jobs<T: Task>(
         let wanted = |method| if row.contains(&method) { strengths(method) } else { Vec::new() };
         let (shares, updates) = (wanted(Method::WiseFt), wanted(Method::TpgmPostHoc));
         let tuned = match recipe.head {
-            Head::New => Method::LpFt,
+            Head::New | Head::Probed => Method::LpFt,
             Head::InCheckpoint => Method::FineTuning,
         };
         let is_tuned = |method: &Method| !matches!(method, Method::LinearProbe | Method::ZeroShot);
         let lrs = if row.iter().any(is_tuned) { rates(tuned) } else { Vec::new() };
-        jobs.push(Job::Row { seed, lrs, shares, updates });
+        jobs.push(Job::Row(seed, Row { probes: recipe.probe_rates.clone(), lrs, shares, updates }));
     }
     for method in others {
         for lr in rates(method) {
@@ -136,21 +141,20 @@ fn merged(jobs: Vec<Job>) -> Vec<Job> {
     let mut result: Vec<Job> = Vec::new();
     for job in jobs {
         match job {
-            Job::Row { seed, lrs, shares, updates } => {
+            Job::Row(seed, row) => {
                 let same = result.iter_mut().find_map(|earlier| match earlier {
-                    Job::Row { seed: of, lrs, shares, updates } if *of == seed => {
-                        Some((lrs, shares, updates))
-                    }
+                    Job::Row(of, row) if *of == seed => Some(row),
                     _ => None,
                 });
                 match same {
                     Some(earlier) => {
-                        add(earlier.0, lrs);
-                        add(earlier.1, shares);
-                        add(earlier.2, updates);
+                        add(&mut earlier.probes, row.probes);
+                        add(&mut earlier.lrs, row.lrs);
+                        add(&mut earlier.shares, row.shares);
+                        add(&mut earlier.updates, row.updates);
                     }
                     // First: it takes longest.
-                    None => result.insert(0, Job::Row { seed, lrs, shares, updates }),
+                    None => result.insert(0, Job::Row(seed, row)),
                 }
             }
             other => result.push(other),
@@ -160,10 +164,36 @@ fn merged(jobs: Vec<Job>) -> Vec<Job> {
 }
 
 /// Runs jobs, some of them at once. `None` if stopped.
-fn run<T: Task>(lab: &Lab<'_, T>, at_once: usize, jobs: Vec<Job>) -> Result<Option<Vec<Outcome>>> {
+fn run<T: Task>(
+    lab: &Lab<'_, T>,
+    at_once: usize,
+    jobs: Vec<Job>,
+    probe_rates: &[f64],
+) -> Result<Option<Vec<Outcome>>> {
+    // What starts from a linear probe waits for it.
+    let mut probes = BTreeMap::new();
+    if lab.recipe.head == Head::Probed {
+        let mut wanted = BTreeMap::<u64, Vec<Setting>>::new();
+        for job in &jobs {
+            if let Job::Train(setting) = job {
+                wanted.entry(setting.seed).or_default().push(*setting);
+            }
+        }
+        let found =
+            workers::run(at_once, lab.recipe.threads, wanted.into_iter().collect(), |(seed, settings)| {
+                let wanted = if lab.all_known(&settings)? { Wanted::Outcome } else { Wanted::Weights };
+                Ok((seed, lab.probe(seed, probe_rates, wanted)?))
+            })?;
+        for (seed, probe) in found {
+            let Some((setting, _)) = probe else { return Ok(None) };
+            probes.insert(seed, setting);
+        }
+    }
     let outcomes = workers::run(at_once, lab.recipe.threads, jobs, |job| match job {
-        Job::Train(setting) => Ok(lab.train(setting)?.map(|outcome| vec![outcome])),
-        Job::Row { seed, lrs, shares, updates } => lab.row(seed, &lrs, &shares, &updates),
+        Job::Train(setting) => {
+            Ok(lab.train(setting, probes.get(&setting.seed))?.map(|outcome| vec![outcome]))
+        }
+        Job::Row(seed, row) => lab.row(seed, &row),
     })?;
     let outcomes: Option<Vec<_>> = outcomes.into_iter().collect();
     Ok(outcomes.map(|outcomes| outcomes.concat()))
@@ -177,8 +207,8 @@ mod tests {
 
     fn outcome(method: Method, strength: f64, choice: f64, ood: f64) -> Outcome {
         let setting = Setting { method, lr: 1e-3, strength: Some(strength), seed: 0 };
-        let scores = Scores { choice, accuracy: vec![choice, ood, ood], macro_f1: vec![] };
-        Outcome { setting, scores, seconds: 1.0, times: StepTimes::default() }
+        let scores = Scores { choice, accuracy: vec![choice, ood, ood], ..Scores::default() };
+        Outcome { setting, scores, seconds: 1.0, times: StepTimes::default(), derailed: None }
     }
 
     #[test]
@@ -197,15 +227,12 @@ mod tests {
 
     #[test]
     fn rows_of_the_same_seed_are_merged() {
-        let job = |seed, lrs: &[f64], shares: &[f64]| Job::Row {
-            seed,
-            lrs: lrs.to_vec(),
-            shares: shares.to_vec(),
-            updates: vec![],
+        let job = |seed, lrs: &[f64], shares: &[f64]| {
+            Job::Row(seed, Row { lrs: lrs.to_vec(), shares: shares.to_vec(), ..Row::default() })
         };
         let jobs = merged(vec![job(1, &[1e-3], &[]), job(1, &[1e-3, 3e-3], &[0.5]), job(2, &[], &[])]);
         assert_eq!(jobs.len(), 2);
-        let Job::Row { lrs, shares, .. } = &jobs[1] else { panic!("a probe") };
+        let Job::Row(1, Row { lrs, shares, .. }) = &jobs[1] else { panic!("a probe") };
         assert_eq!((lrs.as_slice(), shares.as_slice()), ([1e-3, 3e-3].as_slice(), [0.5].as_slice()));
     }
 }

@@ -11,8 +11,8 @@ use tpgm_candle::core::{Constraint, Norm, RadiusAdam};
 use tpgm_candle::weight_space::Interpolation;
 use tpgm_candle::{DataOrder, Tpgm, TpgmConfig};
 
-use super::run::{Ended, Net, Run, Start};
-use super::{Batch, Head, Method, Mode, Pool, Recipe, Scores, Task};
+use super::run::{Ended, Net, NotFinite, Run, Start};
+use super::{Batch, Head, Method, Mode, Pool, Recipe, Records, Scores, Task};
 use crate::files;
 use crate::loader::Loader;
 use crate::progress::Progress;
@@ -54,6 +54,31 @@ pub struct Outcome {
     /// Where the time of a training step went.
     #[serde(default)]
     pub times: StepTimes,
+    /// Why training ended early, with no sample right: a loss or gradient that is not finite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derailed: Option<String>,
+}
+
+/// What a call needs of a run that may have ended earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// How good its model is.
+    Outcome,
+    /// Its weights: a run of which only the outcome was kept is made again.
+    Weights,
+}
+
+/// Runs that build on each other, for one seed.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Row {
+    /// Learning rates of linear probes; see [`Recipe::probe_rates`].
+    pub probes: Vec<f64>,
+    /// Learning rates of LP-FT, or of fine-tuning from a head that is there.
+    pub lrs: Vec<f64>,
+    /// Shares of WiSE-FT.
+    pub shares: Vec<f64>,
+    /// Updates of TPGM post hoc.
+    pub updates: Vec<f64>,
 }
 
 /// Where methods are run.
@@ -68,6 +93,8 @@ pub struct Lab<'a, T> {
     pub tuned: Option<PathBuf>,
     /// The folder of the runs.
     pub runs: PathBuf,
+    /// Outcomes of earlier runs, also of others than in `runs`.
+    pub records: Option<&'a Records>,
     /// Where models live.
     pub device: &'a Device,
     /// Where bars go.
@@ -99,17 +126,57 @@ impl<T: Task> Lab<'_, T> {
         Ok(())
     }
 
-    /// Trains with a constraint and evaluates. `None` if stopped.
+    /// Trains with a constraint and evaluates. From a linear probe ([`Head::Probed`]), that of [`Lab::probe`] must have run.
+    /// `None` if stopped.
     ///
     /// # Errors
     ///
     /// A loss or gradient that is not finite (the error says at which step and learning rate), or files that cannot be read or
     /// written.
-    pub fn train(&self, setting: Setting) -> Result<Option<Outcome>> {
+    pub fn train(&self, setting: Setting, probe: Option<&Setting>) -> Result<Option<Outcome>> {
         let constraint =
             setting.strength.map_or(Constraint::None, |strength| setting.method.constraint(strength));
-        let start = if setting.method == Method::LinearProbe { Start::Probe } else { Start::Pretrained };
-        self.trained(setting, start, &self.checkpoint, constraint, 0.0)
+        let (start, checkpoint) = match (setting.method, probe) {
+            (Method::LinearProbe, _) => (Start::Probe, self.checkpoint.clone()),
+            (_, Some(probe)) => (Start::Probed, self.model(probe)),
+            (_, None) => (Start::Pretrained, self.checkpoint.clone()),
+        };
+        self.trained(setting, start, &checkpoint, constraint, 0.0, Wanted::Outcome)
+    }
+
+    /// Linear probes with each of `rates`, or the one learning rate of the recipe: all outcomes, and the setting that held-out
+    /// samples choose, the earlier one of equals. `None` if stopped.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::train`].
+    pub fn probe(&self, seed: u64, rates: &[f64], wanted: Wanted) -> Result<Option<(Setting, Vec<Outcome>)>> {
+        let setting = |lr| Setting { method: Method::LinearProbe, lr, strength: None, seed };
+        let rates = if rates.is_empty() { &[0.0][..] } else { rates };
+        let mut outcomes = Vec::new();
+        for lr in rates {
+            let Some(outcome) = self.train(setting(*lr), None)? else { return Ok(None) };
+            outcomes.push(outcome);
+        }
+        let best = outcomes.iter().reduce(|a, b| if b.scores.choice > a.scores.choice { b } else { a });
+        let best = best.context("there is a rate")?.setting;
+        if wanted == Wanted::Weights {
+            let again = self.trained(best, Start::Probe, &self.checkpoint, Constraint::None, 0.0, wanted)?;
+            if again.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some((best, outcomes)))
+    }
+
+    /// Whether all outcomes are known.
+    pub(super) fn all_known(&self, settings: &[Setting]) -> Result<bool> {
+        for setting in settings {
+            if self.known(setting)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The row of runs that build on each other: a linear probe (or the zero-shot model) and, for each learning rate, LP-FT
@@ -119,48 +186,55 @@ impl<T: Task> Lab<'_, T> {
     /// # Errors
     ///
     /// As [`Lab::train`].
-    pub fn row(
-        &self,
-        seed: u64,
-        lrs: &[f64],
-        shares: &[f64],
-        updates: &[f64],
-    ) -> Result<Option<Vec<Outcome>>> {
+    pub fn row(&self, seed: u64, row: &Row) -> Result<Option<Vec<Outcome>>> {
         let setting = |method, lr| Setting { method, lr, strength: None, seed };
-        let (first, base, method) = match self.recipe.head {
-            Head::New => {
-                let probe = setting(Method::LinearProbe, 0.0);
-                (self.train(probe)?, self.model(&probe), Method::LpFt)
-            }
-            Head::InCheckpoint => {
-                let zero_shot = setting(Method::ZeroShot, 0.0);
-                let outcome = self.evaluated(zero_shot, &self.checkpoint)?;
-                (Some(outcome), self.checkpoint.clone(), Method::FineTuning)
-            }
+        let method = if self.recipe.head == Head::InCheckpoint { Method::FineTuning } else { Method::LpFt };
+        let between = |lr: f64| {
+            let shares = row.shares.iter().map(|share| (Method::WiseFt, *share));
+            let updates = row.updates.iter().map(|updates| (Method::TpgmPostHoc, *updates));
+            let made = |(method, strength)| Setting { strength: Some(strength), ..setting(method, lr) };
+            shares.chain(updates).map(made).collect::<Vec<_>>()
         };
-        let Some(first) = first else { return Ok(None) };
-        let seconds = first.seconds;
-        let mut outcomes = vec![first];
-        for lr in lrs {
-            let tuned = setting(method, *lr);
+        // An outcome that is known is enough, unless something is to be made of its weights.
+        let mut base_wanted = Wanted::Outcome;
+        for lr in &row.lrs {
+            if !self.all_known(&[between(*lr), vec![setting(method, *lr)]].concat())? {
+                base_wanted = Wanted::Weights;
+            }
+        }
+        let (base, mut outcomes) = if self.recipe.head == Head::InCheckpoint {
+            let outcome = self.evaluated(setting(Method::ZeroShot, 0.0), &self.checkpoint)?;
+            (self.checkpoint.clone(), vec![outcome])
+        } else {
+            let Some((chosen, outcomes)) = self.probe(seed, &row.probes, base_wanted)? else {
+                return Ok(None);
+            };
+            (self.model(&chosen), outcomes)
+        };
+        let seconds = outcomes.iter().map(|outcome| outcome.seconds).sum();
+        for lr in &row.lrs {
+            let (tuned, between) = (setting(method, *lr), between(*lr));
+            let wanted = if self.all_known(&between)? { Wanted::Outcome } else { Wanted::Weights };
             let trained = match &self.tuned {
                 Some(file) if method == Method::FineTuning => Some(self.evaluated(tuned, file)?),
-                _ => self.trained(tuned, Start::Whole, &base, Constraint::None, seconds)?,
+                _ => self.trained(tuned, Start::Whole, &base, Constraint::None, seconds, wanted)?,
             };
             let Some(outcome) = trained else { return Ok(None) };
-            let seconds = outcome.seconds;
+            let (seconds, derailed) = (outcome.seconds, outcome.derailed.clone());
             outcomes.push(outcome);
             let file = match &self.tuned {
                 Some(file) if method == Method::FineTuning => file.clone(),
                 _ => self.model(&tuned),
             };
-            let strengths = shares.iter().map(|share| (Method::WiseFt, *share));
-            for (method, strength) in strengths.chain(updates.iter().map(|n| (Method::TpgmPostHoc, *n))) {
+            for between in between {
                 if self.stop.requested() {
                     return Ok(None);
                 }
-                let between = Setting { method, lr: *lr, strength: Some(strength), seed };
-                outcomes.push(self.between(between, &base, &file, seconds)?);
+                outcomes.push(match &derailed {
+                    // There is nothing to go to.
+                    Some(why) => self.derailed(between, why.clone(), seconds)?,
+                    None => self.between(between, &base, &file, seconds)?,
+                });
             }
         }
         Ok(Some(outcomes))
@@ -181,27 +255,42 @@ impl<T: Task> Lab<'_, T> {
         checkpoint: &Path,
         constraint: Constraint,
         seconds_before: f64,
+        wanted: Wanted,
     ) -> Result<Option<Outcome>> {
         if let Some(outcome) = self.known(&setting)? {
-            return Ok(Some(outcome));
+            let there = wanted == Wanted::Outcome || outcome.derailed.is_some();
+            if there || self.model(&setting).exists() {
+                return Ok(Some(outcome));
+            }
+        }
+        let mut recipe = self.recipe.clone();
+        if setting.method == Method::LinearProbe && setting.lr > 0.0 {
+            recipe.head_lr = Some(setting.lr);
         }
         let run = Run {
             task: self.task,
-            recipe: self.recipe,
+            recipe: &recipe,
             device: self.device,
             title: setting.method.name().to_owned(),
             start,
             checkpoint,
             folder: self.runs.join(setting.folder()),
             constraint,
-            lr: match (setting.method, self.recipe.head_lr) {
+            pool: if setting.method == Method::FineTuningMore { Pool::Both } else { Pool::Train },
+            lr: match (setting.method, recipe.head_lr) {
                 (Method::LinearProbe, Some(lr)) => lr,
-                (Method::LinearProbe, None) => self.recipe.rate,
+                (Method::LinearProbe, None) => recipe.rate,
                 _ => setting.lr,
             },
             seed: setting.seed,
         };
-        match run.train(self.progress, self.stop)? {
+        let ended = match run.train(self.progress, self.stop) {
+            Err(error) if recipe.count_derailed && error.chain().any(|cause| cause.is::<NotFinite>()) => {
+                return self.derailed(setting, format!("{error:#}"), seconds_before).map(Some);
+            }
+            other => other?,
+        };
+        match ended {
             Ended::Stopped => Ok(None),
             Ended::Done(net, times) => {
                 self.keep_model(&setting, checkpoint, &net)?;
@@ -261,14 +350,35 @@ impl<T: Task> Lab<'_, T> {
         seconds: f64,
         times: StepTimes,
     ) -> Result<Outcome> {
-        let outcome = Outcome { setting, scores: self.task.scores(&net.model, self.device)?, seconds, times };
-        files::write_json(&self.outcome(&setting), &outcome)?;
+        let scores = self.task.scores(&net.model, self.device)?;
+        self.keep(Outcome { setting, scores, seconds, times, derailed: None })
+    }
+
+    /// A run without a model: none of its answers would be right.
+    fn derailed(&self, setting: Setting, why: String, seconds: f64) -> Result<Outcome> {
+        self.progress.line(format!("{}: derailed: {why}", setting.folder()));
+        let none = vec![0.0; self.task.domains().len()];
+        let scores = Scores { accuracy: none.clone(), macro_f1: none, ..Scores::default() };
+        self.keep(Outcome { setting, scores, seconds, times: StepTimes::default(), derailed: Some(why) })
+    }
+
+    fn keep(&self, outcome: Outcome) -> Result<Outcome> {
+        files::write_json(&self.outcome(&outcome.setting), &outcome)?;
+        self.records.map_or(Ok(()), |records| records.add(&outcome))?;
         Ok(outcome)
     }
 
-    /// The outcome of an earlier call.
+    /// The outcome of an earlier call, or of a record.
     fn known(&self, setting: &Setting) -> Result<Option<Outcome>> {
-        files::read_json(&self.outcome(setting))
+        let outcome = files::read_json(&self.outcome(setting))?;
+        match (outcome, self.records) {
+            (Some(outcome), Some(records)) => {
+                records.add(&outcome)?;
+                Ok(Some(outcome))
+            }
+            (None, Some(records)) => Ok(records.find(setting)),
+            (outcome, None) => Ok(outcome),
+        }
     }
 
     /// Writes all weights of a trained model, those that were frozen too.

@@ -12,6 +12,8 @@ pub enum Method {
     ZeroShot,
     /// From the pre-trained weights, without a constraint.
     FineTuning,
+    /// Fine-tuning that has the samples for learning radii to train on, too: what these are worth without radii.
+    FineTuningMore,
     /// Only the head is trained.
     LinearProbe,
     /// Fine-tuning from the linear probe (arXiv 2202.10054).
@@ -55,6 +57,7 @@ impl Method {
         match self {
             Method::ZeroShot => "zero-shot",
             Method::FineTuning => "fine-tuning",
+            Method::FineTuningMore => "fine-tuning, radii's samples too",
             Method::LinearProbe => "linear probe",
             Method::LpFt => "LP-FT",
             Method::L2Sp => "L2-SP",
@@ -71,7 +74,11 @@ impl Method {
     /// What its one strength is called; `None` if it has none.
     pub const fn strength_name(self) -> Option<&'static str> {
         match self {
-            Method::ZeroShot | Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
+            Method::ZeroShot
+            | Method::FineTuning
+            | Method::FineTuningMore
+            | Method::LinearProbe
+            | Method::LpFt => None,
             Method::L2Sp => Some("alpha"),
             Method::FixedRadius => Some("radius"),
             Method::WiseFt => Some("share"),
@@ -86,7 +93,11 @@ impl Method {
     /// The strengths of the sweep; none if it has none.
     pub const fn strengths(self) -> &'static [f64] {
         match self {
-            Method::ZeroShot | Method::FineTuning | Method::LinearProbe | Method::LpFt => &[],
+            Method::ZeroShot
+            | Method::FineTuning
+            | Method::FineTuningMore
+            | Method::LinearProbe
+            | Method::LpFt => &[],
             Method::L2Sp => &[0.03, 0.3],
             Method::FixedRadius => &[1.0, 4.0],
             Method::WiseFt => &[0.3, 0.5, 0.7],
@@ -100,7 +111,11 @@ impl Method {
     /// The strength without a sweep: what the papers or their code use where they say so.
     pub const fn strength(self) -> Option<f64> {
         match self {
-            Method::ZeroShot | Method::FineTuning | Method::LinearProbe | Method::LpFt => None,
+            Method::ZeroShot
+            | Method::FineTuning
+            | Method::FineTuningMore
+            | Method::LinearProbe
+            | Method::LpFt => None,
             Method::L2Sp => Some(0.1),
             Method::FixedRadius => Some(2.0),
             Method::WiseFt => Some(0.5),
@@ -116,6 +131,7 @@ impl Method {
         match self {
             Method::ZeroShot
             | Method::FineTuning
+            | Method::FineTuningMore
             | Method::LinearProbe
             | Method::LpFt
             | Method::WiseFt

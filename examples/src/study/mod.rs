@@ -3,9 +3,14 @@
 //! An example says what is fine-tuned, as a [`Task`], and how long, as a [`Recipe`]. Every result is a file, so that an
 //! interrupted study goes on where it was.
 
+mod bootstrap;
 mod experiment;
 mod lab;
+mod marks;
 mod method;
+mod paired;
+mod rates;
+mod records;
 mod report;
 mod run;
 
@@ -17,8 +22,10 @@ use tpgm_candle::Rule;
 use tpgm_candle::nn::DropoutRng;
 
 pub use self::experiment::{Outcomes, once, sweep};
-pub use self::lab::{Lab, Outcome, Setting};
+pub use self::lab::{Lab, Outcome, Row, Setting, Wanted};
+pub use self::marks::Marks;
 pub use self::method::Method;
+pub use self::records::{RecordArgs, Records};
 pub use self::report::{Described, write};
 pub use self::run::{Net, Start};
 
@@ -29,6 +36,8 @@ pub enum Pool {
     Train,
     /// Held out, for learning radii.
     Radii,
+    /// Both, for training: what a method would get if nothing were held out for radii.
+    Both,
 }
 
 /// Which of a model's two behaviors.
@@ -94,6 +103,17 @@ pub trait Task: Sync {
     /// Names of the test sets. The first has the distribution of the training data.
     fn domains(&self) -> Vec<String>;
 
+    /// Test sets that are also reported apart: a name, and positions in [`Task::domains`].
+    fn groups(&self) -> Vec<(String, Vec<usize>)> {
+        Vec::new()
+    }
+
+    /// For each of [`Task::domains`], what each sample is a sample of, such as the thing that several pictures show: samples
+    /// of one thing are not independent. Empty where each stands for itself.
+    fn units(&self) -> Vec<Vec<u64>> {
+        Vec::new()
+    }
+
     /// Judges a model that is on `device`.
     ///
     /// # Errors
@@ -121,7 +141,7 @@ impl Batch for (Tensor, Tensor) {
 }
 
 /// Shares in `[0, 1]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
     /// Accuracy on held-out samples of the training distribution: what settings are chosen by.
     pub choice: f64,
@@ -131,6 +151,9 @@ pub struct Scores {
     /// Macro-F1 on each of them; empty where it is not reported.
     #[serde(default)]
     pub macro_f1: Vec<f64>,
+    /// Which samples of each of them were classified rightly; empty where it is not kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub right: Vec<Marks>,
 }
 
 impl Scores {
@@ -155,6 +178,8 @@ pub enum Head {
     /// The checkpoint has no head for these classes: it is made anew, and WiSE-FT and TPGM post hoc go from a linear probe to
     /// LP-FT.
     New,
+    /// As [`Head::New`], but every other method starts from the linear probe too, whose head it leaves unconstrained.
+    Probed,
     /// The checkpoint classifies already, as a zero-shot model does: WiSE-FT and TPGM post hoc go from it to fine-tuning.
     InCheckpoint,
 }
@@ -178,6 +203,12 @@ pub struct Recipe {
     pub lr_every: u64,
     /// Learning rate of the head, and of everything that is trained of a linear probe; `None`: as the rest.
     pub head_lr: Option<f64>,
+    /// Learning rates of the linear probe, of which held-out samples choose one; empty: only `head_lr`.
+    pub probe_rates: Vec<f64>,
+    /// The global norm that gradients are clipped to.
+    pub max_grad_norm: Option<f64>,
+    /// A run whose loss or gradient stops being finite counts as a failure with no sample right, instead of ending the study.
+    pub count_derailed: bool,
     /// Learning rates of the rest that a sweep tries.
     pub rates: Vec<f64>,
     /// The learning rate without a sweep.
@@ -203,7 +234,7 @@ impl Recipe {
     /// Whether a method is part of the row of runs that begins with the linear probe or the zero-shot model.
     fn in_row(&self, method: Method) -> bool {
         match method {
-            Method::LinearProbe | Method::LpFt => self.head == Head::New,
+            Method::LinearProbe | Method::LpFt => self.head != Head::InCheckpoint,
             Method::ZeroShot | Method::FineTuning => self.head == Head::InCheckpoint,
             Method::WiseFt | Method::TpgmPostHoc => true,
             _ => false,
@@ -220,10 +251,12 @@ impl Recipe {
         for method in &self.methods {
             let fits = match self.head {
                 Head::New => *method != Method::ZeroShot,
+                Head::Probed => !matches!(method, Method::ZeroShot | Method::FineTuning),
                 Head::InCheckpoint => !matches!(method, Method::LinearProbe | Method::LpFt),
             };
             let why = match self.head {
                 Head::New => "needs a checkpoint that classifies already",
+                Head::Probed => "does not start from a linear probe, or is LP-FT if it does",
                 Head::InCheckpoint => "makes a new head, but the checkpoint has one",
             };
             ensure!(fits, "{} {why}", method.name());

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::{Lab, Method, Outcome, Outcomes, Setting, Task};
+use super::{Head, Lab, Method, Outcome, Outcomes, Setting, Task, paired, rates};
 use crate::files;
 use crate::plot::{Curve, Labels, Style, curves};
 use crate::table::{Table, with_deviation};
@@ -35,10 +35,28 @@ pub fn write<T: Task>(
     described: Described<'_>,
 ) -> Result<()> {
     let domains = lab.task.domains();
-    let accuracy = table(&outcomes.chosen, &domains, |outcome| &outcome.scores.accuracy);
+    let groups = lab.task.groups();
+    let accuracy = table(&outcomes.chosen, &domains, &groups, |outcome| &outcome.scores.accuracy);
     let mut tables = vec![("table", accuracy)];
     if outcomes.all.iter().any(|outcome| !outcome.scores.macro_f1.is_empty()) {
-        tables.push(("macro_f1", table(&outcomes.chosen, &domains, |outcome| &outcome.scores.macro_f1)));
+        tables.push((
+            "macro_f1",
+            table(&outcomes.chosen, &domains, &groups, |outcome| &outcome.scores.macro_f1),
+        ));
+    }
+    let measures = paired::measures(domains.len(), &groups);
+    let everything = outcomes.all.iter().chain(outcomes.chosen.iter().flat_map(|of| of.iter().skip(1)));
+    tables.push(("choices", choices(outcomes)));
+    tables.push(("rates", rates::table(&lab.recipe.methods, &everything.collect::<Vec<_>>(), &measures)));
+    let units = lab.task.units();
+    for (name, base) in [
+        (
+            "against_fine_tuning",
+            if lab.recipe.head == Head::Probed { Method::LpFt } else { Method::FineTuning },
+        ),
+        ("against_probe", Method::LinearProbe),
+    ] {
+        tables.extend(paired::table(&outcomes.chosen, base, &measures, &units).map(|table| (name, table)));
     }
     tables.push(("times", times(&outcomes.chosen)));
     for (name, table) in &tables {
@@ -49,10 +67,18 @@ pub fn write<T: Task>(
     let others: Vec<_> = outcomes.chosen.iter().flat_map(|outcomes| outcomes.iter().skip(1)).collect();
     files::write_json(&out.join("other_seeds.json"), &others)?;
     let methods = &lab.recipe.methods;
-    files::write(&out.join("frontier.svg"), frontier(methods, &outcomes.all, &outcomes.chosen, described)?)?;
+    let plot = |name: &str, domains: &[usize], ood: &str| {
+        let svg = frontier(methods, outcomes, domains, Described { ood, ..described })?;
+        files::write(&out.join(name), svg)
+    };
+    plot("frontier.svg", &(1..domains.len()).collect::<Vec<_>>(), described.ood)?;
+    for (name, domains) in &groups {
+        plot(&format!("frontier_{name}.svg"), domains, &format!("on {name}"))?;
+    }
     for chosen in &outcomes.chosen {
         let setting = chosen[0].setting;
-        if matches!(setting.method, Method::Tpgm | Method::Ftp) {
+        // A run whose outcome is from a record has no log.
+        if matches!(setting.method, Method::Tpgm | Method::Ftp) && lab.log(&setting).exists() {
             let name = setting.method.name().to_lowercase();
             for (kind, quantity) in [("radius", Quantity::Radius), ("ratio", Quantity::Ratio)] {
                 let plot = over_steps(&lab.log(&setting), setting.method, lab.task.head(), quantity)?;
@@ -66,10 +92,16 @@ pub fn write<T: Task>(
 }
 
 /// Methods x domains in percent. `chosen` has one outcome per seed for each method.
-fn table(chosen: &[Vec<Outcome>], domains: &[String], of: impl Fn(&Outcome) -> &[f64]) -> Table {
+fn table(
+    chosen: &[Vec<Outcome>],
+    domains: &[String],
+    groups: &[(String, Vec<usize>)],
+    of: impl Fn(&Outcome) -> &[f64],
+) -> Table {
     let mut table = Table::new(["method".to_owned(), "setting".to_owned()]);
     let names = domains.iter().enumerate();
     table.header.extend(names.map(|(n, name)| if n == 0 { format!("{name} (ID)") } else { name.clone() }));
+    table.header.extend(groups.iter().map(|(name, _)| format!("{name} mean")));
     table.header.extend(["OOD mean".to_owned(), "seconds".to_owned()]);
     for outcomes in chosen {
         let Some(first) = outcomes.first() else { continue };
@@ -79,6 +111,10 @@ fn table(chosen: &[Vec<Outcome>], domains: &[String], of: impl Fn(&Outcome) -> &
         };
         let mut row = vec![first.setting.method.name().to_owned(), setting(&first.setting)];
         row.extend((0..domains.len()).map(|domain| percent(&|shares| shares[domain])));
+        let mean = |shares: &[f64], of: &[usize]| {
+            super::mean(&of.iter().map(|domain| shares[*domain]).collect::<Vec<_>>())
+        };
+        row.extend(groups.iter().map(|(_, of)| percent(&|shares| mean(shares, of))));
         row.push(if domains.len() > 1 {
             percent(&|shares| super::mean(&shares[1..]))
         } else {
@@ -87,6 +123,24 @@ fn table(chosen: &[Vec<Outcome>], domains: &[String], of: impl Fn(&Outcome) -> &
         let seconds: f64 = outcomes.iter().map(|outcome| outcome.seconds).sum();
         row.push(format!("{:.0}", seconds / outcomes.len() as f64));
         table.rows.push(row);
+    }
+    table
+}
+
+/// How each method's setting was chosen: of how many, and how well it does on held-out samples.
+fn choices(outcomes: &Outcomes) -> Table {
+    let mut table = Table::new(["method", "setting", "settings tried", "held-out", "seeds"]);
+    for chosen in outcomes.chosen.iter().filter(|chosen| !chosen.is_empty()) {
+        let method = chosen[0].setting.method;
+        let tried = outcomes.all.iter().filter(|outcome| outcome.setting.method == method).count();
+        let shares = chosen.iter().map(|outcome| 100.0 * outcome.scores.choice).collect::<Vec<_>>();
+        table.rows.push(vec![
+            method.name().to_owned(),
+            setting(&chosen[0].setting),
+            tried.to_string(),
+            with_deviation(&shares, 1),
+            chosen.len().to_string(),
+        ]);
     }
     table
 }
@@ -116,26 +170,40 @@ fn setting(setting: &Setting) -> String {
     lr.into_iter().chain(strength).collect::<Vec<_>>().join("; ")
 }
 
-/// ID against OOD accuracy of all outcomes, a curve per method; the chosen ones are stressed.
+/// Accuracy in distribution against the mean over `domains`: a curve for each method and strength, along the learning rates;
+/// the chosen settings are stressed.
 fn frontier(
     methods: &[Method],
-    all: &[Outcome],
-    chosen: &[Vec<Outcome>],
+    outcomes: &Outcomes,
+    domains: &[usize],
     described: Described<'_>,
 ) -> Result<String> {
-    let point = |outcome: &Outcome| (100.0 * outcome.scores.id(), 100.0 * outcome.scores.ood());
+    let point = |outcome: &Outcome| {
+        let shifted: Vec<_> = domains.iter().map(|domain| outcome.scores.accuracy[*domain]).collect();
+        (100.0 * outcome.scores.id(), 100.0 * super::mean(&shifted))
+    };
     let mut plotted = Vec::new();
     for method in methods.iter().copied() {
-        let mut points: Vec<_> =
-            all.iter().filter(|outcome| outcome.setting.method == method).map(point).collect();
-        points.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
-        let of_method = |outcomes: &&Vec<Outcome>| outcomes[0].setting.method == method;
-        let chosen = chosen.iter().filter(|outcomes| !outcomes.is_empty()).find(of_method).map(|outcomes| {
+        let mut of_method: Vec<_> =
+            outcomes.all.iter().filter(|outcome| outcome.setting.method == method).collect();
+        let order = |outcome: &&Outcome| (outcome.setting.strength.unwrap_or(0.0), outcome.setting.lr);
+        of_method.sort_by(|a, b| order(a).partial_cmp(&order(b)).unwrap_or(std::cmp::Ordering::Equal));
+        let mut strengths: Vec<Vec<&Outcome>> = Vec::new();
+        for outcome in of_method {
+            match strengths.last_mut() {
+                Some(last) if last[0].setting.strength == outcome.setting.strength => last.push(outcome),
+                _ => strengths.push(vec![outcome]),
+            }
+        }
+        let chosen = outcomes.chosen.iter().filter(|outcomes| !outcomes.is_empty());
+        let chosen = chosen.clone().find(|outcomes| outcomes[0].setting.method == method).map(|outcomes| {
             let (x, y): (Vec<_>, Vec<_>) = outcomes.iter().map(point).unzip();
             (super::mean(&x), super::mean(&y))
         });
-        if !points.is_empty() || chosen.is_some() {
-            plotted.push(Curve { name: method.name().to_owned(), points, chosen });
+        let lines = strengths.into_iter().map(|of| of.into_iter().map(point).collect()).collect();
+        let lines: Vec<Vec<_>> = lines;
+        if !lines.is_empty() {
+            plotted.push(Curve { name: method.name().to_owned(), lines, chosen });
         }
     }
     let labels = Labels {
@@ -184,7 +252,7 @@ fn over_steps(log: &Path, method: Method, head: &str, quantity: Quantity) -> Res
         .into_iter()
         .map(|(name, points)| Curve {
             name: name.trim_end_matches(".weight").to_owned(),
-            points,
+            lines: vec![points],
             chosen: None,
         })
         .collect();

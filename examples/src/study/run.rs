@@ -1,5 +1,6 @@
 //! One training run: from a checkpoint to fine-tuned weights, with any constraint.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -31,6 +32,8 @@ pub enum Start {
     Pretrained,
     /// The whole, with the checkpoint as its anchor, and all of it is there.
     Whole,
+    /// As [`Start::Whole`], without a constraint of the head.
+    Probed,
 }
 
 /// Weights, and the model that reads them.
@@ -60,14 +63,21 @@ impl<M> Net<M> {
         let mut params = Params::open(checkpoint, device)?.seed(seed);
         params = match start {
             Start::Probe => params.head(&head).freeze("*"),
-            Start::Pretrained if recipe.head == Head::New => params.head(&head),
-            Start::Pretrained | Start::Whole => params,
+            Start::Pretrained if recipe.head != Head::InCheckpoint => params.head(&head),
+            Start::Pretrained | Start::Whole | Start::Probed => params,
         };
         for pattern in task.frozen() {
             params = params.freeze(*pattern);
         }
+        let mut group = Group::new(&head);
         if let Some(lr) = recipe.head_lr {
-            params = params.group(Group::new(&head).lr(lr));
+            group = group.lr(lr);
+        }
+        if start == Start::Probed {
+            group = group.excluded();
+        }
+        if group != Group::new(&head) {
+            params = params.group(group);
         }
         let dropout = DropoutRng::new(seed);
         let model = task
@@ -85,6 +95,8 @@ pub(super) struct Run<'a, T> {
     pub(super) device: &'a Device,
     pub(super) title: String,
     pub(super) start: Start,
+    /// What it is trained on.
+    pub(super) pool: Pool,
     /// The weights to start from, which are the anchors.
     pub(super) checkpoint: &'a Path,
     /// Where its checkpoints and logs go.
@@ -95,6 +107,18 @@ pub(super) struct Run<'a, T> {
     /// Of the head's initial weights, the order of the samples, and what is dropped out.
     pub(super) seed: u64,
 }
+
+/// A loss or a gradient that is no number: the run has derailed.
+#[derive(Debug)]
+pub(super) struct NotFinite(String);
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NotFinite {}
 
 /// How a run ended.
 pub(super) enum Ended<M> {
@@ -123,11 +147,14 @@ impl<T: Task> Run<'_, T> {
     pub(super) fn train(&self, progress: &Progress, stop: &Stop) -> Result<Ended<T::Model>> {
         let Recipe { steps, batch, radii_batch, warmup, lr_every, save_every, threads, .. } = *self.recipe;
         let net = Net::open(self.task, self.recipe, self.checkpoint, self.start, self.seed, self.device)?;
-        let mut optimizer = RobustOptimizer::builder(&net.params)
+        let mut builder = RobustOptimizer::builder(&net.params)
             .rule((self.recipe.rule)(self.lr))
             .constraint(self.constraint)
-            .threads(threads)
-            .build()?;
+            .threads(threads);
+        if let Some(norm) = self.recipe.max_grad_norm {
+            builder = builder.max_grad_norm(norm);
+        }
+        let mut optimizer = builder.build()?;
         let learns_radii = matches!(self.constraint, Constraint::Tpgm(_));
         if learns_radii {
             optimizer.set_projection(Projection::Defer); // every step is followed by an update, which projects
@@ -135,7 +162,7 @@ impl<T: Task> Run<'_, T> {
         let schedule = Schedule::cosine(self.lr, steps).warmup(warmup);
         let order = |pool, batch| DataOrder::new(self.task.samples(pool), batch, self.seed);
         let mut position = Position {
-            train: order(Pool::Train, batch)?,
+            train: order(self.pool, batch)?,
             radii: order(Pool::Radii, radii_batch)?,
             dropout: net.dropout.state(),
             times: StepTimes::default(),
@@ -168,7 +195,7 @@ impl<T: Task> Run<'_, T> {
                 Loader::new(scope, order, self.task.ahead(), make)
             };
             let mut batches = Batches {
-                train: loader(Pool::Train, train),
+                train: loader(self.pool, train),
                 radii: learns_radii.then(|| loader(Pool::Radii, radii.clone())),
             };
             let save = |optimizer: &RobustOptimizer, batches: &Batches<'_, T::Batch>, times: StepTimes| {
@@ -233,7 +260,7 @@ impl<T: Task> Run<'_, T> {
         let (loss, value) = times.time(Part::Forward, || {
             let loss = self.task.loss(model, &batch, Mode::Train)?;
             let value = loss.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
-            ensure!(value.is_finite(), "the loss is {value}");
+            ensure!(value.is_finite(), NotFinite(format!("the loss is {value}")));
             Ok((loss, value))
         })?;
         // A GPU works by itself: it is waited for, so that its work counts for the part that has asked for it.
@@ -243,7 +270,12 @@ impl<T: Task> Run<'_, T> {
             anyhow::Ok(grads)
         })?;
         times.time(Part::Step, || {
-            optimizer.step(&grads)?;
+            optimizer.step(&grads).map_err(|error| match tpgm_candle::Error::from(error) {
+                tpgm_candle::Error::Core(error @ tpgm_candle::core::Error::NonFiniteGradient { .. }) => {
+                    NotFinite(error.to_string()).into()
+                }
+                other => anyhow::Error::from(other),
+            })?;
             self.device.synchronize()?;
             anyhow::Ok(())
         })?;

@@ -116,6 +116,15 @@ impl Images {
         &self.pixels[position * BYTES..][..BYTES]
     }
 
+    /// These images, and after them others of the same classes.
+    pub(crate) fn with(&self, more: &Self) -> Self {
+        Self {
+            pixels: [&self.pixels[..], &more.pixels].concat(),
+            labels: [&self.labels[..], &more.labels].concat(),
+            classes: self.classes,
+        }
+    }
+
     /// Fails if nothing can be learned from these images.
     ///
     /// # Errors

@@ -194,6 +194,36 @@ impl ImageList {
         digest
     }
 
+    /// These images, and after them those of another list of the same classes.
+    #[must_use]
+    pub fn with(&self, more: &Self) -> Self {
+        Self {
+            paths: [&self.paths[..], &more.paths].concat(),
+            labels: [&self.labels[..], &more.labels].concat(),
+            ..self.clone()
+        }
+    }
+
+    /// The same images, any of whose classes may be predicted: for sets that have some of the classes by chance.
+    #[must_use]
+    pub fn of_any_class(self) -> Self {
+        Self { possible: None, ..self }
+    }
+
+    /// For each image a number of what it shows: images of one class whose files are called the same up to the first dot
+    /// show the same thing.
+    pub fn units(&self) -> Vec<u64> {
+        let unit = |(path, class): (&PathBuf, &u32)| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let stem = name.split('.').next().unwrap_or_default();
+            let mut digest = Digest::new("bytes");
+            digest.add(&class.to_le_bytes());
+            digest.add(stem.as_bytes());
+            digest.number()
+        };
+        self.paths.iter().zip(&self.labels).map(unit).collect()
+    }
+
     /// The images at some positions.
     #[must_use]
     pub fn select(&self, positions: &[usize]) -> Self {

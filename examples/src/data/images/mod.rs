@@ -10,7 +10,7 @@ pub use self::decode::decode;
 pub use self::find::{Source, parse_list};
 pub use self::list::ImageList;
 pub use self::preprocess::{PREPROCESSING_FILES, Preprocessing};
-pub use self::transform::{Augmentation, Resample, Transform};
+pub use self::transform::{Affine, Augmentation, Crop, Resample, Transform};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};

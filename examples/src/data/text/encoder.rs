@@ -142,6 +142,16 @@ impl TextSet {
         self.tokens.iter().map(Vec::len).sum()
     }
 
+    /// These texts, and after them those of another set of the same encoder.
+    #[must_use]
+    pub fn with(&self, more: &Self) -> Self {
+        Self {
+            tokens: [&self.tokens[..], &more.tokens].concat(),
+            labels: [&self.labels[..], &more.labels].concat(),
+            padding: self.padding,
+        }
+    }
+
     /// The texts at some positions.
     #[must_use]
     pub fn select(&self, positions: &[usize]) -> Self {
