@@ -15,6 +15,7 @@ mod norm;
 mod pool;
 mod product;
 mod rotary;
+mod soft_cross_entropy;
 mod softmax;
 mod storage;
 
@@ -30,4 +31,5 @@ pub use norm::{LayerNorm, RmsNorm, layer_norm, rms_norm};
 pub use pool::{MaxPool2d, max_pool2d};
 pub use product::{matmul, matmul_transposed};
 pub use rotary::{rope, rope_i};
+pub use soft_cross_entropy::{cross_entropy_soft, cross_entropy_soft_smoothed};
 pub use softmax::{log_softmax_last_dim, softmax_last_dim};

@@ -14,5 +14,6 @@ mod norm;
 mod pool;
 mod product;
 mod rotary;
+mod soft_cross_entropy;
 mod softmax;
 mod threads;
