@@ -22,6 +22,9 @@ mod optimizer;
 mod real_files;
 mod resume;
 mod schedule;
+#[cfg(feature = "search")]
+mod search;
+mod teacher;
 mod telemetry;
 mod tpgm;
 mod trajectories;
