@@ -19,6 +19,7 @@ pub fn fnv1a(name: &str) -> u64 {
 }
 
 /// Steele, Lea and Flood: Fast splittable pseudorandom number generators (OOPSLA 2014).
+#[derive(Debug, Clone)]
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {

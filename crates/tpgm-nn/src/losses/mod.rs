@@ -7,7 +7,7 @@
 //! | [`distillation`] | knowledge distillation, CaRot, GIFT |
 //! | [`entropy`], [`entropy_of_mistakes`] | Tent, FSTTA, AutoFT |
 //! | [`multi_margin`] | AutoFT |
-//! | [`energy_gap`] | Lipsum-FT |
+//! | [`energy_gap`], of [`RandomTexts`] | Lipsum-FT |
 //! | [`orthogonality`], [`cross_norm`] | CaRot |
 //!
 //! At inference, [`zero_shot_head`] and [`mixed_probabilities`] are DRM's two heads and their ensemble.
@@ -20,11 +20,13 @@ mod contrastive;
 mod distributions;
 mod mix;
 mod penalties;
+mod random_texts;
 mod zero_shot;
 
 pub use self::contrastive::{Contrastive, contrastive, same_text_targets};
 pub use self::distributions::{Divergence, distillation, entropy, entropy_of_mistakes, multi_margin};
 pub use self::mix::{CutMix, Mixed, Mixup, one_hot};
 pub use self::penalties::{cross_norm, energy_gap, orthogonality};
+pub use self::random_texts::RandomTexts;
 pub use self::zero_shot::{mixed_probabilities, zero_shot_head};
 pub use crate::layers::{cross_entropy_soft, cross_entropy_soft_smoothed};

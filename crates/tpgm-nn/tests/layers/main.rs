@@ -4,16 +4,20 @@
 
 mod activation;
 mod batch_norm;
+mod claims;
 mod conv;
 mod cross_entropy;
 mod dropout;
+mod golden;
 mod gradients;
 mod linear;
 mod losses;
 mod norm;
 mod pool;
 mod product;
+mod prompts;
 mod rotary;
 mod soft_cross_entropy;
 mod softmax;
+mod taps;
 mod threads;

@@ -8,6 +8,7 @@ use super::ClipResNetConfig;
 use crate::error::Result as OurResult;
 use crate::layers::{Dropout, DropoutRng, Linear, linear, relu};
 use crate::models::attention::Heads;
+use crate::models::hook::Hook;
 use crate::models::residual::{ConvNorm, Stages};
 
 #[derive(Debug, Clone)]
@@ -43,7 +44,7 @@ impl ClipResNet {
         })
     }
 
-    pub(super) fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+    pub(super) fn forward(&self, images: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
         let &Self { channels, image, .. } = self;
         if images.rank() != 4 || images.dims()[1..] != [channels, image, image] {
             let shape = images.dims();
@@ -55,7 +56,7 @@ impl ClipResNet {
         for layer in &self.stem {
             x = relu(&layer.forward(&x, train)?)?;
         }
-        self.pool.forward(&self.stages.forward(&x.avg_pool2d(2)?, train)?)
+        self.pool.forward(&self.stages.forward(&x.avg_pool2d(2)?, train, hook)?)
     }
 }
 
