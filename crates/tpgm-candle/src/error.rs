@@ -1,8 +1,8 @@
 //! The errors of all rooms in one.
 
 use crate::{
-    audit, checkpoint, data, distributed, engine, files, lora, memory, optim, params, teacher, telemetry,
-    weight_space,
+    adapt, audit, checkpoint, data, distributed, engine, files, lora, memory, optim, params, teacher,
+    telemetry, weight_space,
 };
 
 /// What can go wrong, for programs that use several parts of this crate.
@@ -55,6 +55,9 @@ pub enum Error {
     /// The order of training data.
     #[error(transparent)]
     Data(data::Error),
+    /// Adaptation at test time.
+    #[error(transparent)]
+    Adapt(adapt::Error),
     /// A teacher.
     #[error(transparent)]
     Teacher(teacher::Error),
@@ -107,6 +110,7 @@ gathered! {
     Lora(lora) below: Nn, Candle, Memory, Files, Params, WeightSpace;
     Checkpoint(checkpoint) below: Candle, Memory, Files, Params;
     Data(data) below: Core;
+    Adapt(adapt) below: Core, Candle, Memory, Params, Optim;
     Teacher(teacher) below: Core, Candle, Memory, Files, Params, Optim, WeightSpace;
     Telemetry(telemetry) below: Files;
 }

@@ -38,6 +38,7 @@
 //! | a frozen or averaged teacher to distill from | [`teacher`] |
 //! | to train on several devices | [`distributed`] |
 //! | to train low-rank factors | [`lora`] |
+//! | to adapt a model to unlabelled samples | [`adapt`] |
 //! | to merge, measure or project checkpoints | [`weight_space`] |
 //! | to save and resume | [`checkpoint`], [`DataOrder`] |
 //! | to search learning rates and weights of losses | `search`, with feature `search` |
@@ -51,6 +52,7 @@
 //! stream per thread (see [`RobustOptimizer`]). [`keep_freed_memory`] spares candle getting its memory anew in every step.
 //! With feature `nccl`, several GPUs train one model.
 
+pub mod adapt;
 pub mod audit;
 pub mod checkpoint;
 pub mod data;

@@ -3,48 +3,14 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use serde_json::Value;
 use tpgm_candle::core::Buffer;
 use tpgm_candle::teacher::{Momentum, Teacher};
 use tpgm_candle::{Anchor, Checkpoint, Checkpointer, Param, Params, TrainState};
 
 use crate::common::numbers;
-
-/// A case of `tests/reference/family`, whose layout its folder's cases share with those of `tpgm-nn`.
-struct Case {
-    settings: Value,
-    tensors: HashMap<String, Tensor>,
-    tolerance: f64,
-}
-
-impl Case {
-    fn load(name: &str, kind: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/family").join(name);
-        let json: Value =
-            serde_json::from_slice(&std::fs::read(path.with_extension("json")).unwrap()).unwrap();
-        let file = path.with_extension(format!("{kind}.safetensors"));
-        let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
-        Self {
-            settings: json["settings"].clone(),
-            tensors,
-            tolerance: if kind == "f64" { 1e-10 } else { 1e-3 },
-        }
-    }
-
-    fn number(&self, option: &str) -> f64 {
-        self.settings[option].as_f64().unwrap()
-    }
-}
-
-fn close(got: &Tensor, expected: &Tensor, tolerance: f64) {
-    assert_eq!(got.dims(), expected.dims());
-    for (got, expected) in numbers(got).into_iter().zip(numbers(expected)) {
-        assert!((got - expected).abs() <= tolerance * expected.abs().max(1e-3), "{got}, not {expected}");
-    }
-}
+use crate::family::{Case, close};
 
 #[test]
 fn the_average_is_carots() {
@@ -57,16 +23,16 @@ fn the_average_is_carots() {
             names.iter().map(|name| Var::from_tensor(start(name).unwrap()).unwrap()).collect();
         let params = names.iter().zip(&vars).map(|(name, var)| Param::new(*name, var.clone(), Anchor::None));
         let params = Params::from_params(params).unwrap();
-        let length = case.number("batches_per_epoch") * case.number("epochs");
+        let length = case.number("/batches_per_epoch") * case.number("/epochs");
         let momentum = Momentum::ramp(
-            case.number("momentum_start"),
-            case.number("momentum_end"),
-            length * case.number("momentum_warmup_share"),
+            case.number("/momentum_start"),
+            case.number("/momentum_end"),
+            length * case.number("/momentum_warmup_share"),
         );
-        let every = case.number("update_every") as u64;
+        let every = case.number("/update_every") as u64;
         let mut teacher = Teacher::average(&params, momentum, every).unwrap();
         let expected = numbers(&case.tensors["output/momentum"]);
-        for step in 0..case.number("steps") as usize {
+        for step in 0..case.number("/steps") as usize {
             for (name, var) in names.iter().zip(&vars) {
                 var.set(&case.tensors[&format!("input/student/{name}")].get(step).unwrap()).unwrap();
             }
