@@ -1,7 +1,7 @@
 //! Eigenvalues of small symmetric matrices.
 
-/// Eigenvalues and eigenvectors of a symmetric matrix by Jacobi's rotations (Golub and Van Loan, Matrix Computations, section 8.5):
-/// pairs in no order. For matrices of a few rows.
+/// Eigenvalues and eigenvectors of a symmetric matrix by Jacobi's rotations (Golub and Van Loan, Matrix Computations, section
+/// 8.5): pairs in no order. For matrices of a few rows.
 pub(super) fn symmetric(mut a: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
     const SWEEPS: usize = 60;
     let n = a.len();
@@ -24,18 +24,21 @@ pub(super) fn symmetric(mut a: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
                 for row in &mut a {
                     (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
                 }
-                for k in 0..n {
-                    (a[p][k], a[q][k]) = (c * a[p][k] - s * a[q][k], s * a[p][k] + c * a[q][k]);
-                }
+                turn(&mut a, p, q, c, s);
                 // Rows of `vectors` are eigenvectors.
-                for k in 0..n {
-                    let (x, y) = (vectors[p][k], vectors[q][k]);
-                    (vectors[p][k], vectors[q][k]) = (c * x - s * y, s * x + c * y);
-                }
+                turn(&mut vectors, p, q, c, s);
             }
         }
     }
     (0..n).map(|i| a[i][i]).zip(vectors).collect()
+}
+
+/// Rotates two rows, the first above the second.
+fn turn(rows: &mut [Vec<f64>], p: usize, q: usize, c: f64, s: f64) {
+    let (above, below) = rows.split_at_mut(q);
+    for (x, y) in above[p].iter_mut().zip(&mut below[0]) {
+        (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
+    }
 }
 
 #[cfg(test)]

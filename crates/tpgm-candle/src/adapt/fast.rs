@@ -59,6 +59,9 @@ pub struct Concordance {
     pub variance: f64,
 }
 
+/// Finds what the gradients of a tensor have in common.
+type Direction<'a> = Box<dyn FnMut(&[Vec<f64>]) -> tpgm_core::Result<Concordance> + 'a>;
+
 /// What [`FastWeights::step`] did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FastInfo {
@@ -79,7 +82,7 @@ pub struct FastWeights<'a> {
     params: Vec<Param>,
     optimizer: RobustOptimizer,
     options: FastOptions,
-    direction: Box<dyn FnMut(&[Vec<f64>]) -> tpgm_core::Result<Concordance> + 'a>,
+    direction: Direction<'a>,
     /// Of each parameter, the gradients since the last step.
     collected: Vec<Vec<Vec<f64>>>,
     variance: Option<f64>,
@@ -115,8 +118,8 @@ impl<'a> FastWeights<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoGradient`], what the direction returns, [`Error::Direction`], or as [`RobustOptimizer::step`]. The weights are as they
-    /// were then; the gradients of a step that was refused are forgotten.
+    /// [`Error::NoGradient`], what the direction returns, [`Error::Direction`], or as [`RobustOptimizer::step`]. The weights
+    /// are as they were then; the gradients of a step that was refused are forgotten.
     pub fn step(&mut self, logits: &Tensor) -> Result<FastInfo> {
         let loss = entropy(logits)?;
         let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;

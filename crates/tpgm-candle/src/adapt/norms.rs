@@ -5,12 +5,12 @@ use wildmatch::WildMatch;
 use super::error::{Error, Result};
 use crate::params::Params;
 
-/// How norms are called in the checkpoints of [`models`](crate::models): `layernorm_before`, `LayerNorm`, `ln_1`, `bn1`, torchvision's
-/// `downsample.1`, `norm1`, `input_layernorm`.
+/// How norms are called in the checkpoints of [`models`](crate::models): `layernorm_before`, `LayerNorm`, `ln_1`, `bn1`,
+/// torchvision's `downsample.1`, `norm1`, `input_layernorm`.
 const NORMS: [&str; 5] = ["*norm*", "*Norm*", "*ln_*", "*bn?.*", "*downsample.1.*"];
 
-/// The weights and biases of a model's norms, by the names that the usual checkpoints have: parameters of one dimension. They share the
-/// model's variables and anchors; groups are left behind.
+/// The weights and biases of a model's norms, by the names that the usual checkpoints have: parameters of one dimension. They
+/// share the model's variables and anchors; groups are left behind.
 ///
 /// # Errors
 ///

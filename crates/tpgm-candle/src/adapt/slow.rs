@@ -17,8 +17,8 @@ pub enum SlowDirection {
     /// As long as the mean way that the fast weights have gone: `U / |U| * |h|`. What the paper describes.
     #[default]
     Normalized,
-    /// `|U| / U * |h|`, element by element, as the published code has it. The smallest elements become the largest, and an element of
-    /// 0 infinite.
+    /// `|U| / U * |h|`, element by element, as the published code has it. The smallest elements become the largest, and an
+    /// element of 0 infinite.
     Reciprocal,
 }
 
@@ -43,9 +43,9 @@ impl Default for SlowOptions {
 }
 
 /// The gradient of the slow half of FSTTA (arXiv 2311.13209) for all weights as one vector: with
-/// `h = sum_n q^(N-n) (slow - state_n) / sum_n q^(N-n)`, and `U_j` the principal directions of the slow weights and the `N` states, of
-/// variances `v_j`, it is `sum_j v_j / |v| U_j`, each `U_j` of the length that [`SlowDirection`] says, and turned so that
-/// `<h, U_j>` is not below 0.
+/// `h = sum_n q^(N-n) (slow - state_n) / sum_n q^(N-n)`, and `U_j` the principal directions of the slow weights and the `N`
+/// states, of variances `v_j`, it is `sum_j v_j / |v| U_j`, each `U_j` of the length that [`SlowDirection`] says, and turned so
+/// that `<h, U_j>` is not below 0.
 ///
 /// `q` is the decay. Directions without variance are left out. Zero where nothing has moved. Panics never; states of another
 /// length than the slow weights are cut.
@@ -92,8 +92,8 @@ pub fn slow_gradient(slow: &[f64], states: &[Vec<f64>], decay: f64, direction: S
     gradient
 }
 
-/// The slow half of fast-slow test-time adaptation (FSTTA, ICML 2024, arXiv 2311.13209). After each sample the weights of the model, which
-/// are fast, are remembered; after [`SlowOptions::window`] samples the slow weights take a step of AdamW along
+/// The slow half of fast-slow test-time adaptation (FSTTA, ICML 2024, arXiv 2311.13209). After each sample the weights of the
+/// model, which are fast, are remembered; after [`SlowOptions::window`] samples the slow weights take a step of AdamW along
 /// [`slow_gradient`], and the model goes on from them.
 pub struct SlowWeights {
     params: Vec<Param>,

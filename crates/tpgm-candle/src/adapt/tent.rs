@@ -9,14 +9,14 @@ use super::norms::norms;
 use crate::optim::RobustOptimizer;
 use crate::params::Params;
 
-/// Test-time adaptation by entropy (Tent, Wang et al., ICLR 2021, arXiv 2006.10726): for each batch of the stream a step on the mean
-/// entropy of the predictions, over the weights and biases of the norms. Under a constraint, they stay near their anchors.
+/// Test-time adaptation by entropy (Tent, Wang et al., ICLR 2021, arXiv 2006.10726): for each batch of the stream a step on the
+/// mean entropy of the predictions, over the weights and biases of the norms. Under a constraint, they stay near their anchors.
 pub struct Tent {
     optimizer: RobustOptimizer,
 }
 
 impl Tent {
-    /// Over [`norms`] of `params`. The authors take Adam or SGD with momentum and a learning rate of 1e-3, or 2.5e-4 for ImageNet.
+    /// Over [`norms`] of `params`.
     ///
     /// # Errors
     ///

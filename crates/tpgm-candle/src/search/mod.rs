@@ -16,9 +16,9 @@
 //! # Ok::<(), tpgm_candle::Error>(())
 //! ```
 //!
-//! The sampler is a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011) by the crate `tpe`, one for each parameter, as
-//! AutoFT (arXiv 2401.10220) searches weights of losses. The first ten trials are random. Judge a trial on held-out data that is not
-//! reported afterwards.
+//! The sampler is a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011) by the crate `tpe`, one for each
+//! parameter, as AutoFT (arXiv 2401.10220) searches weights of losses. The first ten trials are random. Judge a trial on
+//! held-out data that is not reported afterwards.
 
 mod error;
 mod journal;
@@ -104,8 +104,8 @@ impl Record {
 
 /// A search for the values with the smallest loss. See [the module](self).
 ///
-/// The same seed, space and losses give the same trials, whether the study is stopped in between or not. Several trials may be under
-/// way at once.
+/// The same seed, space and losses give the same trials, whether the study is stopped in between or not. Several trials may be
+/// under way at once.
 #[derive(Debug)]
 pub struct Study {
     header: Header,
@@ -145,14 +145,14 @@ impl Study {
         })
     }
 
-    /// [`Study::new`] with a journal: a file with one line of JSON per trial that was told. If it is there, the study goes on after its
-    /// trials. A last line that is cut, as a program that was stopped leaves it, is dropped; [`Study::dropped`] says so. Trials
-    /// that were asked for and not told are forgotten.
+    /// [`Study::new`] with a journal: a file with one line of JSON per trial that was told. If it is there, the study goes on
+    /// after its trials. A last line that is cut, as a program that was stopped leaves it, is dropped; [`Study::dropped`] says
+    /// so. Trials that were asked for and not told are forgotten.
     ///
     /// # Errors
     ///
-    /// As [`Space::validate`], [`Error::Files`], or [`Error::Journal`] for the journal of another study or a damaged line; the file is
-    /// unchanged then.
+    /// As [`Space::validate`], [`Error::Files`], or [`Error::Journal`] for the journal of another study or a damaged line; the
+    /// file is unchanged then.
     pub fn open(path: impl AsRef<Path>, space: Space, seed: u64) -> Result<Self> {
         let mut study = Self::new(space, seed)?;
         let Opened { journal, records, dropped } = Journal::open(path.as_ref(), &study.header)?;
@@ -194,7 +194,8 @@ impl Study {
         self.end(trial, Some(kept(loss)))
     }
 
-    /// Tells that a trial gave no loss, for example because its training diverged. It is in the journal, and teaches the sampler nothing.
+    /// Tells that a trial gave no loss, for example because its training diverged. It is in the journal, and teaches the
+    /// sampler nothing.
     ///
     /// # Errors
     ///

@@ -24,8 +24,8 @@ impl Sampler {
         Ok(Self(space.ranges().iter().map(one).collect::<Result<_>>()?))
     }
 
-    /// Values for a trial. Random numbers depend on the seed, the trial and the parameter's name only, so a study that is resumed has
-    /// nothing to restore but its trials.
+    /// Values for a trial. Random numbers depend on the seed, the trial and the parameter's name only, so a study that is
+    /// resumed has nothing to restore but its trials.
     pub(super) fn suggest(
         &mut self,
         space: &Space,

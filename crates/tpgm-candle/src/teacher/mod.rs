@@ -70,9 +70,9 @@ enum Kind {
 }
 
 impl Teacher {
-    /// The pre-trained model: every parameter at its anchor, which is read where it is. Factors of LoRA are 0, so an adapted model
-    /// is the one without them. A parameter without an anchor, a new head, is the student's: compare features, or logits of a
-    /// zero-shot head.
+    /// The pre-trained model: every parameter at its anchor, which is read where it is. Factors of LoRA are 0, so an adapted
+    /// model is the one without them. A parameter without an anchor, a new head, is the student's: compare features, or logits
+    /// of a zero-shot head.
     ///
     /// # Errors
     ///
@@ -141,8 +141,8 @@ impl Teacher {
         Ok(Self { params: params.clone(), kind: Kind::Average { ema, momentum, every, steps: 0 } })
     }
 
-    /// Tells it that the student has taken a step: call it after each. Returns the momentum if the average has moved. The first call
-    /// is step 0, and moves it, as published. A frozen teacher does nothing.
+    /// Tells it that the student has taken a step: call it after each. Returns the momentum if the average has moved. The first
+    /// call is step 0, and moves it, as published. A frozen teacher does nothing.
     ///
     /// # Errors
     ///
@@ -201,8 +201,8 @@ impl Teacher {
         }
     }
 
-    /// What has to be saved, for [`TrainState::state`](crate::TrainState::state): averages under `tensor/ema`, and the steps. Empty
-    /// for a frozen teacher, which is in its file.
+    /// What has to be saved, for [`TrainState::state`](crate::TrainState::state): averages under `tensor/ema`, and the steps.
+    /// Empty for a frozen teacher, which is in its file.
     ///
     /// # Errors
     ///

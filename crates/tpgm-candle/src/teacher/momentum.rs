@@ -40,7 +40,8 @@ impl Momentum {
     ///
     /// # Errors
     ///
-    /// [`InvalidOption`](tpgm_core::Error::InvalidOption): a momentum outside `[0, 1]`, or a length that is negative or not finite.
+    /// [`InvalidOption`](tpgm_core::Error::InvalidOption): a momentum outside `[0, 1]`, or a length that is negative or not
+    /// finite.
     pub fn validate(&self) -> tpgm_core::Result<()> {
         for (option, value) in [("momentum at first", self.from), ("momentum at last", self.to)] {
             if !(0.0..=1.0).contains(&value) {

@@ -29,9 +29,9 @@ fn eigen(mut a: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
                     (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
                 }
                 for rows in [&mut a, &mut v] {
-                    for k in 0..n {
-                        (rows[p][k], rows[q][k]) =
-                            (c * rows[p][k] - s * rows[q][k], s * rows[p][k] + c * rows[q][k]);
+                    let (above, below) = rows.split_at_mut(q);
+                    for (x, y) in above[p].iter_mut().zip(&mut below[0]) {
+                        (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
                     }
                 }
             }

@@ -1,4 +1,5 @@
 //! Cases that published code computed, in `tests/reference/family`: inputs and outputs, in f64 and f32.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::path::Path;

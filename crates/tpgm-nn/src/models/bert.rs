@@ -109,8 +109,8 @@ impl Bert {
         self.forward_with(input, train, untouched)
     }
 
-    /// [`Bert::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch, length,
-    /// hidden size).
+    /// [`Bert::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch,
+    /// length, hidden size).
     ///
     /// # Errors
     ///

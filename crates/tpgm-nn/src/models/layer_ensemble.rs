@@ -18,14 +18,14 @@ pub enum Shares {
     Learned,
 }
 
-/// Adapting layers over a large pre-trained network and a small one trained from scratch (LEVI, arXiv 2402.04644, in our reading: the
-/// authors published no code):
+/// Adapting layers over a large pre-trained network and a small one trained from scratch (LEVI, arXiv 2402.04644, in our
+/// reading: the authors published no code):
 ///
 /// `logits = sum_l c_l A_l [h_l; s]`,
 ///
 /// with `h_l` the features of block `l` of the large network, `s` those of the small one, `A_l` a linear layer, and `c_l` the
-/// [`Shares`]. Whether the authors learn `c`, and whether they train every part on its own too, is not known; here the sum has one
-/// loss.
+/// [`Shares`]. Whether the authors learn `c`, and whether they train every part on its own too, is not known; here the sum has
+/// one loss.
 ///
 /// Its parameters are `adapters.0.weight` of shape (classes, features of `h_0` and of `s`), `adapters.0.bias` and so on, and
 /// `shares`. Features of blocks come from a hook ([hidden states](crate::models#hidden-states)), one vector per sample: of a

@@ -119,8 +119,8 @@ impl Llama {
         self.forward_with(ids, train, untouched)
     }
 
-    /// [`Llama::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch, length,
-    /// hidden size).
+    /// [`Llama::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch,
+    /// length, hidden size).
     ///
     /// # Errors
     ///

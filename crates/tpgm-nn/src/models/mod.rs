@@ -16,9 +16,9 @@
 //!
 //! # Hidden states
 //!
-//! Each encoder has a `forward_with` that takes a hook, `|layer, hidden| -> Result<Tensor>`. It is called with the hidden state in
-//! front of every block, `layer` from 0, and once more behind the last block, `layer` being their number; the model goes on with what
-//! it returns. So it can look at hidden states ([`LayerEnsemble`] is made of them) and change them
+//! Each encoder has a `forward_with` that takes a hook, `|layer, hidden| -> Result<Tensor>`. It is called with the hidden state
+//! in front of every block, `layer` from 0, and once more behind the last block, `layer` being their number; the model goes on
+//! with what it returns. So it can look at hidden states ([`LayerEnsemble`] is made of them) and change them
 //! ([`prompts`](crate::prompts)):
 //!
 //! ```

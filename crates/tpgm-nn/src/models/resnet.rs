@@ -178,8 +178,8 @@ impl ResNet {
         self.forward_with(images, train, untouched)
     }
 
-    /// [`ResNet::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch, channels,
-    /// height, width); blocks are counted through all stages.
+    /// [`ResNet::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch,
+    /// channels, height, width); blocks are counted through all stages.
     ///
     /// # Errors
     ///

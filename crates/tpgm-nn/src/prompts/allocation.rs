@@ -59,8 +59,8 @@ impl Choice {
     }
 }
 
-/// Thompson sampling: each block has a Beta distribution of how often a prompt helped there, and the block with the largest draw is
-/// taken (Thompson, 1933).
+/// Thompson sampling: each block has a Beta distribution of how often a prompt helped there, and the block with the largest
+/// draw is taken (Thompson, 1933).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Thompson {
     /// Rewards above 0, and others, of each block, plus one.

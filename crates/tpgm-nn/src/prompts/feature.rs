@@ -6,8 +6,9 @@ use candle_nn::{Init, VarBuilder};
 use crate::error::Result as OurResult;
 use crate::layers::{Linear, linear, matmul, shape_error, softmax_last_dim};
 
-/// A vector that is added to the features of every node (GPF, "Universal Prompt Tuning for Graph Neural Networks", NeurIPS 2023,
-/// arXiv 2209.15240): `x + p`. It goes to the embedded features, in front of the first layer; the network behind it may be frozen.
+/// A vector that is added to the features of every node (GPF, "Universal Prompt Tuning for Graph Neural Networks", NeurIPS
+/// 2023, arXiv 2209.15240): `x + p`. It goes to the embedded features, in front of the first layer; the network behind it may
+/// be frozen.
 ///
 /// Its parameter is `prompt`, of shape (1, width).
 #[derive(Debug, Clone)]
@@ -47,8 +48,8 @@ impl FeaturePrompt {
 
 /// A vector for every node, mixed from `K` (GPF-plus, arXiv 2209.15240): `x + sum_k softmax(A x + b)_k p_k`.
 ///
-/// Its parameters are `basis` of shape (K, width), and `score.weight` of shape (K, width) with `score.bias`. The authors take 5 to 20
-/// vectors.
+/// Its parameters are `basis` of shape (K, width), and `score.weight` of shape (K, width) with `score.bias`. The authors take 5
+/// to 20 vectors.
 #[derive(Debug, Clone)]
 pub struct FeaturePromptBasis {
     basis: Tensor,

@@ -61,13 +61,13 @@ pub struct Memory {
     pub value: f64,
 }
 
-/// Proximal policy optimization (Schulman et al., 2017, arXiv 1707.06347) over the blocks of a model, as in PRO-VPT's published code:
-/// actor and critic of two hidden layers with tanh, and per update, for each epoch,
+/// Proximal policy optimization (Schulman et al., 2017, arXiv 1707.06347) over the blocks of a model, as in PRO-VPT's published
+/// code: actor and critic of two hidden layers with tanh, and per update, for each epoch,
 ///
 /// `loss = mean(-min(r A, clip(r, 1 - c, 1 + c) A) + v (value - R)^2 - e entropy)`,
 ///
-/// with `R` the discounted rewards, standardized with the deviation of a sample (plus 1e-8), `A = R - old value`, and `r` the ratio of the
-/// new probability and the old one. Adam, a rate each for actor and critic.
+/// with `R` the discounted rewards, standardized with the deviation of a sample (plus 1e-8), `A = R - old value`, and `r` the
+/// ratio of the new probability and the old one. Adam, a rate each for actor and critic.
 #[derive(Debug)]
 pub struct Ppo {
     options: PpoOptions,
@@ -110,8 +110,8 @@ impl Mlp {
 }
 
 impl Ppo {
-    /// A policy over `layers` blocks. Its first weights depend on `seed` alone: uniform within one over the root of a layer's inputs, as
-    /// PyTorch's.
+    /// A policy over `layers` blocks. Its first weights depend on `seed` alone: uniform within one over the root of a layer's
+    /// inputs, as PyTorch's.
     ///
     /// # Errors
     ///
@@ -130,7 +130,8 @@ impl Ppo {
         })
     }
 
-    /// A policy with given weights, f64 or f32, by name and shape: `actor.0.weight` of shape (hidden, 3 layers) to `critic.4.bias`.
+    /// A policy with given weights, f64 or f32, by name and shape: `actor.0.weight` of shape (hidden, 3 layers) to
+    /// `critic.4.bias`.
     ///
     /// # Errors
     ///

@@ -23,16 +23,16 @@ pub struct Move {
     pub score: f64,
 }
 
-/// Iterative prompt relocation (PRO-VPT, arXiv 2503.06901). Once per epoch, before training, run the training data through the model
-/// without taking a step: [`Relocation::add`] for each batch, then [`Relocation::relocate`].
+/// Iterative prompt relocation (PRO-VPT, arXiv 2503.06901). Once per epoch, before training, run the training data through the
+/// model without taking a step: [`Relocation::add`] for each batch, then [`Relocation::relocate`].
 ///
 /// If the largest score is above 0, its prompt is idle: it is multiplied by 1e-3 and moved in front of the block that the
-/// [`Allocation`] chooses. What the allocation sees is, for every block, the sum of its scores, standardized over the blocks, the share
-/// of the other prompts that is there, and 1 if the prompt is there. One epoch later its reward is the loss before minus the loss now
-/// minus the score. Nothing is moved in the first epoch.
+/// [`Allocation`] chooses. What the allocation sees is, for every block, the sum of its scores, standardized over the blocks,
+/// the share of the other prompts that is there, and 1 if the prompt is there. One epoch later its reward is the loss before
+/// minus the loss now minus the score. Nothing is moved in the first epoch.
 ///
-/// The loss here is the mean over the batches, as scores are. The published code adds up losses divided by the batch size instead, of
-/// another scale than the score that it takes off.
+/// The loss here is the mean over the batches, as scores are. The published code adds up losses divided by the batch size
+/// instead, of another scale than the score that it takes off.
 #[derive(Debug)]
 pub struct Relocation {
     allocation: Allocation,
@@ -136,9 +136,9 @@ mod tests {
     fn states_are_what_they_say() {
         // Blocks 0 and 2 have prompts; the one asked about is the last of block 2.
         let state = state(3, &[0, 2, 2], &[0.5, 0.25, 1.25], 2);
-        let mean = 2.0 / 3.0;
-        let deviation =
-            ((((0.5 - mean) as f64).powi(2) + mean.powi(2) + (1.5f64 - mean).powi(2)) / 2.0).sqrt();
+        let mean: f64 = 2.0 / 3.0;
+        let square = |sum: f64| (sum - mean).powi(2);
+        let deviation = ((square(0.5) + square(0.0) + square(1.5)) / 2.0).sqrt();
         let expected = [
             (0.5 - mean) / deviation,
             -mean / deviation,

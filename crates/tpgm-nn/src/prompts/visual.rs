@@ -46,9 +46,9 @@ pub enum Placement {
     Placed(Vec<usize>),
 }
 
-/// Prompts of a vision transformer, behind its class token: visual prompt tuning, shallow and deep (VPT, Jia et al., ECCV 2022, arXiv
-/// 2203.12119), or each in front of a block of its own (PRO-VPT, arXiv 2503.06901), where [`Relocation`](super::Relocation) may move
-/// them.
+/// Prompts of a vision transformer, behind its class token: visual prompt tuning, shallow and deep (VPT, Jia et al., ECCV 2022,
+/// arXiv 2203.12119), or each in front of a block of its own (PRO-VPT, arXiv 2503.06901), where
+/// [`Relocation`](super::Relocation) may move them.
 ///
 /// They are one parameter, `prompts` of shape (prompts, width), and go into a model through its hook:
 ///
@@ -96,7 +96,8 @@ impl VisualPrompts {
         Ok(Self::with_prompts(shape, placement, &prompts)?)
     }
 
-    /// New prompts with the zero anchor, named `NAME.prompts`, of the type and on the device of the base weights. Their first values depend on `seed` and the name alone.
+    /// New prompts with the zero anchor, named `NAME.prompts`, of the type and on the device of the base weights. Their first
+    /// values depend on `seed` and the name alone.
     ///
     /// # Errors
     ///
@@ -165,8 +166,9 @@ impl VisualPrompts {
         }
     }
 
-    /// The hidden state in front of block `layer`, of shape (batch, tokens, width), with the prompts that it is to have behind its
-    /// first token, and without those of the block before. Behind the last block, `layer` being their number, there are none.
+    /// The hidden state in front of block `layer`, of shape (batch, tokens, width), with the prompts that it is to have behind
+    /// its first token, and without those of the block before. Behind the last block, `layer` being their number, there are
+    /// none.
     ///
     /// # Errors
     ///
@@ -204,8 +206,8 @@ impl VisualPrompts {
         Tensor::cat(&[&class, &prompts, &rest], 1)
     }
 
-    /// How much the loss would fall if each prompt were weakened: the gradient of the loss by its gate (PRO-VPT). A prompt with the
-    /// largest score above 0 is idle, or does harm.
+    /// How much the loss would fall if each prompt were weakened: the gradient of the loss by its gate (PRO-VPT). A prompt with
+    /// the largest score above 0 is idle, or does harm.
     ///
     /// # Errors
     ///

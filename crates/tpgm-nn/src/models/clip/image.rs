@@ -62,8 +62,8 @@ impl ClipImage {
         self.forward_with(images, train, untouched)
     }
 
-    /// [`ClipImage::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states of a transformer have the shape
-    /// (batch, tokens, hidden size), those of a ResNet (batch, channels, height, width).
+    /// [`ClipImage::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states of a transformer
+    /// have the shape (batch, tokens, hidden size), those of a ResNet (batch, channels, height, width).
     ///
     /// # Errors
     ///

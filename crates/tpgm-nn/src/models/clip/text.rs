@@ -61,8 +61,8 @@ impl ClipText {
         self.forward_with(ids, untouched)
     }
 
-    /// [`ClipText::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch, length,
-    /// hidden size).
+    /// [`ClipText::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape
+    /// (batch, length, hidden size).
     ///
     /// # Errors
     ///
