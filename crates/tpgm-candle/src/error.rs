@@ -1,7 +1,8 @@
 //! The errors of all rooms in one.
 
 use crate::{
-    audit, checkpoint, data, distributed, engine, files, lora, memory, optim, params, telemetry, weight_space,
+    adapt, audit, checkpoint, data, distributed, engine, files, lora, memory, optim, params, teacher,
+    telemetry, weight_space,
 };
 
 /// What can go wrong, for programs that use several parts of this crate.
@@ -54,6 +55,16 @@ pub enum Error {
     /// The order of training data.
     #[error(transparent)]
     Data(data::Error),
+    /// Adaptation at test time.
+    #[error(transparent)]
+    Adapt(adapt::Error),
+    /// A teacher.
+    #[error(transparent)]
+    Teacher(teacher::Error),
+    /// A search.
+    #[cfg(feature = "search")]
+    #[error(transparent)]
+    Search(crate::search::Error),
     /// A file of telemetry.
     #[error(transparent)]
     Telemetry(telemetry::Error),
@@ -99,5 +110,18 @@ gathered! {
     Lora(lora) below: Nn, Candle, Memory, Files, Params, WeightSpace;
     Checkpoint(checkpoint) below: Candle, Memory, Files, Params;
     Data(data) below: Core;
+    Adapt(adapt) below: Core, Candle, Memory, Params, Optim;
+    Teacher(teacher) below: Core, Candle, Memory, Files, Params, Optim, WeightSpace;
     Telemetry(telemetry) below: Files;
+}
+
+/// Not in the list above, because it is only there with its feature.
+#[cfg(feature = "search")]
+impl From<crate::search::Error> for Error {
+    fn from(error: crate::search::Error) -> Self {
+        match error {
+            crate::search::Error::Files(error) => error.into(),
+            error => Self::Search(error),
+        }
+    }
 }

@@ -35,10 +35,13 @@
 //! | a trainable BERT, ViT, ResNet, EfficientNet, MobileNet or CLIP | [`models`] |
 //! | to train | [`RobustOptimizer`], [`Schedule`], [`Ema`] |
 //! | to learn TPGM's radii on held-out data | [`Tpgm`] |
+//! | a frozen or averaged teacher to distill from | [`teacher`] |
 //! | to train on several devices | [`distributed`] |
 //! | to train low-rank factors | [`lora`] |
+//! | to adapt a model to unlabelled samples | [`adapt`] |
 //! | to merge, measure or project checkpoints | [`weight_space`] |
 //! | to save and resume | [`checkpoint`], [`DataOrder`] |
+//! | to search learning rates and weights of losses | `search`, with feature `search` |
 //! | to watch radii and ratios | [`telemetry`] |
 //!
 //! # Devices
@@ -49,6 +52,7 @@
 //! stream per thread (see [`RobustOptimizer`]). [`keep_freed_memory`] spares candle getting its memory anew in every step.
 //! With feature `nccl`, several GPUs train one model.
 
+pub mod adapt;
 pub mod audit;
 pub mod checkpoint;
 pub mod data;
@@ -61,6 +65,9 @@ pub mod memory;
 pub mod optim;
 pub mod params;
 mod room;
+#[cfg(feature = "search")]
+pub mod search;
+pub mod teacher;
 pub mod telemetry;
 pub mod weight_space;
 

@@ -172,6 +172,12 @@ pub enum Error {
         /// Its value.
         value: String,
     },
+    /// Prompts do not fit the model, or not what is asked of them.
+    #[error("prompts: {problem}")]
+    Prompts {
+        /// What is wrong.
+        problem: String,
+    },
     /// A LoRA layer was to be merged into its own base weight, so that its update would count twice.
     #[error(
         "module `{module}`: its update cannot be merged into its own base weight; use `merge`, or drop the adapter"

@@ -55,6 +55,7 @@
 //! | the same, composed of candle's operations | [`composed`] |
 //! | a trainable BERT, ViT, ResNet, EfficientNet, MobileNet, CLIP or Llama | [`models`] |
 //! | to train low-rank factors | [`lora`] |
+//! | to train prompts | [`prompts`] |
 //! | to write a layer of your own | [`dtype`] |
 //! | random numbers that stay the same in every release | [`random`] |
 
@@ -64,6 +65,7 @@ mod layers;
 pub mod lora;
 pub mod losses;
 pub mod models;
+pub mod prompts;
 pub mod random;
 
 pub use self::error::{Error, Result};

@@ -19,6 +19,7 @@ pub fn fnv1a(name: &str) -> u64 {
 }
 
 /// Steele, Lea and Flood: Fast splittable pseudorandom number generators (OOPSLA 2014).
+#[derive(Debug, Clone)]
 pub struct SplitMix64(u64);
 
 impl SplitMix64 {
@@ -62,6 +63,32 @@ impl SplitMix64 {
         let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
+
+    /// A number of the Beta distribution with parameters `a` and `b`, both above 0: of two Gamma variables, the share of the first.
+    /// Their logarithms are compared, so that parameters near 0 give 0 and 1, not 0 / 0.
+    pub fn beta(&mut self, a: f64, b: f64) -> f64 {
+        let (x, y) = (self.log_gamma_variable(a), self.log_gamma_variable(b));
+        1.0 / (1.0 + (y - x).exp())
+    }
+
+    /// The logarithm of a number of the Gamma distribution (Marsaglia and Tsang: A simple method for generating gamma variables,
+    /// 2000); below shape 1 by their relation to shape + 1.
+    fn log_gamma_variable(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            let boost = (1.0 - self.uniform()).ln() / shape;
+            return boost + self.log_gamma_variable(shape + 1.0);
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = self.normal();
+            let v = (1.0 + c * x).powi(3);
+            let u = 1.0 - self.uniform();
+            if v > 0.0 && u.ln() < 0.5 * x * x + d * (1.0 - v + v.ln()) {
+                return d.ln() + v.ln();
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -83,6 +110,23 @@ mod tests {
                 16_408_922_859_458_223_821,
             ]
         );
+    }
+
+    #[test]
+    fn moments_of_beta_variables() {
+        let mut random = SplitMix64::new(5);
+        for (a, b) in [(0.2, 0.2), (1.0, 1.0), (2.0, 5.0), (30.0, 3.0), (0.5, 4.0)] {
+            const N: f64 = 40_000.0;
+            let xs: Vec<f64> = (0..N as usize).map(|_| random.beta(a, b)).collect();
+            let mean = xs.iter().sum::<f64>() / N;
+            let variance = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / N;
+            let sum: f64 = a + b;
+            let expected = (a / sum, a * b / (sum * sum * (sum + 1.0)));
+            // Five standard errors of the mean; the variance within 5 %.
+            assert!((mean - expected.0).abs() < 5.0 * (expected.1 / N).sqrt(), "{a} {b}: mean {mean}");
+            assert!((variance / expected.1 - 1.0).abs() < 0.05, "{a} {b}: variance {variance}");
+        }
+        assert!((0..1000).all(|_| (0.0..=1.0).contains(&random.beta(1e-3, 1e-3))));
     }
 
     /// Published test value of the 64-bit FNV-1a hash.

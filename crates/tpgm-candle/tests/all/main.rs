@@ -1,6 +1,7 @@
 //! The tests of this crate in one program, because each program links all of candle. What counts the memory of the process or
 //! kills processes is a program of its own.
 
+mod adapt;
 mod audit;
 mod checkpoint;
 mod checkpoint_files;
@@ -10,6 +11,7 @@ mod distributed;
 mod drop_in;
 mod ema;
 mod errors;
+mod family;
 mod files;
 mod left_out;
 mod loading;
@@ -19,9 +21,13 @@ mod models;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod optimizer;
+mod prompts;
 mod real_files;
 mod resume;
 mod schedule;
+#[cfg(feature = "search")]
+mod search;
+mod teacher;
 mod telemetry;
 mod tpgm;
 mod trajectories;

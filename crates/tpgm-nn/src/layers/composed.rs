@@ -86,6 +86,25 @@ pub fn cross_entropy(logits: &Tensor, labels: &Tensor, smoothing: f64) -> Result
     ((of_label * (1.0 - smoothing))? + of_all)? / -(rows as f64)
 }
 
+/// [`cross_entropy_soft_smoothed`](super::cross_entropy_soft_smoothed) of logits and targets of shape (rows, classes), targets
+/// in the type that is computed in.
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor, smoothing: f64) -> Result<Tensor> {
+    let (rows, classes) = logits.dims2()?;
+    let log_p = log_softmax_last_dim(&widened(logits)?)?;
+    // Where the target is 0 the logarithm may be minus infinity.
+    let wanted = targets.ne(0.0)?.where_cond(&log_p, &log_p.zeros_like()?)?;
+    let of_targets = (wanted * targets)?.sum_all()?;
+    if smoothing == 0.0 {
+        return of_targets / -(rows as f64);
+    }
+    let of_all = (log_p.sum_all()? * (smoothing / classes as f64))?;
+    ((of_targets * (1.0 - smoothing))? + of_all)? / -(rows as f64)
+}
+
 /// [`rope`](super::rope).
 ///
 /// # Errors

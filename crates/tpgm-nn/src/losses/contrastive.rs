@@ -2,9 +2,9 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::distributions::{cross_entropy_soft, option};
+use super::distributions::option;
 use crate::layers::composed::widened;
-use crate::layers::{cross_entropy_smoothed, matmul_transposed, shape_error};
+use crate::layers::{cross_entropy_smoothed, cross_entropy_soft, matmul_transposed, shape_error};
 
 const OP: &str = "contrastive loss";
 

@@ -5,7 +5,7 @@ use candle_core::{D, Result, Tensor};
 use crate::dtype::cast;
 use crate::error::Error;
 use crate::layers::composed::widened;
-use crate::layers::{checked_labels, log_softmax_last_dim, shape_error};
+use crate::layers::{checked_labels, cross_entropy_soft, log_softmax_last_dim, shape_error};
 
 /// Logits as rows of a type that sums are taken in, and their logarithms of softmax.
 fn log_probabilities(op: &'static str, logits: &Tensor) -> Result<Tensor> {
@@ -29,24 +29,6 @@ pub(super) fn option(
 fn mean_dot(p: &Tensor, q: &Tensor) -> Result<Tensor> {
     let rows = p.dim(0)?;
     (p * q)?.sum_all()? / rows as f64
-}
-
-/// Cross-entropy of logits against target distributions: the mean over the rows of `-sum_j target_j ln softmax(logits)_j`.
-///
-/// `logits` and `targets`: shape (..., classes). Rows of `targets` usually sum to 1; they need not. No gradient reaches the
-/// targets: they are a teacher's, or data.
-///
-/// # Errors
-///
-/// If the shapes differ, or there is nothing to average over.
-pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    const OP: &str = "soft-target cross-entropy";
-    if logits.dims() != targets.dims() {
-        return Err(shape_error(OP, "logits and targets must have one shape", &[logits, targets]));
-    }
-    let log_p = log_probabilities(OP, logits)?;
-    let targets = cast(&targets.detach().reshape(log_p.shape())?, log_p.dtype())?;
-    mean_dot(&targets, &log_p)?.neg()
 }
 
 /// What [`distillation`] measures between the teacher's distribution `p` and the student's `q`, both at the temperature.
@@ -83,12 +65,18 @@ pub fn distillation(
     if !(temperature > 0.0 && temperature.is_finite()) {
         return Err(option(OP, "temperature", temperature, "finite and above 0"));
     }
-    let log_q = log_probabilities(OP, &(student / temperature)?)?;
-    let log_p = cast(&log_probabilities(OP, &(teacher.detach() / temperature)?)?.detach(), log_q.dtype())?;
+    // Logarithms of the teacher's have no graph: it is detached.
+    let log_p = log_probabilities(OP, &(widened(&teacher.detach())? / temperature)?)?;
+    let student = (widened(student)?.reshape(log_p.shape())? / temperature)?;
+    let log_p = cast(&log_p, student.dtype())?;
+    let cross = || cross_entropy_soft(&student, &log_p.exp()?);
     let loss = match divergence {
-        Divergence::CrossEntropy => mean_dot(&log_p.exp()?, &log_q)?.neg()?,
-        Divergence::ForwardKl => mean_dot(&log_p.exp()?, &(&log_p - &log_q)?)?,
-        Divergence::ReverseKl => mean_dot(&log_q.exp()?, &(&log_q - &log_p)?)?,
+        Divergence::CrossEntropy => cross()?,
+        Divergence::ForwardKl => (cross()? + mean_dot(&log_p.exp()?, &log_p)?)?,
+        Divergence::ReverseKl => {
+            let log_q = log_probabilities(OP, &student)?;
+            mean_dot(&log_q.exp()?, &(&log_q - &log_p)?)?
+        }
     };
     loss * (temperature * temperature)
 }

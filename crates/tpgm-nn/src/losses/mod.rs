@@ -3,12 +3,14 @@
 //! | loss | used by |
 //! |---|---|
 //! | [`contrastive`] (symmetric InfoNCE), also of pairs that share a text ([`same_text_targets`]) | FLYP, CaRot, ARF, AutoFT, GIFT |
-//! | [`cross_entropy_soft`] | GIFT, mixup, DRM |
+//! | [`cross_entropy_soft`] | GIFT, [`Mixup`], [`CutMix`], DRM |
 //! | [`distillation`] | knowledge distillation, CaRot, GIFT |
 //! | [`entropy`], [`entropy_of_mistakes`] | Tent, FSTTA, AutoFT |
 //! | [`multi_margin`] | AutoFT |
-//! | [`energy_gap`] | Lipsum-FT |
+//! | [`energy_gap`], of [`RandomTexts`] | Lipsum-FT |
 //! | [`orthogonality`], [`cross_norm`] | CaRot |
+//!
+//! At inference, [`zero_shot_head`] and [`mixed_probabilities`] are DRM's two heads and their ensemble.
 //!
 //! Each is a mean over the rows of a batch unless it says otherwise, a scalar, computed in the type of its operands (half
 //! precision in f32, and the scalar is then f32). They are made of logarithms of softmax, so gaps between logits that would
@@ -16,10 +18,15 @@
 
 mod contrastive;
 mod distributions;
+mod mix;
 mod penalties;
+mod random_texts;
+mod zero_shot;
 
 pub use self::contrastive::{Contrastive, contrastive, same_text_targets};
-pub use self::distributions::{
-    Divergence, cross_entropy_soft, distillation, entropy, entropy_of_mistakes, multi_margin,
-};
+pub use self::distributions::{Divergence, distillation, entropy, entropy_of_mistakes, multi_margin};
+pub use self::mix::{CutMix, Mixed, Mixup, one_hot};
 pub use self::penalties::{cross_norm, energy_gap, orthogonality};
+pub use self::random_texts::RandomTexts;
+pub use self::zero_shot::{mixed_probabilities, zero_shot_head};
+pub use crate::layers::{cross_entropy_soft, cross_entropy_soft_smoothed};

@@ -28,6 +28,7 @@ pub use self::config::{BertConfig, BertFamily};
 use self::names::BertNames;
 use super::Activation;
 use super::attention::{Attention, Heads, forbidden};
+use super::hook::{tapped_in_place, untouched};
 use super::ids::checked;
 use crate::error::Result as OurResult;
 use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
@@ -105,6 +106,21 @@ impl Bert {
     /// Sequences longer than [`BertConfig::max_length`], a token outside the vocabulary, segments that the model does not
     /// have, or wrong shapes.
     pub fn forward(&self, input: &BertInput, train: bool) -> Result<Tensor> {
+        self.forward_with(input, train, untouched)
+    }
+
+    /// [`Bert::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch,
+    /// length, hidden size).
+    ///
+    /// # Errors
+    ///
+    /// As [`Bert::forward`], what the hook returns, or a hook that changes more than numbers.
+    pub fn forward_with(
+        &self,
+        input: &BertInput,
+        train: bool,
+        mut hook: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let BertInput { ids, segments, mask } = input;
         let (_, length) = ids.dims2()?;
         let longest = self.config.max_length();
@@ -131,10 +147,11 @@ impl Bert {
         let x = x.broadcast_add(&self.positions.forward(&positions)?)?;
         let mut x = self.dropout.forward_t(&self.norm.forward(&x)?, train)?;
         let mask = additive_mask(mask, x.dtype())?;
-        for block in &self.blocks {
-            x = block.forward(&x, &mask, train)?;
+        const WHY: &str = "each token has a position and a place in the mask";
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&tapped_in_place(&mut hook, i, x, WHY)?, &mask, train)?;
         }
-        Ok(x)
+        tapped_in_place(&mut hook, self.blocks.len(), x, WHY)
     }
 
     /// Positions that broadcast to (batch, length).

@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use super::attention::check_heads;
 use super::block::{Block, BlockNames, BlockParts, BlockShape};
 use super::config::{check_sizes, full_name};
+use super::hook::{Hook, tapped};
 use crate::error::{Error, Result as OurResult};
 use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm};
 
@@ -125,16 +126,16 @@ impl ImageTransformer {
     }
 
     /// Token vectors after the last norm, of shape (batch, 1 + registers + patches, size), in this order.
-    pub(super) fn tokens(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.last_norm.forward(&self.encode(images, train)?)
+    pub(super) fn tokens(&self, images: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
+        self.last_norm.forward(&self.encode(images, train, hook)?)
     }
 
     /// The class token after the last norm, of shape (batch, size).
-    pub(super) fn class_token(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.last_norm.forward(&self.encode(images, train)?.narrow(1, 0, 1)?.squeeze(1)?)
+    pub(super) fn class_token(&self, images: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
+        self.last_norm.forward(&self.encode(images, train, hook)?.narrow(1, 0, 1)?.squeeze(1)?)
     }
 
-    fn encode(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+    fn encode(&self, images: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
         let patches = self.patches(images)?;
         let (batch, count, size) = patches.dims3()?;
         let class_token = self.class_token.reshape((1, 1, size))?;
@@ -164,10 +165,10 @@ impl ImageTransformer {
         if let Some(norm) = &self.first_norm {
             x = norm.forward(&x)?;
         }
-        for block in &self.blocks {
-            x = block.forward(&x, None, train)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&tapped(hook, i, x)?, None, train)?;
         }
-        Ok(x)
+        tapped(hook, self.blocks.len(), x)
     }
 
     /// The convolution over patches side by side, as one matrix product; (batch, patches, size).

@@ -24,6 +24,7 @@ use candle_nn::{Embedding, VarBuilder, embedding};
 
 use self::config::Rotary;
 pub use self::config::{Family, LlamaConfig, RopeScaling};
+use super::hook::{Hook, tapped_in_place, untouched};
 use super::ids::checked;
 use crate::error::Result as OurResult;
 use crate::layers::{
@@ -115,7 +116,22 @@ impl Llama {
     ///
     /// Sequences longer than the model takes, a token outside the vocabulary, or wrong shapes.
     pub fn forward(&self, ids: &Tensor, train: bool) -> Result<Tensor> {
-        self.head.forward_t(&self.vectors(ids, train)?, train)
+        self.forward_with(ids, train, untouched)
+    }
+
+    /// [`Llama::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch,
+    /// length, hidden size).
+    ///
+    /// # Errors
+    ///
+    /// As [`Llama::forward`], what the hook returns, or a hook that changes more than numbers.
+    pub fn forward_with(
+        &self,
+        ids: &Tensor,
+        train: bool,
+        mut hook: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.head.forward_t(&self.vectors(ids, train, &mut hook)?, train)
     }
 
     /// Mean cross-entropy, in nats per token, of the tokens of `ids` that count, each predicted from those before it.
@@ -141,7 +157,8 @@ impl Llama {
             candle_core::bail!("no token of the batch counts: nothing can be predicted")
         }
         // The last token predicts nothing, and nothing sees it.
-        let x = self.vectors(&ids.narrow(1, 0, before)?.contiguous()?, train)?.flatten_to(1)?;
+        let x =
+            self.vectors(&ids.narrow(1, 0, before)?.contiguous()?, train, &mut untouched)?.flatten_to(1)?;
         let labels = next(ids)?;
         let (x, labels) = if rows.len() == counted.len() {
             (x, labels)
@@ -153,7 +170,7 @@ impl Llama {
     }
 
     /// What the head sees, of shape (batch, length, hidden size).
-    fn vectors(&self, ids: &Tensor, train: bool) -> Result<Tensor> {
+    fn vectors(&self, ids: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
         let (_, length) = ids.dims2()?;
         if length > self.max_length {
             candle_core::bail!("sequences have {length} tokens, the model takes up to {}", self.max_length)
@@ -162,10 +179,11 @@ impl Llama {
         let mut x = self.words.forward(ids)?;
         let [cos, sin] = self.rotary.tables(length, x.dtype(), x.device())?;
         let place = Place { cos, sin, mask: causal_mask(length, x.dtype(), x.device())? };
-        for block in &self.blocks {
-            x = block.forward(&x, &place, train)?;
+        const WHY: &str = "each token has a position and a place in the mask";
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&tapped_in_place(hook, i, x, WHY)?, &place, train)?;
         }
-        self.norm.forward(&x)
+        self.norm.forward(&tapped_in_place(hook, self.blocks.len(), x, WHY)?)
     }
 }
 

@@ -14,6 +14,29 @@
 //!
 //! A configuration says which model it is of: `from_file` reads `model_type`, and another model than these is an error that
 //! names it. What changes the result and is not supported is an error too, in the configuration or in the checkpoint.
+//!
+//! # Hidden states
+//!
+//! Each encoder has a `forward_with` that takes a hook, `|layer, hidden| -> Result<Tensor>`. It is called with the hidden state
+//! in front of every block, `layer` from 0, and once more behind the last block, `layer` being their number; the model goes on
+//! with what it returns. So it can look at hidden states ([`LayerEnsemble`] is made of them) and change them
+//! ([`prompts`](crate::prompts)):
+//!
+//! ```
+//! # use candle_core::{DType, Device, Tensor};
+//! # use candle_nn::{VarBuilder, VarMap};
+//! # use tpgm_nn::models::resnet::{ResNet, ResNetConfig};
+//! # let (vars, config) = (VarMap::new(), ResNetConfig { width: 4, layers: [1; 4], ..ResNetConfig::resnet18() });
+//! # let model = ResNet::new(&config, VarBuilder::from_varmap(&vars, DType::F32, &Device::Cpu))?;
+//! let images = Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?;
+//! let mut seen = Vec::new();
+//! model.forward_with(&images, false, |layer, hidden| {
+//!     seen.push((layer, hidden.dim(1)?));
+//!     Ok(hidden)
+//! })?;
+//! assert_eq!(seen, [(0, 4), (1, 4), (2, 8), (3, 16), (4, 32)]); // channels
+//! # Ok::<(), tpgm_nn::Error>(())
+//! ```
 
 pub mod bert;
 pub mod clip;
@@ -26,8 +49,11 @@ mod activation;
 mod attention;
 mod block;
 mod config;
+mod hook;
 mod ids;
 mod image;
+mod layer_ensemble;
 mod residual;
 
 pub use activation::Activation;
+pub use layer_ensemble::{LayerEnsemble, Shares};

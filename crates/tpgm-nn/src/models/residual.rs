@@ -4,6 +4,7 @@ use candle_core::{ModuleT, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
+use super::hook::{Hook, tapped_in_place};
 use crate::layers::{
     ConvActivation, ConvBlock, ConvNorm, Shortcut, Statistics, batch_norm, conv2d_no_bias, relu,
 };
@@ -96,8 +97,13 @@ impl Stages {
     }
 
     /// Maps (batch, width, height, width of the image) to (batch, [`StagesShape::outputs`], an eighth, an eighth).
-    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.blocks.iter().try_fold(x.clone(), |x, block| block.forward(&x, train))
+    pub(super) fn forward(&self, x: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
+        const WHY: &str = "convolutions have no tokens";
+        let mut x = x.clone();
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&tapped_in_place(hook, i, x, WHY)?, train)?;
+        }
+        tapped_in_place(hook, self.blocks.len(), x, WHY)
     }
 }
 

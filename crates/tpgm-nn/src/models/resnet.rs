@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::{Kind, check_sizes, in_file};
+use super::hook::untouched;
 pub use super::residual::ResNetBlock;
 use super::residual::{Halving, Stages, StagesShape, conv_norm};
 use crate::error::{Error, Result as OurResult};
@@ -181,6 +182,21 @@ impl ResNet {
     ///
     /// Images of other channels than the model's, or as [`BatchNorm`](crate::BatchNorm) while training.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_with(images, train, untouched)
+    }
+
+    /// [`ResNet::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch,
+    /// channels, height, width); blocks are counted through all stages.
+    ///
+    /// # Errors
+    ///
+    /// As [`ResNet::forward`], what the hook returns, or a hook that changes more than numbers.
+    pub fn forward_with(
+        &self,
+        images: &Tensor,
+        train: bool,
+        mut hook: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         if images.rank() != 4 || images.dim(1)? != self.channels {
             let (shape, channels) = (images.dims(), self.channels);
             candle_core::bail!(
@@ -189,7 +205,7 @@ impl ResNet {
         }
         let x = self.stem.forward_t(images, train)?;
         let x = MaxPool2d::new((3, 3), (2, 2)).padding((1, 1)).forward(&x)?;
-        global_avg_pool(&self.stages.forward(&x, train)?)
+        global_avg_pool(&self.stages.forward(&x, train, &mut hook)?)
     }
 }
 
@@ -212,6 +228,11 @@ impl ResNetClassifier {
             encoder: ResNet::new(config, vb.clone())?,
             head: linear(config.features(), classes, vb.pp("fc"))?,
         })
+    }
+
+    /// The encoder.
+    pub fn encoder(&self) -> &ResNet {
+        &self.encoder
     }
 
     /// What the head sees: see [`ResNet::forward`].

@@ -30,6 +30,7 @@ use candle_nn::VarBuilder;
 
 pub use self::config::VitConfig;
 pub use self::names::VitLayout;
+use super::hook::untouched;
 use super::image::ImageTransformer;
 use crate::error::Result as OurResult;
 use crate::layers::{DropoutRng, Linear, linear};
@@ -75,7 +76,22 @@ impl Vit {
     ///
     /// Images of another size than the model's.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.transformer.class_token(images, train)
+        self.forward_with(images, train, untouched)
+    }
+
+    /// [`Vit::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch, tokens,
+    /// hidden size); prompts may be among their tokens, behind the first one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vit::forward`], what the hook returns, or a hook that changes more than the number of tokens.
+    pub fn forward_with(
+        &self,
+        images: &Tensor,
+        train: bool,
+        mut hook: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        self.transformer.class_token(images, train, &mut hook)
     }
 
     /// All tokens after the last norm, of shape (batch, 1 + registers + patches, hidden size): the class token, register
@@ -85,7 +101,7 @@ impl Vit {
     ///
     /// As [`Vit::forward`].
     pub fn tokens(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.transformer.tokens(images, train)
+        self.transformer.tokens(images, train, &mut untouched)
     }
 }
 
@@ -112,6 +128,11 @@ impl VitClassifier {
             encoder: Vit::with_layout(config, layout, dropout, encoder)?,
             head: linear(config.hidden_size, classes, vb.pp(layout.head()))?,
         })
+    }
+
+    /// The encoder.
+    pub fn encoder(&self) -> &Vit {
+        &self.encoder
     }
 
     /// What the head sees, of shape (batch, hidden size): see [`Vit::forward`].

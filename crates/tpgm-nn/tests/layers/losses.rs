@@ -1,126 +1,16 @@
 //! Losses against numbers and gradients that the authors' published code computed, and what they refuse.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use serde_json::Value;
 use tpgm_nn::losses::{
-    Divergence, contrastive, cross_entropy_soft, cross_norm, distillation, energy_gap, entropy,
-    entropy_of_mistakes, multi_margin, orthogonality, same_text_targets,
+    CutMix, Divergence, Mixup, contrastive, cross_entropy_soft, cross_norm, distillation, energy_gap,
+    entropy, entropy_of_mistakes, mixed_probabilities, multi_margin, one_hot, orthogonality,
+    same_text_targets, zero_shot_head,
 };
+use tpgm_nn::random::SplitMix64;
 use tpgm_nn::{cross_entropy, cross_entropy_smoothed};
 
+use crate::golden::{Case, golden};
 use crate::gradients::message;
-
-/// A case in one element type: inputs, and what must come out.
-struct Case {
-    name: String,
-    settings: Value,
-    tensors: BTreeMap<String, Tensor>,
-    vars: BTreeMap<String, Var>,
-    tolerance: f64,
-}
-
-type Outputs = Vec<(&'static str, Tensor)>;
-
-impl Case {
-    fn load(path: &Path, kind: &str, tolerance: f64) -> Self {
-        let text = std::fs::read_to_string(path).unwrap();
-        let description: Value = serde_json::from_str(&text).unwrap();
-        let file = path.with_extension(format!("{kind}.safetensors"));
-        let tensors: BTreeMap<_, _> =
-            candle_core::safetensors::load(file, &Device::Cpu).unwrap().into_iter().collect();
-        let differentiated =
-            |name: &str| tensors.keys().any(|key| key.starts_with("grad/") && key.ends_with(name));
-        let vars = tensors
-            .iter()
-            .filter_map(|(key, tensor)| Some((key.strip_prefix("input/")?, tensor)))
-            .filter(|(name, _)| differentiated(&format!("/{name}")))
-            .map(|(name, tensor)| (name.to_owned(), Var::from_tensor(tensor).unwrap()))
-            .collect();
-        let name = format!("{} in {kind}", path.with_extension("").display());
-        Self { name, settings: description["settings"].clone(), tensors, vars, tolerance }
-    }
-
-    fn input(&self, name: &str) -> Tensor {
-        match self.vars.get(name) {
-            Some(var) => var.as_tensor().clone(),
-            None => self.tensors.get(&format!("input/{name}")).unwrap_or_else(|| panic!("{name}")).clone(),
-        }
-    }
-
-    fn number(&self, option: &str) -> f64 {
-        self.settings
-            .pointer(option)
-            .and_then(Value::as_f64)
-            .unwrap_or_else(|| panic!("{}: {option}", self.name))
-    }
-
-    fn close(&self, what: &str, got: &Tensor, expected: &Tensor) {
-        assert_eq!(got.dims(), expected.dims(), "{}: {what}", self.name);
-        let numbers =
-            |x: &Tensor| x.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        for (got, expected) in numbers(got).into_iter().zip(numbers(expected)) {
-            let off = (got - expected).abs() / expected.abs().max(1e-3);
-            assert!(off <= self.tolerance, "{}: {what} is {got}, not {expected}", self.name);
-        }
-    }
-
-    /// Every output of the file that `outputs` has, with all of its gradients. Returns how many numbers were compared.
-    fn check(&self, outputs: &Outputs) {
-        for (output, value) in outputs {
-            let expected = self.tensors.get(&format!("output/{output}"));
-            self.close(output, value, expected.unwrap_or_else(|| panic!("{}: {output}", self.name)));
-            let prefix = format!("grad/{output}/");
-            let cotangent = self.tensors.get(&format!("cotangent/{output}"));
-            let scalar = match cotangent {
-                Some(cotangent) => (value * cotangent).unwrap().sum_all().unwrap(),
-                None => value.clone(),
-            };
-            if !self.tensors.keys().any(|key| key.starts_with(&prefix)) {
-                continue;
-            }
-            let grads = scalar.backward().unwrap();
-            for (name, var) in &self.vars {
-                let got = grads.get(var);
-                match (self.tensors.get(&format!("{prefix}{name}")), got) {
-                    (Some(expected), Some(got)) => {
-                        self.close(&format!("gradient of {output} by {name}"), got, expected)
-                    }
-                    (Some(expected), None) => {
-                        let zero = expected.zeros_like().unwrap();
-                        self.close(&format!("gradient of {output} by {name}"), &zero, expected);
-                    }
-                    (None, Some(got)) => self.close(
-                        &format!("gradient of {output} by {name}"),
-                        got,
-                        &got.zeros_like().unwrap(),
-                    ),
-                    (None, None) => {}
-                }
-            }
-        }
-    }
-}
-
-/// Runs `outputs` over all cases of a folder, in both types.
-fn golden(folder: &str, cases: usize, outputs: impl Fn(&Case) -> Result<Outputs>) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/family").join(folder);
-    let files: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
-        .collect();
-    assert_eq!(files.len(), cases, "{}", folder.display());
-    for file in files {
-        // The limits that the cases were published with.
-        for (kind, tolerance) in [("f64", 1e-10), ("f32", 1e-3)] {
-            let case = Case::load(&file, kind, tolerance);
-            case.check(&outputs(&case).unwrap());
-        }
-    }
-}
 
 #[test]
 fn carot() {
@@ -201,10 +91,7 @@ fn smoothing_and_mixed_labels() {
         let share = case.number("/mixup_lambda");
         let smoothed = cross_entropy_smoothed(&logits, &labels, case.number("/label_smoothing"))?;
         // Mixed labels are soft targets.
-        let one_hot = |labels: &Tensor| {
-            let classes = Tensor::arange(0i64, logits.dim(1)? as i64, &Device::Cpu)?;
-            labels.unsqueeze(1)?.broadcast_eq(&classes.unsqueeze(0)?)?.to_dtype(logits.dtype())
-        };
+        let one_hot = |labels: &Tensor| one_hot(labels, logits.dim(1)?, logits.dtype());
         let targets = ((one_hot(&labels)? * share)? + (one_hot(&others)? * (1.0 - share))?)?;
         Ok(vec![("smoothed", smoothed), ("mixup", cross_entropy_soft(&logits, &targets)?)])
     });
@@ -240,11 +127,13 @@ fn gift() {
 
         let which = case.input("pair_labels");
         let texts = case.input("pair_texts").index_select(&which, 0)?;
-        let (image, text) = model.features(case, "pair_images", &texts)?;
-        let pairs = contrastive(&image, &text, &model.logit_scale.exp()?, 0.0)?;
-        let (image, text) = previous.features(case, "pair_images", &texts)?;
-        let teacher = contrastive(&image, &text, &previous.logit_scale.exp()?, 0.0)?.logits;
         let (temperature, flag) = (case.number("/temperature"), |name: &str| case.settings[name] == true);
+        let (image, text) = model.features(case, "pair_images", &texts)?;
+        let (old_image, old_text) = previous.features(case, "pair_images", &texts)?;
+        let teacher = contrastive(&old_image, &old_text, &previous.logit_scale.exp()?, 0.0)?.logits;
+        // Where only images are distilled, the student is asked about the teacher's texts.
+        let text = if flag("image_only") { old_text.detach() } else { text };
+        let pairs = contrastive(&image, &text, &model.logit_scale.exp()?, 0.0)?;
         let divergence = if flag("reverse_kl") { Divergence::ReverseKl } else { Divergence::CrossEntropy };
         let targets = same_text_targets(&which, image.dtype(), smoothing)?;
         let one = |turned: bool| -> Result<(Tensor, Tensor)> {
@@ -255,10 +144,6 @@ fn gift() {
         let ((distilled, matched), (other_distilled, other_matched)) = (one(false)?, one(true)?);
         let (distilled, matched) = ((distilled + other_distilled)?, (matched + other_matched)?);
         let mut outputs = vec![("cross_entropy", task)];
-        if flag("image_only") {
-            // Of other logits, which the case does not describe.
-            return Ok(outputs);
-        }
         if case.number("/distillation") > 0.0 {
             outputs.push(("distillation", (distilled * case.number("/distillation"))?));
         }
@@ -266,6 +151,18 @@ fn gift() {
             outputs.push(("matching", (matched * case.number("/matching"))?));
         }
         Ok(outputs)
+    });
+}
+
+#[test]
+fn drm_inference() {
+    golden("drm_inference", 1, |case| {
+        let scale = case.input("logit_scale").exp()?;
+        let concept = zero_shot_head(&case.input("concept_text"), &scale)?;
+        let basic = zero_shot_head(&case.input("class_text"), &scale)?;
+        let image = unit(&case.input("image"))?;
+        let probability = mixed_probabilities(&image, &basic, &concept, case.number("/beta"))?;
+        Ok(vec![("concept_head", concept), ("class_head", basic), ("probability", probability)])
     });
 }
 
@@ -351,7 +248,21 @@ fn what_does_not_fit_is_named() {
     let none = Tensor::zeros((0, 3), DType::F32, &Device::Cpu).unwrap();
     let labels = Tensor::new(&[0u32, 5], &Device::Cpu).unwrap();
     let scale = Tensor::new(1f32, &Device::Cpu).unwrap();
+    let random = || SplitMix64::new(0);
+    let images = Tensor::zeros((2, 1, 4, 4), DType::F32, &Device::Cpu).unwrap();
     for (error, expected) in [
+        (message(Mixup { alpha: 0.0 }.mix(&images, &a, &mut random())), "mixup: alpha is 0, but must be"),
+        (
+            message(Mixup { alpha: 1.0 }.mix(&images, &labels, &mut random())),
+            "mixup: targets must have the shape (batch, classes)",
+        ),
+        (message(CutMix { alpha: f64::NAN }.mix(&images, &a, &mut random())), "CutMix: alpha is NaN"),
+        (message(CutMix { alpha: 1.0 }.mix(&a, &a, &mut random())), "CutMix: images must have the shape"),
+        (message(one_hot(&labels, 3, DType::F32)), "one-hot labels: the label of row 1 is 5"),
+        (message(zero_shot_head(&scale, &scale)), "zero-shot head: embeddings must have the shape"),
+        (message(zero_shot_head(&a, &a)), "zero-shot head: the scale must be one number"),
+        (message(mixed_probabilities(&a, &b, &b, 0.5)), "mixed probabilities: heads must have one shape"),
+        (message(mixed_probabilities(&a, &a, &a, 1.5)), "mixed probabilities: share is 1.5"),
         (
             message(cross_entropy_soft(&a, &b)),
             "soft-target cross-entropy: logits and targets must have one shape; got [[2, 3], [2, 4]]",

@@ -4,17 +4,22 @@
 
 mod activation;
 mod batch_norm;
+mod claims;
 mod conv;
 mod conv_norm;
 mod cross_entropy;
 mod dropout;
+mod golden;
 mod gradients;
 mod linear;
 mod losses;
 mod norm;
 mod pool;
 mod product;
+mod prompts;
 mod rotary;
+mod soft_cross_entropy;
 mod softmax;
 mod squeeze;
+mod taps;
 mod threads;

@@ -8,6 +8,7 @@ use super::resnet::ClipResNet;
 use super::{ClipConfig, ClipImageConfig, ClipLayout};
 use crate::error::{Error, Result as OurResult};
 use crate::layers::{DropoutRng, Linear};
+use crate::models::hook::untouched;
 use crate::models::image::ImageTransformer;
 
 /// The image tower: an embedding per image.
@@ -58,11 +59,26 @@ impl ClipImage {
     ///
     /// Images of another size than the model's, or as [`BatchNorm`](crate::BatchNorm) while training.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_with(images, train, untouched)
+    }
+
+    /// [`ClipImage::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states of a transformer
+    /// have the shape (batch, tokens, hidden size), those of a ResNet (batch, channels, height, width).
+    ///
+    /// # Errors
+    ///
+    /// As [`ClipImage::forward`], what the hook returns, or a hook that changes more than the number of tokens of a transformer.
+    pub fn forward_with(
+        &self,
+        images: &Tensor,
+        train: bool,
+        mut hook: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         match &self.tower {
             Tower::Vit { transformer, projection } => {
-                projection.forward(&transformer.class_token(images, train)?)
+                projection.forward(&transformer.class_token(images, train, &mut hook)?)
             }
-            Tower::ResNet(resnet) => resnet.forward(images, train),
+            Tower::ResNet(resnet) => resnet.forward(images, train, &mut hook),
         }
     }
 }

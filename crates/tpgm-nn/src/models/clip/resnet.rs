@@ -8,6 +8,7 @@ use super::ClipResNetConfig;
 use crate::error::Result as OurResult;
 use crate::layers::{ConvActivation, ConvBlock, Dropout, DropoutRng, Linear, Shortcut, linear};
 use crate::models::attention::Heads;
+use crate::models::hook::Hook;
 use crate::models::residual::{Stages, conv_norm};
 
 #[derive(Debug, Clone)]
@@ -47,7 +48,7 @@ impl ClipResNet {
         })
     }
 
-    pub(super) fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+    pub(super) fn forward(&self, images: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
         let &Self { channels, image, .. } = self;
         if images.rank() != 4 || images.dims()[1..] != [channels, image, image] {
             let shape = images.dims();
@@ -56,7 +57,7 @@ impl ClipResNet {
             )
         }
         let x = self.stem.forward_t(images, train)?;
-        self.pool.forward(&self.stages.forward(&x.avg_pool2d(2)?, train)?)
+        self.pool.forward(&self.stages.forward(&x.avg_pool2d(2)?, train, hook)?)
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::Result as OurResult;
 use crate::layers::{DropoutRng, LayerNorm, Linear, layer_norm};
 use crate::models::attention::causal_mask;
 use crate::models::block::{Block, BlockParts};
+use crate::models::hook::{tapped_in_place, untouched};
 use crate::models::ids::checked;
 
 /// The text tower: an embedding per text, from token ids.
@@ -57,6 +58,20 @@ impl ClipText {
     ///
     /// Texts longer than the position embeddings, a token outside the vocabulary, a text without end, or a wrong shape.
     pub fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        self.forward_with(ids, untouched)
+    }
+
+    /// [`ClipText::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape
+    /// (batch, length, hidden size).
+    ///
+    /// # Errors
+    ///
+    /// As [`ClipText::forward`], what the hook returns, or a hook that changes more than numbers.
+    pub fn forward_with(
+        &self,
+        ids: &Tensor,
+        mut hook: impl FnMut(usize, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let (batch, length) = ids.dims2()?;
         let longest = self.positions.dim(0)?;
         if length > longest {
@@ -66,9 +81,11 @@ impl ClipText {
         let positions = self.positions.narrow(0, 0, length)?;
         let mut x = self.tokens.forward(ids)?.broadcast_add(&positions)?;
         let mask = causal_mask(length, x.dtype(), x.device())?;
-        for block in &self.blocks {
-            x = block.forward(&x, Some(&mask), false)?;
+        const WHY: &str = "each token has one of the position embeddings and a place in the mask";
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&tapped_in_place(&mut hook, i, x, WHY)?, Some(&mask), false)?;
         }
+        let x = tapped_in_place(&mut hook, self.blocks.len(), x, WHY)?;
         // Norm and projection look at each token alone, so those of the ends suffice.
         let ends = Tensor::from_vec(ends, batch, x.device())?;
         let x = x.flatten(0, 1)?.index_select(&ends, 0)?;

@@ -1,0 +1,186 @@
+//! Slow weights: they follow where the fast ones have gone.
+
+use candle_core::{DType, Tensor};
+use serde::{Deserialize, Serialize};
+use tpgm_core::{AdamW, Constraint};
+
+use super::eigen;
+use super::error::Result;
+use crate::memory::cast;
+use crate::optim::RobustOptimizer;
+use crate::params::{Param, Params};
+
+/// How long a principal direction of the fast weights is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlowDirection {
+    /// As long as the mean way that the fast weights have gone: `U / |U| * |h|`. What the paper describes.
+    #[default]
+    Normalized,
+    /// `|U| / U * |h|`, element by element, as the published code has it. The smallest elements become the largest, and an
+    /// element of 0 infinite.
+    Reciprocal,
+}
+
+/// Options of [`SlowWeights`]. The defaults are FSTTA's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SlowOptions {
+    /// Samples per step, at least 1.
+    pub window: usize,
+    /// What an earlier sample counts, as a share of the next one; above 0.
+    pub decay: f64,
+    /// Learning rate of AdamW.
+    pub lr: f64,
+    /// How long directions are.
+    pub direction: SlowDirection,
+}
+
+impl Default for SlowOptions {
+    fn default() -> Self {
+        Self { window: 4, decay: 0.1, lr: 1e-3, direction: SlowDirection::Normalized }
+    }
+}
+
+/// The gradient of the slow half of FSTTA (arXiv 2311.13209) for all weights as one vector: with
+/// `h = sum_n q^(N-n) (slow - state_n) / sum_n q^(N-n)`, and `U_j` the principal directions of the slow weights and the `N`
+/// states, of variances `v_j`, it is `sum_j v_j / |v| U_j`, each `U_j` of the length that [`SlowDirection`] says, and turned so
+/// that `<h, U_j>` is not below 0.
+///
+/// `q` is the decay. Directions without variance are left out. Zero where nothing has moved. Panics never; states of another
+/// length than the slow weights are cut.
+pub fn slow_gradient(slow: &[f64], states: &[Vec<f64>], decay: f64, direction: SlowDirection) -> Vec<f64> {
+    let (n, len) = (states.len(), slow.len());
+    let shares: Vec<f64> = (0..n).map(|i| decay.powi((n - 1 - i) as i32)).collect();
+    let all: f64 = shares.iter().sum();
+    let mut way = vec![0.0; len];
+    for (share, state) in shares.iter().zip(states) {
+        for ((way, slow), state) in way.iter_mut().zip(slow).zip(state) {
+            *way += share / all * (slow - state);
+        }
+    }
+    let points: Vec<&[f64]> = std::iter::once(slow).chain(states.iter().map(Vec::as_slice)).collect();
+    let mean: Vec<f64> = (0..len)
+        .map(|i| {
+            points.iter().map(|point| point.get(i).copied().unwrap_or_default()).sum::<f64>()
+                / points.len() as f64
+        })
+        .collect();
+    let centered: Vec<Vec<f64>> =
+        points.iter().map(|point| point.iter().zip(&mean).map(|(x, mean)| x - mean).collect()).collect();
+    let scale = 1.0 / (len as f64 - 1.0).max(1.0);
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let covariance = centered.iter().map(|a| centered.iter().map(|b| dot(a, b) * scale).collect()).collect();
+    let pairs = eigen::symmetric(covariance);
+    let largest = pairs.iter().map(|(value, _)| *value).fold(0.0, f64::max);
+    let length = dot(&way, &way).sqrt();
+    let total = pairs.iter().map(|(value, _)| value * value).sum::<f64>().sqrt();
+    let mut gradient = vec![0.0; len];
+    // One direction at least has none: the points are centered. What is left of it is rounding.
+    for (value, vector) in pairs.iter().filter(|(value, _)| *value > 1e-13 * largest) {
+        let mut axis = vec![0.0; len];
+        for (weight, row) in vector.iter().zip(&centered) {
+            axis.iter_mut().zip(row).for_each(|(axis, x)| *axis += weight * x);
+        }
+        let norm = dot(&axis, &axis).sqrt();
+        for x in &mut axis {
+            *x = length * if direction == SlowDirection::Normalized { *x / norm } else { norm / *x };
+        }
+        let turn = if dot(&way, &axis) > 0.0 { 1.0 } else { -1.0 };
+        gradient.iter_mut().zip(&axis).for_each(|(sum, x)| *sum += turn * value / total * x);
+    }
+    gradient
+}
+
+/// The slow half of fast-slow test-time adaptation (FSTTA, ICML 2024, arXiv 2311.13209). After each sample the weights of the
+/// model, which are fast, are remembered; after [`SlowOptions::window`] samples the slow weights take a step of AdamW along
+/// [`slow_gradient`], and the model goes on from them.
+pub struct SlowWeights {
+    params: Vec<Param>,
+    optimizer: RobustOptimizer,
+    options: SlowOptions,
+    slow: Vec<Tensor>,
+    states: Vec<Vec<f64>>,
+}
+
+impl SlowWeights {
+    /// Starts at what `params` hold now: those that the fast half changes.
+    ///
+    /// # Errors
+    ///
+    /// An option outside its range, or as [`RobustOptimizer::new`].
+    pub fn new(params: &Params, options: SlowOptions, constraint: impl Into<Constraint>) -> Result<Self> {
+        let invalid = |option, value, requirement| {
+            Err(tpgm_core::Error::InvalidOption { option, value, requirement }.into())
+        };
+        if options.window == 0 {
+            return invalid("SlowOptions::window", 0.0, "at least 1");
+        }
+        if !(options.decay > 0.0 && options.decay.is_finite()) {
+            return invalid("SlowOptions::decay", options.decay, "finite and above 0");
+        }
+        let all = params.all();
+        Ok(Self {
+            optimizer: RobustOptimizer::new(params, AdamW::default().lr(options.lr), constraint)?,
+            slow: snapshot(&all)?,
+            params: all,
+            options,
+            states: Vec::new(),
+        })
+    }
+
+    /// Ends a sample. True if the slow weights have taken a step, and the model has them now.
+    ///
+    /// # Errors
+    ///
+    /// As [`RobustOptimizer::step`], for example for a direction that is not finite; the model has its fast weights then, and the
+    /// window begins anew.
+    pub fn end_sample(&mut self) -> Result<bool> {
+        let fast = snapshot(&self.params)?;
+        self.states.push(flat(&fast)?);
+        if self.states.len() < self.options.window {
+            return Ok(false);
+        }
+        let states = std::mem::take(&mut self.states);
+        let SlowOptions { decay, direction, .. } = self.options;
+        let gradient = slow_gradient(&flat(&self.slow)?, &states, decay, direction);
+        if let Err(error) = self.step(&gradient) {
+            put(&self.params, &fast)?;
+            return Err(error);
+        }
+        self.slow = snapshot(&self.params)?;
+        Ok(true)
+    }
+
+    fn step(&mut self, gradient: &[f64]) -> Result<()> {
+        put(&self.params, &self.slow)?;
+        // A store of gradients comes only from a backward pass.
+        let mut grads = Tensor::zeros((), DType::F32, &candle_core::Device::Cpu)?.backward()?;
+        let mut rest = gradient;
+        for param in &self.params {
+            let var = param.var();
+            let (own, others) = rest.split_at(var.elem_count());
+            rest = others;
+            let own = Tensor::from_slice(own, var.shape(), &candle_core::Device::Cpu)?;
+            grads.insert(var, cast(&own, var.dtype())?.to_device(var.device())?);
+        }
+        self.optimizer.step(&grads)?;
+        Ok(())
+    }
+}
+
+fn snapshot(params: &[Param]) -> Result<Vec<Tensor>> {
+    Ok(params.iter().map(|param| param.var().detach().copy()).collect::<candle_core::Result<_>>()?)
+}
+
+fn put(params: &[Param], values: &[Tensor]) -> Result<()> {
+    params.iter().zip(values).try_for_each(|(param, value)| Ok(param.var().set(value)?))
+}
+
+fn flat(tensors: &[Tensor]) -> Result<Vec<f64>> {
+    let mut all = Vec::new();
+    for tensor in tensors {
+        all.extend(tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?);
+    }
+    Ok(all)
+}

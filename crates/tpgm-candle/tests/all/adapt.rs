@@ -1,0 +1,303 @@
+//! Adaptation at test time: against what published code computed, and what it promises.
+#![allow(clippy::unwrap_used)]
+
+use candle_core::{DType, Device, Module, Tensor, Var};
+use tpgm_candle::adapt::{
+    Concordance, FastOptions, FastWeights, SlowDirection, SlowOptions, SlowWeights, Tent, norms, select,
+    slow_gradient,
+};
+use tpgm_candle::nn::LayerNorm;
+use tpgm_candle::{AdamW, Anchor, Constraint, FixedRadius, Param, Params};
+
+use crate::common::numbers;
+use crate::family::{Case, close_to_largest};
+
+/// Eigenvalues and eigenvectors of a symmetric matrix, by rotations.
+fn eigen(mut a: Vec<Vec<f64>>) -> Vec<(f64, Vec<f64>)> {
+    let n = a.len();
+    let mut v: Vec<Vec<f64>> =
+        (0..n).map(|i| (0..n).map(|j| f64::from(u8::from(i == j))).collect()).collect();
+    for _ in 0..100 {
+        for p in 0..n {
+            for q in p + 1..n {
+                if a[p][q].abs() < 1e-300 {
+                    continue;
+                }
+                let angle = 0.5 * (2.0 * a[p][q]).atan2(a[q][q] - a[p][p]);
+                let (s, c) = angle.sin_cos();
+                for row in &mut a {
+                    (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
+                }
+                for rows in [&mut a, &mut v] {
+                    let (above, below) = rows.split_at_mut(q);
+                    for (x, y) in above[p].iter_mut().zip(&mut below[0]) {
+                        (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
+                    }
+                }
+            }
+        }
+    }
+    (0..n).map(|i| (a[i][i], v[i].clone())).collect()
+}
+
+/// FSTTA's direction by its definition, from the covariance of the gradients.
+fn concordant(gradients: &[Vec<f64>]) -> tpgm_candle::core::Result<Concordance> {
+    let (m, d) = (gradients.len() as f64, gradients[0].len());
+    let mean: Vec<f64> = (0..d).map(|i| gradients.iter().map(|g| g[i]).sum::<f64>() / m).collect();
+    let entry = |i: usize, j: usize| {
+        gradients.iter().map(|g| (g[i] - mean[i]) * (g[j] - mean[j])).sum::<f64>() / (m - 1.0)
+    };
+    let covariance: Vec<Vec<f64>> = (0..d).map(|i| (0..d).map(|j| entry(i, j)).collect()).collect();
+    let variance = (0..d).map(|i| covariance[i][i]).sum();
+    let mut gradient = vec![0.0; d];
+    for (value, vector) in eigen(covariance) {
+        let along: f64 = mean.iter().zip(&vector).map(|(a, b)| a * b).sum();
+        gradient.iter_mut().zip(&vector).for_each(|(g, u)| *g += along / value.max(1e-6) * u);
+    }
+    Ok(Concordance { gradient, variance })
+}
+
+#[test]
+fn fast_weights_are_those_of_fstta() {
+    for case in ["base", "changing_rate"] {
+        for (kind, tolerance) in [("f64", 1e-8), ("f32", 5e-3)] {
+            let case = Case::load(&format!("fstta_fast/{case}"), kind);
+            let var =
+                |name: &str| Var::from_tensor(case.input(&format!("weight/layer_norm.{name}"))).unwrap();
+            let (weight, bias) = (var("weight"), var("bias"));
+            let params = Params::from_params([
+                Param::new("layer_norm.weight", weight.clone(), Anchor::None),
+                Param::new("layer_norm.bias", bias.clone(), Anchor::None),
+            ])
+            .unwrap();
+            let number = |option: &str| case.number(&format!("/{option}"));
+            let options = FastOptions {
+                every: number("every") as usize,
+                lr: number("lr"),
+                momentum: number("momentum"),
+                threshold: number("threshold"),
+                low: number("low"),
+                high: number("high"),
+                beta1: number("optimizer/betas/0"),
+                beta2: number("optimizer/betas/1"),
+                weight_decay: number("optimizer/weight_decay"),
+            };
+            let mut fast =
+                FastWeights::new(&norms(&params).unwrap(), options, Constraint::None, concordant).unwrap();
+            let norm = LayerNorm::new(
+                weight.as_tensor().clone(),
+                bias.as_tensor().clone(),
+                number("layer_norm_eps"),
+            );
+            let [losses, rates, variances] =
+                ["loss", "lr", "variance"].map(|name| numbers(case.output(name)));
+            for step in 0..number("steps") as usize {
+                let x = case.input("x").get(step).unwrap();
+                let body = x.matmul(&case.input("body").t().unwrap()).unwrap();
+                let logits = norm.forward(&body).unwrap().matmul(&case.input("head").t().unwrap()).unwrap();
+                let info = fast.step(&logits).unwrap();
+                assert!((info.entropy - losses[step]).abs() < tolerance * losses[step].abs());
+                let lr = info.lr.unwrap_or(number("lr"));
+                assert!((lr - rates[step]).abs() < tolerance * rates[step], "{lr} {}", rates[step]);
+                let variance = fast.variance().unwrap_or(-1.0);
+                assert!((variance - variances[step]).abs() < tolerance * variances[step].abs());
+                for (name, var) in [("weight", &weight), ("bias", &bias)] {
+                    let expected = case.output(&format!("weight/layer_norm.{name}")).get(step).unwrap();
+                    close_to_largest(&numbers(var), &expected, tolerance);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_slow_gradient_is_that_of_fstta() {
+    for (kind, tolerance) in [("f64", 1e-10), ("f32", 5e-3)] {
+        let case = Case::load("fstta_slow/base", kind);
+        let names = ["norm_weight", "norm_bias"];
+        let together = |prefix: &str| {
+            let parts = names.map(|name| case.input(&format!("{prefix}/{name}")).clone());
+            Tensor::cat(&parts, candle_core::D::Minus1).unwrap().to_dtype(DType::F64).unwrap()
+        };
+        let (slow, states) = (numbers(&together("slow")), together("states").to_vec2::<f64>().unwrap());
+        assert_eq!(states.len() as f64, case.number("/window"));
+        let decay = case.number("/decay");
+        let published = slow_gradient(&slow, &states, decay, SlowDirection::Reciprocal);
+        let expected =
+            Tensor::cat(&names.map(|name| case.output(&format!("gradient/{name}")).clone()), 0).unwrap();
+        close_to_largest(&published, &expected, tolerance);
+
+        // Ours: no longer than the way, and along it.
+        let way =
+            Tensor::cat(&names.map(|name| case.output(&format!("reference/{name}")).clone()), 0).unwrap();
+        let way = numbers(&way);
+        let ours = slow_gradient(&slow, &states, decay, SlowDirection::Normalized);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        assert!(dot(&ours, &way) > 0.0);
+        // Directions are orthogonal and as long as the way, and their shares have length 1.
+        // The case's way has the case's type.
+        let rounding = if kind == "f64" { 1e-12 } else { 1e-6 };
+        assert!((dot(&ours, &ours) / dot(&way, &way) - 1.0).abs() < rounding);
+    }
+    assert_eq!(slow_gradient(&[1.0, 2.0], &[vec![1.0, 2.0]], 0.1, SlowDirection::Reciprocal), [0.0, 0.0]);
+}
+
+/// A norm in front of a fixed head, and what it makes of a stream.
+struct Model {
+    params: Params,
+    norm: LayerNorm,
+    head: Tensor,
+    stream: Tensor,
+}
+
+impl Model {
+    fn new() -> Self {
+        let var = |values: &[f64]| Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap();
+        let (weight, bias) = (var(&[1.0, 0.9, 1.1, 1.0]), var(&[0.0, 0.1, -0.1, 0.0]));
+        let norm = LayerNorm::new(weight.as_tensor().clone(), bias.as_tensor().clone(), 1e-5);
+        let other = var(&[1.0, 2.0]);
+        let params = Params::from_params([
+            Param::anchored_here("blocks.0.norm1.weight", weight).unwrap(),
+            Param::anchored_here("blocks.0.norm1.bias", bias).unwrap(),
+            Param::anchored_here("head.bias", other).unwrap(),
+        ])
+        .unwrap();
+        let values = |n: usize, seed: u64| {
+            let mut random = tpgm_candle::nn::random::SplitMix64::new(seed);
+            (0..n).map(|_| random.normal()).collect::<Vec<f64>>()
+        };
+        let head = Tensor::from_vec(values(12, 1), (4, 3), &Device::Cpu).unwrap();
+        let stream = Tensor::from_vec(values(80, 2), (20, 4), &Device::Cpu).unwrap();
+        Self { params, norm, head, stream }
+    }
+
+    fn logits(&self) -> Tensor {
+        self.norm.forward(&self.stream).unwrap().matmul(&self.head).unwrap()
+    }
+
+    fn values(&self) -> Vec<f64> {
+        self.params.all().iter().flat_map(|param| numbers(param.var())).collect()
+    }
+}
+
+#[test]
+fn tent_makes_predictions_certain_and_constraints_hold_it() {
+    let free = Model::new();
+    let before = free.values();
+    let mut tent = Tent::new(&free.params, AdamW::default().lr(0.02), Constraint::None).unwrap();
+    let entropies: Vec<f64> = (0..30).map(|_| tent.step(&free.logits()).unwrap()).collect();
+    assert!(entropies[29] < 0.8 * entropies[0], "{entropies:?}");
+    let after = free.values();
+    assert_eq!(before[8..], after[8..], "only norms move");
+    let moved =
+        |model: &Model| before.iter().zip(model.values()).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+    let held = Model::new();
+    let radius = FixedRadius { radius: 0.05, ..FixedRadius::default() };
+    let mut tent = Tent::new(&held.params, AdamW::default().lr(0.02), radius).unwrap();
+    for _ in 0..30 {
+        tent.step(&held.logits()).unwrap();
+    }
+    // Two tensors, each within 0.05 of its anchor.
+    assert!(
+        moved(&held) <= 0.05 * 2f64.sqrt() + 1e-9 && moved(&free) > 0.2,
+        "{} {}",
+        moved(&held),
+        moved(&free)
+    );
+}
+
+#[test]
+fn slow_weights_follow_the_fast_ones() {
+    let model = Model::new();
+    let chosen = norms(&model.params).unwrap();
+    let options = FastOptions { every: 2, lr: 0.01, ..FastOptions::default() };
+    let mut fast = FastWeights::new(&chosen, options, Constraint::None, concordant).unwrap();
+    let mut slow = SlowWeights::new(&chosen, SlowOptions::default(), Constraint::None).unwrap();
+    let start = model.values();
+    for sample in 0..8 {
+        for _ in 0..2 {
+            fast.step(&model.logits()).unwrap();
+        }
+        let before = model.values();
+        assert_eq!(slow.end_sample().unwrap(), sample % 4 == 3);
+        if sample % 4 == 3 {
+            // One step of AdamW from the slow weights: at most its learning rate each.
+            let base = if sample == 3 { start.clone() } else { model.values() };
+            let step = model.values().iter().zip(&base).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(step <= 1e-3 * 1.01 && model.values() != before, "{step}");
+            if sample == 3 {
+                // It goes the way that the fast weights went.
+                let along: f64 =
+                    (0..8).map(|i| (model.values()[i] - start[i]) * (before[i] - start[i])).sum();
+                assert!(along > 0.0, "{along}");
+            }
+        } else {
+            assert_eq!(model.values(), before);
+        }
+    }
+}
+
+#[test]
+fn a_direction_without_length_leaves_the_fast_weights() {
+    let model = Model::new();
+    let chosen = norms(&model.params).unwrap();
+    let options = SlowOptions { window: 2, direction: SlowDirection::Reciprocal, ..SlowOptions::default() };
+    let mut slow = SlowWeights::new(&chosen, options, Constraint::None).unwrap();
+    // Only one element has moved: the reciprocal of the others is infinite.
+    let var = model.params.get("blocks.0.norm1.bias").unwrap();
+    for step in 1..=2 {
+        var.var().set(&Tensor::new(&[0.1 * f64::from(step), 0.1, -0.1, 0.0], &Device::Cpu).unwrap()).unwrap();
+        let before = model.values();
+        let ended = slow.end_sample();
+        assert_eq!(model.values(), before);
+        match step {
+            1 => assert!(!ended.unwrap()),
+            _ => assert!(ended.unwrap_err().to_string().contains("norm1"), "names the tensor"),
+        }
+    }
+}
+
+#[test]
+fn bad_input_is_named() {
+    let model = Model::new();
+    let head = select(&model.params, &["head.*"]).unwrap();
+    let chosen = norms(&model.params).unwrap();
+    let fast = |options: FastOptions| {
+        FastWeights::new(&chosen, options, Constraint::None, concordant).err().unwrap().to_string()
+    };
+    let slow = |options: SlowOptions| {
+        SlowWeights::new(&chosen, options, Constraint::None).err().unwrap().to_string()
+    };
+    let mut blind = FastWeights::new(&head, FastOptions::default(), Constraint::None, concordant).unwrap();
+    let short = |_: &[Vec<f64>]| Ok(Concordance { gradient: vec![0.0], variance: 0.0 });
+    let mut wrong = FastWeights::new(
+        &chosen,
+        FastOptions { every: 2, ..FastOptions::default() },
+        Constraint::None,
+        short,
+    )
+    .unwrap();
+    wrong.step(&model.logits()).unwrap();
+    let before = model.values();
+    for (error, expected) in [
+        (norms(&head).err().unwrap().to_string(), "none of the 1 parameters is a weight or bias of a norm"),
+        (select(&model.params, &["head.*", "hed.*"]).err().unwrap().to_string(), "`hed.*` matches none of 3"),
+        (fast(FastOptions { every: 1, ..FastOptions::default() }), "FastOptions::every"),
+        (fast(FastOptions { momentum: 1.5, ..FastOptions::default() }), "FastOptions::momentum"),
+        (fast(FastOptions { threshold: f64::NAN, ..FastOptions::default() }), "FastOptions::threshold"),
+        (fast(FastOptions { low: 2.0, ..FastOptions::default() }), "FastOptions::low"),
+        (slow(SlowOptions { window: 0, ..SlowOptions::default() }), "SlowOptions::window"),
+        (slow(SlowOptions { decay: 0.0, ..SlowOptions::default() }), "SlowOptions::decay"),
+        (
+            blind.step(&model.logits()).err().unwrap().to_string(),
+            "tensor `head.bias`: the entropy has no gradient",
+        ),
+        (
+            wrong.step(&model.logits()).err().unwrap().to_string(),
+            "tensor `blocks.0.norm1.bias`: the direction has 1 numbers, but 4 are needed",
+        ),
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
+    assert_eq!(model.values(), before);
+}

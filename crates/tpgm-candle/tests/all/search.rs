@@ -1,0 +1,211 @@
+//! Search of hyperparameters.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+
+use tpgm_candle::nn::random::SplitMix64;
+use tpgm_candle::search::{Error, Space, Study, Trial};
+
+fn space() -> Space {
+    Space::default().log("lr", 1e-6, 1e-1).uniform("decay", 0.0, 1.0).integer("layers", 1, 12)
+}
+
+/// Its smallest loss is 0, at lr = 1e-3, decay = 0.7, layers = 4.
+fn loss(trial: &Trial) -> f64 {
+    let (lr, decay) = (trial.value("lr").unwrap(), trial.value("decay").unwrap());
+    let layers = trial.integer("layers").unwrap() as f64;
+    (lr.log10() + 3.0).powi(2) + 9.0 * (decay - 0.7).powi(2) + 0.1 * (layers - 4.0).powi(2)
+}
+
+fn run(study: &mut Study, trials: usize) {
+    for _ in 0..trials {
+        let trial = study.ask().unwrap();
+        study.tell(&trial, loss(&trial)).unwrap();
+    }
+}
+
+/// The median over seeds of the best loss after as many trials, the first of them random.
+fn median(trials: usize, random: usize) -> f64 {
+    let best = |seed| {
+        let mut study = Study::with_random(space(), seed, random).unwrap();
+        run(&mut study, trials);
+        study.best().unwrap().loss.unwrap()
+    };
+    let mut best: Vec<f64> = (0..21).map(best).collect();
+    best.sort_by(f64::total_cmp);
+    best[10]
+}
+
+#[test]
+fn it_beats_random_trials() {
+    let (informed, random) = (median(60, 10), median(60, 60));
+    assert!(informed < 0.5 * random, "informed {informed}, random {random}");
+}
+
+#[test]
+fn values_are_inside_their_ranges_and_spread() {
+    let mut study = Study::with_random(space(), 3, 400).unwrap();
+    let mut below = [0; 2];
+    let mut layers = [0; 12];
+    for _ in 0..400 {
+        let trial = study.ask().unwrap();
+        let (lr, decay) = (trial.value("lr").unwrap(), trial.value("decay").unwrap());
+        assert!((1e-6..=1e-1).contains(&lr) && (0.0..=1.0).contains(&decay));
+        // The middle of a log range is the geometric mean.
+        below[0] += usize::from(lr < 10f64.powf(-3.5));
+        below[1] += usize::from(decay < 0.5);
+        layers[trial.integer("layers").unwrap() as usize - 1] += 1;
+    }
+    assert!(below.iter().all(|count| (150..250).contains(count)), "{below:?}");
+    // 33 of each are expected; the ends are as likely as the rest.
+    assert!(layers.iter().all(|count| (12..60).contains(count)), "{layers:?}");
+}
+
+#[test]
+fn later_trials_win_ties() {
+    let mut study = Study::new(space(), 0).unwrap();
+    let trials: Vec<Trial> = (0..4).map(|_| study.ask().unwrap()).collect();
+    for (trial, loss) in trials.iter().zip([2.0, 1.0, 1.0, 3.0]) {
+        study.tell(trial, loss).unwrap();
+    }
+    assert_eq!(study.best().unwrap().trial, 2);
+    // Told in another order, it is still the later trial.
+    let mut study = Study::new(space(), 0).unwrap();
+    let trials: Vec<Trial> = (0..3).map(|_| study.ask().unwrap()).collect();
+    for (i, loss) in [(2, 1e9), (1, 1e9), (0, 2e9)] {
+        study.tell(&trials[i], loss).unwrap();
+    }
+    assert_eq!(study.best().unwrap().trial, 2);
+}
+
+#[test]
+fn a_resumed_study_suggests_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, parts) = (dir.path().join("whole.jsonl"), dir.path().join("parts.jsonl"));
+    let mut straight = Study::open(&whole, space(), 5).unwrap();
+    run(&mut straight, 30);
+    for trials in [7, 9, 14] {
+        let mut study = Study::open(&parts, space(), 5).unwrap();
+        assert_eq!(study.dropped(), None);
+        run(&mut study, trials);
+        let _never_told = study.ask().unwrap();
+    }
+    let resumed = Study::open(&parts, space(), 5).unwrap();
+    assert_eq!(resumed.records(), straight.records());
+    assert_eq!(fs::read_to_string(whole).unwrap(), fs::read_to_string(parts).unwrap());
+}
+
+#[test]
+fn a_cut_last_line_is_dropped_with_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("study.jsonl");
+    run(&mut Study::open(&path, space(), 1).unwrap(), 12);
+    let text = fs::read_to_string(&path).unwrap();
+    let expected = Study::open(&path, space(), 1).unwrap().records().to_vec();
+    // Cut everywhere within the last line, and within the first.
+    let last = text[..text.len() - 1].rfind('\n').unwrap() + 1;
+    for cut in [last + 1, text.len() - 1] {
+        fs::write(&path, &text[..cut]).unwrap();
+        let mut study = Study::open(&path, space(), 1).unwrap();
+        assert_eq!(study.records(), &expected[..11]);
+        let dropped = study.dropped().unwrap();
+        assert!(dropped.contains("line 13") && dropped.contains("study.jsonl"), "{dropped}");
+        run(&mut study, 1);
+        assert_eq!(fs::read_to_string(&path).unwrap(), text, "the trial is done again");
+    }
+    fs::write(&path, &text[..5]).unwrap();
+    let study = Study::open(&path, space(), 1).unwrap();
+    assert!(study.records().is_empty() && study.dropped().is_some());
+    assert_eq!(fs::read_to_string(&path).unwrap(), text[..=text.find('\n').unwrap()]);
+}
+
+#[test]
+fn failed_trials_are_kept_and_teach_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("study.jsonl");
+    let mut study = Study::open(&path, space(), 2).unwrap();
+    for i in 0..15 {
+        let trial = study.ask().unwrap();
+        match i % 3 {
+            0 => study.fail(&trial).unwrap(),
+            _ => study.tell(&trial, loss(&trial)).unwrap(),
+        }
+    }
+    let next = study.ask().unwrap();
+    assert_eq!(next.number(), 15);
+    let mut again = Study::open(&path, space(), 2).unwrap();
+    assert_eq!(again.records().iter().filter(|record| record.loss.is_none()).count(), 5);
+    assert_eq!(again.ask().unwrap(), next);
+}
+
+fn message<T>(result: Result<T, Error>) -> String {
+    match result {
+        Ok(_) => panic!("no error"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn bad_input_is_named() {
+    let study = |space| Study::new(space, 0);
+    let mut good = study(space()).unwrap();
+    let trial = good.ask().unwrap();
+    let nan = message(good.tell(&trial, f64::NAN));
+    good.tell(&trial, 1.0).unwrap();
+    for (error, expected) in [
+        (message(study(Space::default())), "the space has no parameters"),
+        (
+            message(study(Space::default().log("lr", 0.0, 1.0))),
+            "parameter `lr`: its range is 0 to 1, but must be",
+        ),
+        (message(study(space().uniform("x", 1.0, 1.0))), "parameter `x`"),
+        (message(study(space().uniform("x", 0.0, f64::INFINITY))), "parameter `x`"),
+        (message(study(space().integer("n", 3, 2))), "parameter `n`: its range is 3 to 2"),
+        (message(study(space().log("lr", 1.0, 2.0))), "two parameters named `lr`"),
+        (nan, "trial 0: its loss is NaN"),
+        (message(good.tell(&trial, 1.0)), "trial 0 is not one that this study waits for"),
+        (message(trial.value("lrr")), "no parameter `lrr`; it has [\"decay\", \"layers\", \"lr\"]"),
+        (message(trial.integer("lr")), "parameter `lr` is no integer"),
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn journals_of_other_studies_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("study.jsonl");
+    run(&mut Study::open(&path, space(), 1).unwrap(), 3);
+    let text = fs::read_to_string(&path).unwrap();
+    let refused = |path: &Path, space, seed| {
+        let before = fs::read(path).unwrap();
+        let error = message(Study::open(path, space, seed));
+        assert_eq!(fs::read(path).unwrap(), before, "unchanged after {error}");
+        error
+    };
+    let smaller = Space::default().log("lr", 1e-6, 1e-1).uniform("decay", 0.0, 1.0);
+    let wider = smaller.clone().integer("layers", 1, 20);
+    for (error, expected) in [
+        (refused(&path, space(), 2), "line 1: the journal has seed = 1, but this study 2"),
+        (refused(&path, smaller, 1), "line 1: the journal searches"),
+        (refused(&path, wider, 1), "the journal has `layers` in"),
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
+    for (from, to, expected) in [
+        ("\"layers\":", "\"layer\":", "has no `layers`"),
+        ("\"trial\":1", "\"trial\":", "line 3: "),
+        ("\"loss\":", "\"lost\":", "line 2: "),
+    ] {
+        let (first, rest) = text.split_at(text.find('\n').unwrap());
+        fs::write(&path, format!("{first}{}", rest.replace(from, to))).unwrap();
+        let error = refused(&path, space(), 1);
+        assert!(error.contains(expected), "{error}");
+    }
+    fs::write(&path, "{\"step\":1}\n").unwrap();
+    assert!(refused(&path, space(), 1).contains("no journal of a search"));
+    let n = SplitMix64::new(0).next_u64();
+    fs::write(&path, format!("{n}\n")).unwrap();
+    assert!(refused(&path, space(), 1).contains("line 1"));
+}
