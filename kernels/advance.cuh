@@ -49,7 +49,7 @@ __device__ inline void advance_piece(const Job& job, uint32_t t, const Move& mov
     const Operands& io = job.operands[t];
     bool ruled = Rule::MOVES && move.rule != HOLD;
     bool anchored = move.norm != NO_NORM || move.keep_before || move.pull_grad != 0.0 || move.lr_pull != 0.0 ||
-                    move.scale_radius > 0.0;
+                    move.scale_radius > 0.0 || move.anchor_l2 != 0.0 || move.anchor_l1 != 0.0;
     bool fills = Storage::HALF && io.slots[MASTER] != 0 && move.fresh_master;
     Rule rule(move, io);
     Rounds rounds(tensor, piece);

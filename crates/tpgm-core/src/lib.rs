@@ -79,8 +79,8 @@ mod step;
 pub use backend::{Backend, Blend, StepReport, TensorIo, Variance};
 pub use backend::{Slot, Slots};
 pub use constraint::{
-    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, RADIUS_FLOOR,
-    RadiusAdam, Spd, Tpgm,
+    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, Pull, PullScale,
+    PullWeights, RADIUS_FLOOR, RadiusAdam, Spd, Tpgm,
 };
 pub use cpu::Cpu;
 pub use element::{Buffer, DType, Element, Real, Slice, SliceMut};
