@@ -63,8 +63,10 @@ __device__ inline void decide_pull(const Job& job, const Settings& set, Move& mo
         move.anchor_l1 = set.anchor_l1;
         move.zero_l2 = set.zero_l2;
         move.zero_l1 = set.zero_l1;
-        if (coupled) move.to_grad = 1.0;
-        else move.to_aside = lr;
+        move.terms = 1 + set.variant;
+        move.term_scale = coupled ? move.clip : lr;
+        // The pull joins a gradient that is scaled already.
+        if (coupled) move.clip = 1.0;
     } else if (coupled) {
         move.pull_grad = set.anchor_l2;
         move.decay += set.zero_l2;

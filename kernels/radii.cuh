@@ -183,7 +183,8 @@ __device__ inline void weigh_piece(const Job& job, const Move& move, const Piece
     Rounds rounds(tensor, piece);
     for (uint32_t round = 0; round < rounds.count(); round++) {
         Place place = rounds.place(round);
-        #pragma unroll
+        // Unrolled, f64 would take more registers than ptxas grants a kernel this small.
+        #pragma unroll 1
         for (int j = 0; j < QUADS; j++) {
             C f[QUAD], g[QUAD];
             load_state(f, io.slots[IMPORTANCE], j, place);

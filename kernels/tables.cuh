@@ -98,9 +98,9 @@ struct Pull {
 // How a tensor moves in this step: what the deciding phase tells the moving phase.
 struct Move {
     double clip, decay, pull_grad, lr_decay, lr_pull;  // how gradient, decay and anchor enter
-    // Pulls with absolute values or an importance: factors on displacement, its sign, weight, its sign; then 1 or 0 through the
-    // gradient, and the learning rate or 0 beside it.
-    double anchor_l2, anchor_l1, zero_l2, zero_l1, to_grad, to_aside;
+    // Pulls with absolute values or an importance: factors on displacement, its sign, weight, its sign; and on the gradient where the
+    // pull joins it, or on the pull where it goes beside it.
+    double anchor_l2, anchor_l1, zero_l2, zero_l1, term_scale;
     double k[7];                                       // constants of the rule
     double pulls_from;    // units with at least this norm need not wait for others to be pulled back
     double waited_below;  // units with less than this norm are pulled back in the second pass
@@ -109,9 +109,10 @@ struct Move {
     uint32_t skip, rule, flag, norm;       // flag: AMSGrad, or momentum
     uint32_t keep_before, keep_after;      // which displacement goes to its slot
     uint32_t row_scale;                    // FTP: 1 + FtpMemory
-    uint32_t deferred, fresh_master, pad;
+    uint32_t deferred, fresh_master;
+    uint32_t terms;                        // 1 + Coupling of such a pull
 };
-static_assert(sizeof(Move) == 232, "");
+static_assert(sizeof(Move) == 224, "");
 
 // Counters of one tensor. All values are those of an untouched tensor between launches.
 struct Progress {

@@ -202,7 +202,9 @@ pub enum Error {
     },
 
     /// Importance was to be updated, and no tensor keeps one.
-    #[error("no tensor of the set keeps an importance; constrain some by a `Pull` whose `weights` are not `One`")]
+    #[error(
+        "no tensor of the set keeps an importance; constrain some by a `Pull` whose `weights` are not `One`"
+    )]
     NoImportances,
 
     /// Of a pair of operands only one was given.

@@ -187,8 +187,7 @@ impl<B: Backend> Optimizer<B> {
         let engine = &self.projector.engine;
         let t = engine.set.position(tensor)?;
         let constraint = &engine.settings[t].constraint;
-        let missing =
-            || Error::NoImportance { tensor: tensor.to_owned(), constraint: constraint.name() };
+        let missing = || Error::NoImportance { tensor: tensor.to_owned(), constraint: constraint.name() };
         Ok((t, constraint.importance().ok_or_else(missing)?))
     }
 

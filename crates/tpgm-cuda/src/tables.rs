@@ -3,8 +3,8 @@
 
 use bytemuck::{Pod, Zeroable};
 use tpgm_core::{
-    Constraint, Coupling, DType, DigrapTest, FtpMemory, Norm, PullWeights, RadiusAdam, Settings as CoreSettings, Slot,
-    TensorScalars,
+    Constraint, Coupling, DType, DigrapTest, FtpMemory, Norm, PullWeights, RadiusAdam,
+    Settings as CoreSettings, Slot, TensorScalars,
 };
 
 macro_rules! tables {
@@ -161,7 +161,7 @@ tables! {
 
 /// Bytes of tables that only the device looks into.
 pub(crate) mod bytes {
-    pub(crate) const MOVE: usize = 232;
+    pub(crate) const MOVE: usize = 224;
     pub(crate) const SUMS: usize = 40;
     pub(crate) const COUNTERS: usize = 16;
     pub(crate) const SCALARS: usize = 8 * tpgm_core::TensorScalars::FIELDS;

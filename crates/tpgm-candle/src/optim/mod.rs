@@ -6,6 +6,7 @@ mod builder;
 mod config;
 mod ema;
 mod error;
+mod importance;
 mod position;
 mod schedule;
 mod state;

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::core::element::bf16;
 use tpgm_candle::{
     AdamW, Anchor, AuditPolicy, Constraint, FixedScale, Ftp, Group, Masters, OptimizerConfig, Param, Params,
-    RobustOptimizer, Sgd, StateDict, TpgmConfig, audit, optim,
+    Pull, PullWeights, RobustOptimizer, Sgd, StateDict, TpgmConfig, audit, optim,
 };
 
 /// Deterministic numbers in (-1, 1).
@@ -452,4 +452,83 @@ fn running_variances_reach_the_constraint() {
     let expected = (0.1 + 1.0 / s0) * s;
     assert!((values(&var)[0] - expected).abs() < 1e-12, "{} {expected}", values(&var)[0]);
     assert!(builder().variance("bn.wieght", &current, &anchor).build().is_err());
+}
+
+/// Gates taken after a first task hold what it needs, while the rest learns a second one; without the pull the first is
+/// forgotten. Each task looks at its own half of the weights and pushes the other half aside.
+#[test]
+fn importance_pull_with_gates_protects_a_first_task() {
+    let target = [1.0f32, 2.0, -1.0, 0.5, 3.0, -2.0, 1.5, -0.5];
+    let target = Tensor::new(&target, &Device::Cpu).unwrap();
+    let distance = |w: &Tensor, start| {
+        let part = |t: &Tensor| t.narrow(0, start, 4).unwrap();
+        (part(w) - part(&target)).unwrap().sqr().unwrap().sum_all().unwrap()
+    };
+    let scalar = |loss: Tensor| loss.to_scalar::<f32>().unwrap();
+    let forgotten = |strength| {
+        let (var, _) = single(&[0.0; 8]);
+        let rule = Sgd { lr: 0.05, momentum: 0.0, ..Sgd::default() };
+        let of = |var: &Var| Params::from_params([Param::anchored_here("w", var.clone()).unwrap()]).unwrap();
+        let mut first = RobustOptimizer::new(&of(&var), rule, Constraint::None).unwrap();
+        for _ in 0..100 {
+            first.backward_step(&distance(&var, 0)).unwrap();
+        }
+        let gates = PullWeights::Gate { threshold: 0.1 };
+        let pull = Pull { anchor_l2: 1.0, strength, weights: gates, ..Pull::default() };
+        let mut second = RobustOptimizer::new(&of(&var), rule, pull).unwrap();
+        // What the first task's outputs depend on.
+        second.backward_importance(&var.narrow(0, 0, 4).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
+        assert_eq!(second.importance("w").unwrap(), [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        for _ in 0..100 {
+            let drift = var.sum_all().unwrap().sqr().unwrap().affine(0.3, 0.0).unwrap();
+            second.backward_step(&(distance(&var, 4) + drift).unwrap()).unwrap();
+        }
+        (scalar(distance(&var, 0)), scalar(distance(&var, 4)))
+    };
+    let (free, free_second) = forgotten(0.0);
+    let (held, held_second) = forgotten(15.0);
+    assert!(free > 1.0 && held < 0.3 * free, "the first task: {free} without a pull, {held} with");
+    assert!(
+        held_second < free_second + 1.0,
+        "the second task: {free_second} without a pull, {held_second} with"
+    );
+}
+
+/// Importance goes into the state and comes back; what is wrong with it is named.
+#[test]
+fn importance_is_saved_and_refused_by_name() {
+    let net = Net::new(DType::BF16);
+    let pull = Pull {
+        anchor_l1: 0.1,
+        anchor_l2: 0.5,
+        weights: PullWeights::Running { decay: 0.5 },
+        ..Pull::default()
+    };
+    let params = net.params.clone().group(Group::new("b.bias").constraint(Ftp::default()));
+    let make = || RobustOptimizer::new(&params, AdamW::default().lr(1e-2), pull).unwrap();
+    let mut opt = make();
+    opt.backward_importance(&net.loss(0..8)).unwrap();
+    opt.backward_step(&net.loss(8..16)).unwrap();
+    let mut resumed = make();
+    resumed.load_state(&opt.state().unwrap()).unwrap();
+    let importance = opt.importance("a.weight").unwrap();
+    assert!((importance.iter().sum::<f64>() / 128.0 - 1.0).abs() < 1e-5);
+    assert_eq!(resumed.importance("a.weight").unwrap(), importance);
+
+    let ones = Tensor::ones((4, 16), DType::F32, &Device::Cpu).unwrap();
+    opt.set_importance("b.weight", &ones).unwrap();
+    assert_eq!(opt.importance("b.weight").unwrap(), vec![1.0; 64]);
+    let error = opt.set_importance("c.weight", &ones).unwrap_err().to_string();
+    assert!(error.contains("`c.weight`"), "{error}");
+    let error = opt.set_importance("b.bias", &ones).unwrap_err().to_string();
+    assert!(error.contains("`b.bias`") && error.contains("FTP") && error.contains("Pull"), "{error}");
+    let error = opt.set_importance("a.bias", &ones).unwrap_err().to_string();
+    assert!(error.contains("`a.bias`") && error.contains("16"), "{error}");
+    let error = opt.set_importance("b.weight", &ones.neg().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("`b.weight`") && error.contains("-1"), "{error}");
+    let mut plain = RobustOptimizer::new(&net.params, AdamW::default(), Ftp::default()).unwrap();
+    let error = plain.backward_importance(&net.loss(0..8)).unwrap_err().to_string();
+    assert!(error.contains("no tensor"), "{error}");
+    let infinite = (net.loss(0..8) / 0.0).unwrap();
+    assert!(opt.backward_importance(&infinite).unwrap_err().to_string().contains("loss"));
 }

@@ -154,7 +154,10 @@ impl Advance<'_> {
             (false, _) if step.mix.pull != 0.0 || step.mix.lr_pull != 0.0 => pull::DISPLACEMENT,
             (false, _) => pull::NONE,
         };
-        let displaced = pulled == pull::DISPLACEMENT || step.keep_before || step.norm.is_some() || step.scale_radius.is_some();
+        let displaced = pulled == pull::DISPLACEMENT
+            || step.keep_before
+            || step.norm.is_some()
+            || step.scale_radius.is_some();
         // Without one, terms of the anchor are 0 and get zeros.
         let anchored = displaced || step.terms;
         let mut limited = 0;

@@ -21,9 +21,7 @@ pub(super) fn update(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
     let kept = |t: usize| settings[t].constraint.importance().filter(|_| operands[t].grad.is_some());
     sums.par_iter_mut().zip(&plan.pieces).for_each(|(out, piece)| {
         *out = match kept(piece.tensor) {
-            Some(_) => {
-                measure::piece(cpu.simd, &operands[piece.tensor], plan, piece, Sums::Check, true)
-            }
+            Some(_) => measure::piece(cpu.simd, &operands[piece.tensor], plan, piece, Sums::Check, true),
             None => PieceSums::NONE,
         };
     });

@@ -100,20 +100,22 @@ pub(super) struct SgdStep<C> {
     pub(super) lr_buf: C,
 }
 
-/// The gradient as the rule sees it, and what is subtracted from the weight beside the rule's update.
+/// The gradient as the rule sees it, what is subtracted from the weight with the rule's update, and after it.
 #[inline(always)]
-fn mix<C: Real, const PULL: u8>(mix: &Mix<C>, w: C, g: C, a: C, importance: C) -> (C, C) {
+fn mix<C: Real, const PULL: u8>(mix: &Mix<C>, w: C, g: C, a: C, importance: C) -> (C, C, C) {
     let (grad, aside) = (mix.clip * g + mix.decay * w, mix.lr_decay * w);
     let displacement = w - a;
     match PULL {
-        pull::NONE => (grad, aside),
-        pull::DISPLACEMENT => (grad + mix.pull * displacement, aside + mix.lr_pull * displacement),
+        pull::NONE => (grad, aside, C::ZERO),
+        pull::DISPLACEMENT => (grad + mix.pull * displacement, aside + mix.lr_pull * displacement, C::ZERO),
         _ => {
             let k = &mix.terms;
             let to_anchor = k.anchor_l2 * displacement + k.anchor_l1 * sign(displacement);
             let to_zero = k.zero_l2 * w + k.zero_l1 * sign(w);
             let pulled = importance * (to_anchor + to_zero);
-            (grad + k.to_grad * pulled, aside + k.to_aside * pulled)
+            // In the order that suits the kernels of `tpgm-cuda`.
+            let grad = mix.clip * g + k.to_grad * pulled + mix.decay * w;
+            (grad, aside, k.to_aside * pulled)
         }
     }
 }
@@ -248,7 +250,7 @@ kernel! {
             let d = part_mut(SINK == sink::STORE_ABS || SINK == sink::STORE_OLD, d, tile.clone());
             run_tile::<C, PULL, SINK>(&mut w[tile], a, d, sum, &mut scratch, |i, w, a| {
                 let f = if PULL == pull::WEIGHED { f[i] } else { C::ONE };
-                let (grad, aside) = mix::<C, PULL>(mixed, w, g[i], a, f);
+                let (grad, aside, after) = mix::<C, PULL>(mixed, w, g[i], a, f);
                 let first = k.beta1 * m[i] + k.one_minus_beta1 * grad;
                 let mut second = k.beta2 * v[i] + k.one_minus_beta2 * grad * grad;
                 m[i] = first;
@@ -258,7 +260,7 @@ kernel! {
                     second = if second > v_max[i] { second } else { v_max[i] };
                     v_max[i] = second;
                 }
-                w - (k.step_size * first / (second.sqrt() * k.root_scale + k.eps) + aside)
+                w - (k.step_size * first / (second.sqrt() * k.root_scale + k.eps) + aside) - after
             });
         }
     }
@@ -279,13 +281,13 @@ kernel! {
             let d = part_mut(SINK == sink::STORE_ABS || SINK == sink::STORE_OLD, d, tile.clone());
             run_tile::<C, PULL, SINK>(&mut w[tile], a, d, sum, &mut scratch, |i, w, a| {
                 let f = if PULL == pull::WEIGHED { f[i] } else { C::ONE };
-                let (grad, aside) = mix::<C, PULL>(mixed, w, g[i], a, f);
+                let (grad, aside, after) = mix::<C, PULL>(mixed, w, g[i], a, f);
                 let mut update = k.lr_grad * grad + aside;
                 if MOMENTUM {
                     buf[i] = k.keep * buf[i] + k.take * grad;
                     update += k.lr_buf * buf[i];
                 }
-                w - update
+                w - update - after
             });
         }
     }

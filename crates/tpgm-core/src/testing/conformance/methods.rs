@@ -1,8 +1,8 @@
 //! Every rule and every constraint, with settings under which it acts on the suite's numbers.
 
 use crate::constraint::{
-    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, Pull, PullWeights,
-    RadiusAdam, Spd, Tpgm,
+    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, Pull,
+    PullWeights, RadiusAdam, Spd, Tpgm,
 };
 use crate::norm::Norm;
 use crate::rule::{AdamW, Decay, Rule, Sgd};

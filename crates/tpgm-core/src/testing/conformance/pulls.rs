@@ -252,9 +252,8 @@ pub fn importance_refuses_by_name<B: Backend + Clone>(backend: &B) {
         .group(Group::new("b").constraint(Spd::default()))
         .build()
         .expect("names differ");
-    let make = |pull: Pull| {
-        Optimizer::new(backend.clone(), &set, Sgd::default(), pull).expect("valid options")
-    };
+    let make =
+        |pull: Pull| Optimizer::new(backend.clone(), &set, Sgd::default(), pull).expect("valid options");
     let pull = Pull { anchor_l2: 1.0, weights: PullWeights::Fisher, ..Pull::default() };
     let mut optimizer = make(pull);
     optimizer.set_importance("a", &[1.0, 0.0, 2.5, 0.0]).expect("right values");
@@ -309,8 +308,13 @@ pub fn importance_refuses_by_name<B: Backend + Clone>(backend: &B) {
 pub fn a_weight_at_its_goal_is_not_pulled<B: Backend + Clone>(backend: &B) {
     let set = build(specs(DType::F32)[3..4].to_vec());
     let anchor = vec![0.25, 0.0, -0.5];
-    let mut fixture =
-        Fixture::new(backend, set.tensors(), std::slice::from_ref(&anchor), &[Some(anchor.clone())], DType::F32);
+    let mut fixture = Fixture::new(
+        backend,
+        set.tensors(),
+        std::slice::from_ref(&anchor),
+        &[Some(anchor.clone())],
+        DType::F32,
+    );
     fixture.set_grads(&[Some(vec![0.0; 3])]);
     let rule = Sgd { lr: 1.0, momentum: 0.0, ..Sgd::default() };
     for coupling in [Coupling::Coupled, Coupling::Decoupled] {
