@@ -34,6 +34,7 @@
 //! | to learn TPGM's radii, during or after training | [`Projector`] |
 //! | to save and resume | [`StateDict`], [`Optimizer::state`] |
 //! | to average weights over time | [`Ema`] |
+//! | to change gradients before a step | [`gradient`] |
 //! | to merge models: WiSE-FT, soups, Model Stock, DaWin | [`weight_space`] |
 //! | to train or keep few entries: SeleKT, SAFT | [`sparse`] |
 //! | to know what a step costs | [`cpu`] |
@@ -54,6 +55,7 @@
 pub mod backend;
 pub mod cpu;
 pub mod element;
+pub mod gradient;
 #[cfg(feature = "testing")]
 pub mod oracle;
 pub mod plan;
