@@ -532,3 +532,109 @@ fn importance_is_saved_and_refused_by_name() {
     let infinite = (net.loss(0..8) / 0.0).unwrap();
     assert!(opt.backward_importance(&infinite).unwrap_err().to_string().contains("loss"));
 }
+
+/// SeleKT on masters: what is reset stays reset over the next step without a gradient, and kept entries keep their master's digits.
+#[test]
+fn selekt_projects_masters_with_the_weights() {
+    use tpgm_candle::core::sparse::Selekt;
+    use tpgm_candle::optim::selekt;
+    let net = Net::new(DType::BF16);
+    let anchors: Vec<Vec<f64>> = net.vars.iter().map(values).collect();
+    let mut opt = RobustOptimizer::new(&net.params, AdamW::default().lr(1e-2), Constraint::None).unwrap();
+    let options = Selekt { alpha: 0.25, ..Selekt::default() };
+    // Before the first step there is nothing to keep, and no master to trust.
+    selekt(&net.params, &options, Some(&mut opt)).unwrap();
+    assert_eq!(net.vars.iter().map(values).collect::<Vec<_>>(), anchors);
+    for _ in 0..3 {
+        opt.backward_step(&net.loss(0..24)).unwrap();
+    }
+    let kept = selekt(&net.params, &options, Some(&mut opt)).unwrap();
+    let state = opt.state().unwrap();
+    for ((name, kept), (var, anchor)) in
+        kept.iter().zip(net.params.all().iter().zip(anchors_by_name(&net, &anchors)))
+    {
+        assert_eq!(name, var.name());
+        let weight = values(var.var());
+        let moved = weight.iter().zip(&anchor).filter(|(w, a)| w != a).count();
+        assert_eq!(*kept, Some(weight.len() / 4), "{name}");
+        assert!(moved <= weight.len() / 4 && moved > 0, "{name}: {moved} of {} moved", weight.len());
+        let master = state[&format!("{name}/master")].to_f64();
+        for (i, (w, m)) in weight.iter().zip(&master).enumerate() {
+            assert_eq!(f64::from(bf16::from_f64(*m)), *w, "{name} element {i}");
+        }
+    }
+    let error = selekt(&net.params, &Selekt { alpha: 2.0, ..options }, None).unwrap_err();
+    assert!(error.to_string().contains("Selekt::alpha"), "{error}");
+}
+
+/// The anchors in the order of names.
+fn anchors_by_name(net: &Net, anchors: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let of = |param: &Param| {
+        let same = |var: &&Var| var.id() == param.var().id();
+        anchors[net.vars.iter().position(|var| same(&var)).unwrap()].clone()
+    };
+    net.params.all().iter().map(of).collect()
+}
+
+/// SAFT selects by summed gradients of all parameters together, trains nothing else, and resumes to the bit.
+#[test]
+fn saft_trains_selected_entries_and_resumes() {
+    use tpgm_candle::core::sparse::{Saft, Trained};
+    use tpgm_candle::optim::{SaftOptimizer, SaftSelection};
+    let net = Net::new(DType::F32);
+    let before: Vec<Vec<f64>> = net.vars.iter().map(values).collect();
+    let mut selection = SaftSelection::new(&net.params).unwrap();
+    for batch in 0..3 {
+        selection.add(&net.loss(8 * batch..8 * batch + 8).backward().unwrap()).unwrap();
+    }
+    let mask = selection.select(&Saft { fraction: 0.1 }).unwrap();
+    let trained: usize =
+        mask.tensors().iter().map(|t| if let Trained::Entries(e) = t { e.len() } else { 0 }).sum();
+    assert_eq!(trained, 212 / 10);
+    let make = || {
+        SaftOptimizer::new(&net.params, mask.clone(), AdamW::default().lr(1e-2), Constraint::None).unwrap()
+    };
+    let mut opt = make();
+    let first = opt.backward_step(&net.loss(0..24)).unwrap();
+    for _ in 0..10 {
+        opt.backward_step(&net.loss(0..24)).unwrap();
+    }
+    assert!(f64::from(net.loss(0..24).to_scalar::<f32>().unwrap()) < first);
+    let changed = |vars: &[Var]| -> usize {
+        let of =
+            |(var, before): (&Var, &Vec<f64>)| values(var).iter().zip(before).filter(|(a, b)| a != b).count();
+        vars.iter().zip(&before).map(of).sum()
+    };
+    assert_eq!(changed(&net.vars), trained);
+    let (state, saved) =
+        (opt.state().unwrap(), net.vars.iter().map(|var| var.copy().unwrap()).collect::<Vec<_>>());
+    opt.backward_step(&net.loss(0..24)).unwrap();
+    let expected = net.bits();
+    net.vars.iter().zip(&saved).for_each(|(var, saved)| var.set(saved).unwrap());
+    let mut resumed = make();
+    resumed.load_state(&state).unwrap();
+    resumed.backward_step(&net.loss(0..24)).unwrap();
+    assert_eq!(net.bits(), expected);
+}
+
+/// A transform that waits takes no step; its step takes what it made, here of three gradients at the same weights.
+#[test]
+fn a_transform_waits_and_then_steps() {
+    use tpgm_candle::core::gradient::Concordant;
+    let (var, params) = single(&[1.0, 2.0]);
+    let rule = Sgd { lr: 1e-6, momentum: 0.0, ..Sgd::default() };
+    let mut opt = RobustOptimizer::new(&params, rule, Constraint::None).unwrap();
+    let mut transform = Concordant::new(opt.set(), 3).unwrap();
+    let batch = |scale: f64| {
+        let by = Tensor::new(&[1f32, scale as f32], &Device::Cpu).unwrap();
+        (var.as_tensor() * by).unwrap().sum_all().unwrap().backward().unwrap()
+    };
+    for (scale, taken) in [(-1.0, false), (0.0, false), (1.0, true)] {
+        let info = opt.step_with_transform(&batch(scale), &mut transform).unwrap();
+        assert_eq!(info.taken, taken);
+        assert_eq!(values(&var)[1], 2.0, "its mean is 0");
+    }
+    // The first element agrees: its gradient is 1 / 1e-6, times the rate.
+    assert!((values(&var)[0]).abs() < 1e-4, "{:?}", values(&var));
+    assert_eq!((opt.steps(), transform.variance()), (1, Some(1.0)));
+}

@@ -235,9 +235,9 @@ fn to_buffer(slice: Slice<'_>) -> Buffer {
 mod tests {
     use super::super::linear::dot;
     use super::*;
-    use crate::error::Error;
     use crate::blocks::testing::{noise, on_any_pool};
     use crate::element::DType;
+    use crate::error::Error;
 
     /// Solves for every direction of the D x D covariance, by power iteration with deflation: nothing of the code above.
     fn brute_force(rows: &[Vec<f64>], floor: f64) -> Vec<f64> {
