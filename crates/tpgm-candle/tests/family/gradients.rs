@@ -29,7 +29,7 @@ pub(crate) fn fstta_gradient(case: &Case) -> Result<Outputs> {
 
 pub(crate) fn gradient_pair(case: &Case) -> Result<Outputs> {
     let (first, second) = (case.input("first")?, case.input("second")?);
-    let wrap = candle_core::Error::wrap::<tpgm_candle::core::Error>;
+    let wrap = |error: tpgm_candle::core::Error| candle_core::Error::wrap(error);
     let (mut grad, other) = (buffer(&first)?, buffer(&second)?);
     let set = ParamSet::builder().tensor("all", [grad.len()], grad.dtype()).build().map_err(wrap)?;
     let transform = OrthogonalPart::new(&set).eps(case.number("/eps")?).map_err(wrap)?;

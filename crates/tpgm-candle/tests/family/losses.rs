@@ -268,8 +268,9 @@ pub(crate) fn gift(case: &Case) -> Result<Outputs> {
         }
         outputs.push((format!("gradient/{name}"), gradient));
     }
-    outputs.push(("pull".into(), Tensor::new(value, &Device::Cpu)?.to_dtype(case.dtype())?));
-    for (name, term) in [("distillation", distilled), ("matching", matched)] {
+    let pull = Tensor::new(value, &Device::Cpu)?.to_dtype(case.dtype())?;
+    // What has no strength is not there.
+    for (name, term) in [("distillation", distilled), ("matching", matched), ("pull", pull)] {
         if case.tensors.contains_key(&format!("output/{name}")) {
             outputs.push((name.into(), term));
         }

@@ -101,17 +101,18 @@ pub(crate) fn dawin_mixture(case: &Case) -> Result<Outputs> {
     };
     let vector = |x: Vec<f64>| Tensor::new(x.as_slice(), &Device::Cpu);
     let mut outputs = Outputs::new();
-    let mut best: Option<(BetaClusters, Vec<usize>)> = None;
+    let mut best: Option<BetaClusters> = None;
     for (i, start) in starts.iter().enumerate() {
         let start: Vec<usize> = start.iter().map(|&k| k as usize).collect();
         let fit = mixture.fit_from(&samples, &start).map_err(wrap)?;
         let order = order_of_case(case, &format!("round{i}/"), &fit)?;
         parameters(&mut outputs, &format!("round{i}/"), &fit, &order)?;
-        if best.as_ref().is_none_or(|(best, _)| fit.log_likelihood > best.log_likelihood) {
-            best = Some((fit, order));
+        if best.as_ref().is_none_or(|best| fit.log_likelihood > best.log_likelihood) {
+            best = Some(fit);
         }
     }
-    let Some((fit, order)) = best else { candle_core::bail!("the case has no start") };
+    let Some(fit) = best else { candle_core::bail!("the case has no start") };
+    let order = order_of_case(case, "", &fit)?;
     parameters(&mut outputs, "", &fit, &order)?;
     outputs.push(("mean".into(), vector(order.iter().map(|&k| fit.means[k]).collect())?));
     let probabilities = fit.probabilities(&samples).map_err(wrap)?;

@@ -48,7 +48,7 @@ fn pulls_on<B: Backend + Clone>(
     backend: &B,
     parameters: &[Pulled],
 ) -> Result<Vec<(Tensor, Option<Vec<f64>>)>> {
-    let wrap = candle_core::Error::wrap::<tpgm_candle::core::Error>;
+    let wrap = |error: tpgm_candle::core::Error| candle_core::Error::wrap(error);
     let mut set = ParamSet::builder();
     for Pulled { name, weight, anchor, constraint, .. } in parameters {
         set = set.tensor(name.as_str(), weight.dims().to_vec(), buffer(weight)?.dtype());
@@ -79,25 +79,14 @@ fn pulls_on<B: Backend + Clone>(
             optimizer.set_importance(&parameter.name, values).map_err(wrap)?;
         }
     }
-    let mut call = |grads: Vec<Option<B::Ref<'_>>>, step: bool| {
-        let operands = weights.iter_mut().zip(grads).zip(&anchors);
-        let mut io: Vec<TensorIo<'_, B>> = operands
-            .map(|((weight, grad), anchor)| TensorIo {
-                weight: B::as_mut(weight),
-                grad,
-                anchor: anchor.as_ref().map(B::as_ref),
-                variance: None,
-            })
-            .collect();
-        match step {
-            true => optimizer.step(&mut io, &StepOptions::default()).map(drop),
-            false => optimizer.update_importance(&mut io),
-        }
-    };
     if sources.iter().any(Option::is_some) {
-        call(sources.iter().map(|source| source.as_ref().map(B::as_ref)).collect(), false).map_err(wrap)?;
+        let grads = sources.iter().map(Option::as_ref);
+        let mut io = operands::<B>(&mut weights, grads, &anchors);
+        optimizer.update_importance(&mut io).map_err(wrap)?;
     }
-    call(zeros.iter().map(|zero| Some(B::as_ref(zero))).collect(), true).map_err(wrap)?;
+    let mut io = operands::<B>(&mut weights, zeros.iter().map(Some), &anchors);
+    optimizer.step(&mut io, &StepOptions::default()).map_err(wrap)?;
+    drop(io);
     parameters
         .iter()
         .zip(&weights)
@@ -111,6 +100,23 @@ fn pulls_on<B: Backend + Clone>(
                 None => None,
             };
             Ok((pull.to_dtype(parameter.weight.dtype())?, importance))
+        })
+        .collect()
+}
+
+/// The operands of a call.
+fn operands<'a, B: Backend>(
+    weights: &'a mut [B::Buffer],
+    grads: impl Iterator<Item = Option<&'a B::Buffer>>,
+    anchors: &'a [Option<B::Buffer>],
+) -> Vec<TensorIo<'a, B>> {
+    let tensors = weights.iter_mut().zip(grads).zip(anchors);
+    tensors
+        .map(|((weight, grad), anchor)| TensorIo {
+            weight: B::as_mut(weight),
+            grad: grad.map(B::as_ref),
+            anchor: anchor.as_ref().map(B::as_ref),
+            variance: None,
         })
         .collect()
 }
