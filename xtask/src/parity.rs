@@ -11,6 +11,7 @@ use tpgm_core::Cpu;
 use tpgm_core::testing::golden::{BackendSubject, OracleSubject, Subject, run_folder};
 use tpgm_cuda::{Cuda, Emulator, Gpu, Reports};
 
+use crate::test::FEATURES;
 use crate::{cargo, emulate};
 
 /// Options of `parity`.
@@ -100,7 +101,9 @@ fn is_family(dir: &Path) -> Result<bool> {
 /// Runs the program that knows the wider family; it prints the lines and the counts.
 fn run_family(args: &Args) -> Result<()> {
     let dir = args.dir.canonicalize().with_context(|| format!("the folder {}", args.dir.display()))?;
-    let mut command = cargo(&["test", "--quiet", "-p", "tpgm-candle", "--test", "family", "--"]);
+    // As the tests are built, so that nothing is built anew.
+    let build = ["test", "--quiet", "--workspace", "--features", FEATURES, "--test", "family", "--"];
+    let mut command = cargo(&build);
     command.arg("--dir").arg(dir);
     if let Some(filter) = &args.filter {
         command.args(["--filter", filter]);

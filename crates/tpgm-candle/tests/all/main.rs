@@ -19,6 +19,7 @@ mod models;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod optimizer;
+mod optimizer_family;
 mod real_files;
 mod resume;
 mod schedule;

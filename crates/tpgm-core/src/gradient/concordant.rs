@@ -289,7 +289,7 @@ mod tests {
     fn few_elements_take_the_other_form() {
         let rows: Vec<Vec<f64>> = (0..6).map(|i| noise(i + 3, 4)).collect();
         let slices: Vec<Slice<'_>> = rows.iter().map(|row| row.as_slice().into()).collect();
-        let (mut by_elements_, mut by_gradients_) = ([0.0; 4], [0.0; 4]);
+        let (mut by_elements_, mut by_gradients_) = ([0.0f64; 4], [0.0f64; 4]);
         let trace = by_elements(&slices, 1e-3, (&mut by_elements_).into());
         assert!((trace - by_gradients(&slices, 1e-3, (&mut by_gradients_).into())).abs() < 1e-14);
         for (a, b) in by_elements_.iter().zip(by_gradients_) {
