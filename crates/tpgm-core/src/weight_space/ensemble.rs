@@ -46,7 +46,7 @@ pub fn ensemble(probabilities: &[Slice<'_>], classes: usize, weights: &[f64]) ->
         for row in values.chunks_exact(classes) {
             for &p in row {
                 check("probability", p, "in [0, 1]; are these logits?", |p| {
-                    p >= 0.0 && p <= 1.0 + SUM_TOLERANCE
+                    (0.0..=1.0 + SUM_TOLERANCE).contains(&p)
                 })?;
             }
             let sum = row.iter().sum();
