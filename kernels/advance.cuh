@@ -8,6 +8,9 @@
 #include "rules.cuh"
 #include "settle.cuh"
 
+// 0 for 0.
+template <class C> __device__ inline C sign(C x) { return x > C(0) ? C(1) : x < C(0) ? C(-1) : C(0); }
+
 // The per-element rule for normalization scales: limits `w / s - a / s0` to `[-radius, radius]`, `s = sqrt(var + 1e-6)`.
 // Without variances `s = s0 = 1`. Returns how many elements were limited.
 template <class Storage, class C>
@@ -31,6 +34,27 @@ __device__ inline uint32_t limit_scale(const Operands& io, int j, const Place& p
     return limited;
 }
 
+// A pull with absolute values or an importance, before the rule. Coupled, it joins the scaled gradient; decoupled, it takes the place
+// of the anchor, which nobody asks for any more, until the rule is through: registers are few here. An importance is 4 more bytes
+// read per f32 parameter.
+template <class C>
+__device__ inline void pull_quad(const Move& move, const Operands& io, int j, const Place& place, const C (&w)[QUAD], C (&g)[QUAD],
+                                 C (&a)[QUAD]) {
+    C f[QUAD];
+    #pragma unroll
+    for (int i = 0; i < QUAD; i++) f[i] = C(1);
+    if (io.slots[IMPORTANCE]) load_state(f, io.slots[IMPORTANCE], j, place);
+    #pragma unroll
+    for (int i = 0; i < QUAD; i++) {
+        C d = w[i] - a[i];
+        C to_anchor = static_cast<C>(move.anchor_l2) * d + static_cast<C>(move.anchor_l1) * sign(d);
+        C to_zero = static_cast<C>(move.zero_l2) * w[i] + static_cast<C>(move.zero_l1) * sign(w[i]);
+        C pulled = f[i] * (to_anchor + to_zero);
+        if (move.terms == 1 + COUPLED) g[i] = static_cast<C>(move.term_scale) * g[i] + pulled;
+        else a[i] = pulled;
+    }
+}
+
 // Writes new weights: to the master, if there is one, and rounded to the weights.
 template <class Storage, class C>
 __device__ inline void store_weights(const Tensor& tensor, const Operands& io, const Place& place, const Tile<C>& w) {
@@ -49,7 +73,7 @@ __device__ inline void advance_piece(const Job& job, uint32_t t, const Move& mov
     const Operands& io = job.operands[t];
     bool ruled = Rule::MOVES && move.rule != HOLD;
     bool anchored = move.norm != NO_NORM || move.keep_before || move.pull_grad != 0.0 || move.lr_pull != 0.0 ||
-                    move.scale_radius > 0.0;
+                    move.scale_radius > 0.0 || move.anchor_l2 != 0.0 || move.anchor_l1 != 0.0;
     bool fills = Storage::HALF && io.slots[MASTER] != 0 && move.fresh_master;
     Rule rule(move, io);
     Rounds rounds(tensor, piece);
@@ -74,7 +98,12 @@ __device__ inline void advance_piece(const Job& job, uint32_t t, const Move& mov
                     for (int i = 0; i < QUAD; i++) d[i] = w.x[j][i] - a.x[j][i];
                     store_state(d, io.slots[DISPLACEMENT], j, place);
                 }
+                if (move.terms) pull_quad(move, io, j, place, w.x[j], g, a.x[j]);
                 rule.step(j, place, w.x[j], g, a.x[j]);
+                if (move.terms == 1 + DECOUPLED) {
+                    #pragma unroll
+                    for (int i = 0; i < QUAD; i++) w.x[j][i] = w.x[j][i] - static_cast<C>(move.term_scale) * a.x[j][i];
+                }
                 // With an epsilon of 0 the rule makes NaN of the zeros beyond the row.
                 #pragma unroll
                 for (int i = 0; i < QUAD; i++) {

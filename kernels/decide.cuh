@@ -54,6 +54,48 @@ __device__ inline Move projection_of(const Tensor& tensor, const Scalars& scalar
     return move;
 }
 
+// Squares alone, all elements alike, are weight decay and what L2-SP does.
+__device__ inline void decide_pull(const Job& job, const Settings& set, Move& move) {
+    double lr = job.lr * set.lr_scale;
+    bool coupled = set.variant == COUPLED;
+    if (set.importance != ALIKE || set.anchor_l1 > 0.0 || set.zero_l1 > 0.0) {
+        move.anchor_l2 = set.anchor_l2;
+        move.anchor_l1 = set.anchor_l1;
+        move.zero_l2 = set.zero_l2;
+        move.zero_l1 = set.zero_l1;
+        move.terms = 1 + set.variant;
+        move.term_scale = coupled ? move.clip : lr;
+        // The pull joins a gradient that is scaled already.
+        if (coupled) move.clip = 1.0;
+    } else if (coupled) {
+        move.pull_grad = set.anchor_l2;
+        move.decay += set.zero_l2;
+    } else {
+        move.lr_pull = lr * set.anchor_l2;
+        move.lr_decay += lr * set.zero_l2;
+    }
+}
+
+// How the importance of a pull is taken from a gradient: `k` holds the factor on its square, the threshold of a gate, and the
+// shares of old and new.
+__device__ inline Move decide_importance(const Tensor& tensor, Scalars& scalars, const Sums& sums, bool has_grad) {
+    const Settings& set = tensor.settings;
+    Move move = standing(scalars);
+    if (set.importance == ALIKE || !has_grad || tensor.units == 0) {
+        move.skip = 1;
+        return move;
+    }
+    // A gradient that is all zero says that nothing is important.
+    move.k[0] = sums.square == 0.0 ? 0.0 : static_cast<double>(tensor.numel) / sums.square;
+    move.k[1] = set.importance_rate;
+    bool averages = set.importance == RUNNING && scalars.initialized != 0.0;
+    move.k[2] = averages ? set.importance_rate : 0.0;
+    move.k[3] = averages ? 1.0 - set.importance_rate : 1.0;
+    move.flag = set.importance == GATE;
+    scalars.initialized = 1.0;
+    return move;
+}
+
 __device__ inline Move decide_move(const Job& job, const Tensor& tensor, Scalars& scalars, const Sums& sums, double clip,
                                    bool has_grad) {
     const Settings& set = tensor.settings;
@@ -80,6 +122,7 @@ __device__ inline Move decide_move(const Job& job, const Tensor& tensor, Scalars
             if (set.variant == COUPLED) move.pull_grad = set.strength;
             else move.lr_pull = job.lr * set.lr_scale * set.strength;
             break;
+        case PULL_TERMS: decide_pull(job, set, move); break;
         case TPGM:
             if (!job.defer) {
                 decide_projection(tensor, scalars, move);
@@ -147,6 +190,7 @@ struct StepPhase {
 
     __device__ static bool measures(const Job& job, uint32_t t) {
         if (job.operands[t].grad == 0) return false;
+        if (job.importance) return job.tensors[t].settings.importance != ALIKE;
         bool trusted = job.trusted && job.max_grad_norm == 0.0;
         return !trusted || wanted(job.tensors[t].settings, job.scalars[t]) != CHECK;
     }
@@ -162,7 +206,9 @@ struct StepPhase {
             const Tensor& tensor = job.tensors[t];
             bool measured = tensor.spans > 0 && job.span_count > 0;
             Sums sums = measured ? job.tensor_sums[t] : Sums{};
-            job.moves[t] = decide_move(job, tensor, job.scalars[t], sums, clip, job.operands[t].grad != 0);
+            bool has_grad = job.operands[t].grad != 0;
+            job.moves[t] = job.importance ? decide_importance(tensor, job.scalars[t], sums, has_grad)
+                                          : decide_move(job, tensor, job.scalars[t], sums, clip, has_grad);
         }
     }
 };

@@ -1,6 +1,7 @@
 // The kernels themselves. A step of the optimizer is two launches: `measure_*` reads the gradients and decides, `adamw_*` or
 // `sgd_*` moves the weights. `project_*` is TPGM's projection on its own; `remember_*`, `write_*` and `radii_*` are its
-// update; `blend_*` serves moving averages and interpolation.
+// update; `blend_*` serves moving averages and interpolation; `weigh_*` takes the importance of pulls from gradients that
+// `measure_*` has looked at.
 //
 // A kernel file says `TPGM_KERNELS(suffix, Storage)` for all kernels of one storage of the operands. `cargo xtask ptx`
 // compiles it once per kernel, with `TPGM_ONLY` set to the kernel's name without suffix: a module holds one kernel, so that a
@@ -46,6 +47,12 @@
     TPGM_KERNEL blend_##suffix(const Job* job) { blend<Storage>(*job); }                            \
     TPGM_REGISTER(blend_##suffix)
 
+#define TPGM_KERNEL_weigh(suffix, Storage)                                                          \
+    TPGM_KERNEL weigh_##suffix(const Job* job) {                                                    \
+        if (!job->status->refused) weigh<Storage>(*job);                                            \
+    }                                                                                               \
+    TPGM_REGISTER(weigh_##suffix)
+
 #ifdef TPGM_ONLY
 #define TPGM_PASTE(a, b) a##b
 #define TPGM_NAMED(name) TPGM_PASTE(TPGM_KERNEL_, name)
@@ -59,5 +66,6 @@
     TPGM_KERNEL_remember(suffix, Storage)                                                           \
     TPGM_KERNEL_write(suffix, Storage)                                                              \
     TPGM_KERNEL_radii(suffix, Storage)                                                              \
-    TPGM_KERNEL_blend(suffix, Storage)
+    TPGM_KERNEL_blend(suffix, Storage)                                                              \
+    TPGM_KERNEL_weigh(suffix, Storage)
 #endif

@@ -58,7 +58,7 @@ __device__ inline void measure_piece(const Job& job, const Tensor& tensor, const
             #pragma unroll
             for (int i = 0; i < QUAD; i++) bad |= !isfinite(g.x[j][i]);
         }
-        if (job.max_grad_norm > 0.0 || wanted == AND_PREVIOUS) square = sum_of_products(g, g);
+        if (job.max_grad_norm > 0.0 || job.importance || wanted == AND_PREVIOUS) square = sum_of_products(g, g);
         double dot = 0, previous = 0, norm = 0, scale = 1;
         if (wanted == RADIUS_GRADIENT && place.len > 0) {
             double n = job.norms[tensor.first_unit + place.unit];
@@ -154,7 +154,8 @@ __device__ inline Status examine(const Job& job) {
     for (uint32_t t = threadIdx.x; t < job.tensor_count; t += THREADS) {
         // Tensors without spans have no sums.
         Sums sums = job.tensors[t].spans > 0 && job.span_count > 0 ? job.tensor_sums[t] : Sums{};
-        bool product = !(isfinite(sums.dot) && isfinite(sums.displacement) && isfinite(sums.previous));
+        bool product = !(isfinite(sums.dot) && isfinite(sums.displacement) && isfinite(sums.previous) &&
+                         (isfinite(sums.square) || !job.importance));
         if (sums.bad > 0) {
             atomicMin(&first[0], t);
             atomicAdd(&count[0], 1u);

@@ -173,3 +173,39 @@ template <class Storage> __device__ inline void blend(const Job& job) {
         TPGM_IN_COMPUTE_TYPE(Storage, job.tensors[piece.tensor], C, (blend_piece<Storage, C>(job, piece)));
     }
 }
+
+// The importance of a pull from a gradient: `f = keep * f + take * F` with `F = scale * g^2`, or a gate that opens where `F` reaches
+// its threshold. In f64, where no square is lost. Reads 8 and writes 4 bytes per f32 parameter.
+template <class Storage, class C>
+__device__ inline void weigh_piece(const Job& job, const Move& move, const Piece& piece) {
+    const Tensor& tensor = job.tensors[piece.tensor];
+    const Operands& io = job.operands[piece.tensor];
+    Rounds rounds(tensor, piece);
+    for (uint32_t round = 0; round < rounds.count(); round++) {
+        Place place = rounds.place(round);
+        // Unrolled, f64 would take more registers than ptxas grants a kernel this small.
+        #pragma unroll 1
+        for (int j = 0; j < QUADS; j++) {
+            C f[QUAD], g[QUAD];
+            load_state(f, io.slots[IMPORTANCE], j, place);
+            Storage::load_quad(g, io.grad, io.grad_type, j, place);
+            #pragma unroll
+            for (int i = 0; i < QUAD; i++) {
+                double x = static_cast<double>(g[i]);
+                double fisher = x * x * move.k[0];
+                if (!move.flag) f[i] = static_cast<C>(move.k[2] * static_cast<double>(f[i]) + move.k[3] * fisher);
+                else if (fisher >= move.k[1]) f[i] = C(1);
+            }
+            store_state(f, io.slots[IMPORTANCE], j, place);
+        }
+    }
+}
+
+template <class Storage> __device__ inline void weigh(const Job& job) {
+    for (uint32_t p = blockIdx.x; p < job.piece_count; p += gridDim.x) {
+        const Piece& piece = job.pieces[p];
+        const Move& move = job.moves[piece.tensor];
+        if (move.skip) continue;
+        TPGM_IN_COMPUTE_TYPE(Storage, job.tensors[piece.tensor], C, (weigh_piece<Storage, C>(job, move, piece)));
+    }
+}

@@ -7,17 +7,20 @@
 enum Type : uint32_t { F64, F32, F16, BF16 };
 
 enum Slot : uint32_t {
-    MASTER, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MOMENTUM_BUFFER, DISPLACEMENT, ROW_SCALE, REMEMBERED, SLOTS
+    MASTER, EXP_AVG, EXP_AVG_SQ, MAX_EXP_AVG_SQ, MOMENTUM_BUFFER, DISPLACEMENT, ROW_SCALE, REMEMBERED, IMPORTANCE, SLOTS
 };
 
 enum Norm : uint32_t { NO_NORM, L2, MARS };
 
-enum Constraint : uint32_t { NONE, FIXED_RADIUS, FIXED_SCALE, TPGM, FTP, SPD, DIGRAP, L2_SP };
+enum Constraint : uint32_t { NONE, FIXED_RADIUS, FIXED_SCALE, TPGM, FTP, SPD, DIGRAP, L2_SP, PULL_TERMS };
 
 // `Settings::variant`
 enum FtpMemory : uint32_t { EXACT, LOW };
 enum DigrapTest : uint32_t { CONFLICT, AGREEMENT };
 enum Coupling : uint32_t { COUPLED, DECOUPLED };
+
+// `Settings::importance`: what the elements of a pull are weighted by.
+enum Importance : uint32_t { ALIKE, FISHER, RUNNING, GATE };
 
 enum RuleKind : uint32_t { HOLD, ADAMW, SGD };
 
@@ -25,10 +28,12 @@ enum RuleKind : uint32_t { HOLD, ADAMW, SGD };
 struct Settings {
     double lr_scale, weight_decay;
     double strength;  // radius, k, lambda or alpha
+    double anchor_l2, anchor_l1, zero_l2, zero_l1;  // of a pull, over what its sum is divided by
+    double importance_rate;                         // decay of a running importance, threshold of a gate
     double adam_lr, adam_beta1, adam_beta2, adam_eps;
-    uint32_t constraint, norm, variant, pad;
+    uint32_t constraint, norm, variant, importance;
 };
-static_assert(sizeof(Settings) == 72, "");
+static_assert(sizeof(Settings) == 112, "");
 
 // How a tensor is cut: see `tpgm_core::plan`.
 struct Tensor {
@@ -38,7 +43,7 @@ struct Tensor {
     uint32_t first_span, spans;    // of the measuring phase
     Settings settings;
 };
-static_assert(sizeof(Tensor) == 136, "");
+static_assert(sizeof(Tensor) == 176, "");
 
 // Where a tensor's operands are; 0 for none. The only table that changes from call to call, with `Job`.
 struct Operands {
@@ -46,7 +51,7 @@ struct Operands {
     uint64_t slots[SLOTS];
     uint32_t grad_type, anchor_type, variance_type, anchor_variance_type;
 };
-static_assert(sizeof(Operands) == 120, "");
+static_assert(sizeof(Operands) == 128, "");
 
 // Whole units, or one part of a long one.
 struct Piece {
@@ -93,6 +98,9 @@ struct Pull {
 // How a tensor moves in this step: what the deciding phase tells the moving phase.
 struct Move {
     double clip, decay, pull_grad, lr_decay, lr_pull;  // how gradient, decay and anchor enter
+    // Pulls with absolute values or an importance: factors on displacement, its sign, weight, its sign; and on the gradient where the
+    // pull joins it, or on the pull where it goes beside it.
+    double anchor_l2, anchor_l1, zero_l2, zero_l1, term_scale;
     double k[7];                                       // constants of the rule
     double pulls_from;    // units with at least this norm need not wait for others to be pulled back
     double waited_below;  // units with less than this norm are pulled back in the second pass
@@ -101,9 +109,10 @@ struct Move {
     uint32_t skip, rule, flag, norm;       // flag: AMSGrad, or momentum
     uint32_t keep_before, keep_after;      // which displacement goes to its slot
     uint32_t row_scale;                    // FTP: 1 + FtpMemory
-    uint32_t deferred, fresh_master, pad;
+    uint32_t deferred, fresh_master;
+    uint32_t terms;                        // 1 + Coupling of such a pull
 };
-static_assert(sizeof(Move) == 184, "");
+static_assert(sizeof(Move) == 224, "");
 
 // Counters of one tensor. All values are those of an untouched tensor between launches.
 struct Progress {
@@ -152,12 +161,13 @@ struct Job {
     uint32_t rule, flag;       // flag: AMSGrad, or Nesterov
     uint32_t coupled;          // weight decay enters through the gradient
     uint32_t trusted, defer, write;
+    uint32_t importance, pad;  // importance is measured, for no step
     double lr, grad_scale, max_grad_norm;  // no clipping: 0
     double beta1, beta2, eps;              // AdamW
     double momentum, dampening;            // SGD
     double keep, take;                     // blending
 };
-static_assert(sizeof(Job) == 232, "");
+static_assert(sizeof(Job) == 240, "");
 
 template <class T>
 __device__ inline T* at(uint64_t address) {

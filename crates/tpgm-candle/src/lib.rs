@@ -86,7 +86,7 @@ pub use telemetry::{JsonlWriter, Telemetry, TensorBoardWriter};
 pub use tpgm_core as core;
 pub use tpgm_core::{
     AdamW, Constraint, Digrap, FixedRadius, FixedScale, Ftp, Gradients, Group, L2Sp, Masters, Norm,
-    Projection, Rule, Sgd, Spd, StateDict, TensorScalars, Tpgm as TpgmConfig,
+    Projection, Pull, PullScale, PullWeights, Rule, Sgd, Spd, StateDict, TensorScalars, Tpgm as TpgmConfig,
 };
 #[cfg(feature = "cuda")]
 pub use tpgm_cuda::Reports;

@@ -233,6 +233,13 @@ pub trait Backend: Sized {
     /// [`Error::NonFiniteGradient`](crate::Error::NonFiniteGradient); no radius was changed then.
     fn update_radii(&self, job: Job<'_, '_, Self>) -> Result<()>;
 
+    /// Pulls: takes the importance ([`Slot::Importance`]) of every tensor that has one from its gradient, if it has one of those.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NonFiniteGradient`](crate::Error::NonFiniteGradient); no importance was changed then.
+    fn update_importance(&self, job: Job<'_, '_, Self>) -> Result<()>;
+
     /// `target = keep * target + take * source` for every tensor: moving averages and interpolation of weights. Targets and
     /// sources may be of different types. With `keep` 0 nobody looks at the targets, which may hold anything: with `take` 1
     /// this is a copy that rounds to their types.

@@ -10,10 +10,15 @@
 //! | [`Spd`] | decays it when the gradient points home and the step goes out | - | arXiv 2411.01713 |
 //! | [`Digrap`] | removes the outward part of the gradient | strength | arXiv 2502.15895 |
 //! | [`L2Sp`] | adds a pull towards the anchor | - | arXiv 1802.01483 |
+//! | [`Pull`] | adds pulls towards the anchor and zero, by importance | importance | arXiv 2401.10220, 2503.04229 |
+
+mod pull;
 
 use crate::error::{Error, Result};
 use crate::norm::Norm;
 use crate::rule::{above_zero, at_least_zero, check, unit_interval};
+
+pub use self::pull::{Pull, PullScale, PullWeights};
 
 /// The lowest value of a learned radius, also the epsilon of the ratio (TPGM and FTP reference code).
 pub const RADIUS_FLOOR: f64 = 1e-8;
@@ -183,7 +188,7 @@ pub struct Digrap {
     pub test: DigrapTest,
 }
 
-/// How the pull of [`L2Sp`] enters the step.
+/// How the pull of [`L2Sp`] and [`Pull`] enters the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(rename_all = "lowercase"))]
@@ -237,6 +242,8 @@ pub enum Constraint {
     Digrap(Digrap),
     /// A penalty.
     L2Sp(L2Sp),
+    /// Penalties towards the anchor and zero, weighted by importance if wanted.
+    Pull(Pull),
 }
 
 macro_rules! into_constraint {
@@ -248,7 +255,7 @@ macro_rules! into_constraint {
         })*
     };
 }
-into_constraint!(FixedRadius, FixedScale, Tpgm, Ftp, Spd, Digrap, L2Sp);
+into_constraint!(FixedRadius, FixedScale, Tpgm, Ftp, Spd, Digrap, L2Sp, Pull);
 
 impl Constraint {
     /// Name as used in messages and tables.
@@ -262,15 +269,18 @@ impl Constraint {
             Constraint::Spd(_) => "SPD",
             Constraint::Digrap(_) => "DiGraP",
             Constraint::L2Sp(_) => "L2-SP",
+            Constraint::Pull(_) => "pull",
         }
     }
 
     /// The norm whose value over the displacement this constraint looks at after the rule's step, if it does.
     pub const fn norm(&self) -> Option<Norm> {
         match self {
-            Constraint::None | Constraint::FixedScale(_) | Constraint::Digrap(_) | Constraint::L2Sp(_) => {
-                None
-            }
+            Constraint::None
+            | Constraint::FixedScale(_)
+            | Constraint::Digrap(_)
+            | Constraint::L2Sp(_)
+            | Constraint::Pull(_) => None,
             Constraint::FixedRadius(c) => Some(c.norm),
             Constraint::Tpgm(c) => Some(c.norm),
             Constraint::Ftp(_) => Some(Norm::Mars),
@@ -278,9 +288,26 @@ impl Constraint {
         }
     }
 
+    /// Whether it measures from the anchor.
+    pub const fn is_anchored(&self) -> bool {
+        match self {
+            Constraint::None => false,
+            Constraint::Pull(c) => c.is_anchored(),
+            _ => true,
+        }
+    }
+
+    /// What the elements of its pull are weighted by, if an importance is kept for that.
+    pub(crate) fn importance(&self) -> Option<PullWeights> {
+        match self {
+            Constraint::Pull(c) if c.weights.is_kept() => Some(c.weights),
+            _ => None,
+        }
+    }
+
     /// The same constraint with its one strength replaced: the radius of [`FixedRadius`] and [`FixedScale`], `k` of
-    /// [`Ftp`], `strength` of [`Spd`], `alpha` of [`L2Sp`], the learning rate of the learned scalar of [`Tpgm`] and
-    /// [`Digrap`]. `None` if it has none.
+    /// [`Ftp`], `strength` of [`Spd`] and [`Pull`], `alpha` of [`L2Sp`], the learning rate of the learned scalar of [`Tpgm`]
+    /// and [`Digrap`]. `None` if it has none.
     pub(crate) fn with_strength(mut self, strength: f64) -> Option<Self> {
         match &mut self {
             Constraint::None => return None,
@@ -291,6 +318,7 @@ impl Constraint {
             Constraint::Spd(c) => c.strength = strength,
             Constraint::Digrap(c) => c.adam.lr = strength,
             Constraint::L2Sp(c) => c.alpha = strength,
+            Constraint::Pull(c) => c.strength = strength,
         }
         Some(self)
     }
@@ -329,6 +357,7 @@ impl Constraint {
             Constraint::Spd(c) => at_least_zero("Spd::strength", c.strength),
             Constraint::Digrap(c) => c.adam.validate(),
             Constraint::L2Sp(c) => at_least_zero("L2Sp::alpha", c.alpha),
+            Constraint::Pull(c) => c.validate(),
         }
     }
 }

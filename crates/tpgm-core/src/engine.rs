@@ -76,6 +76,8 @@ pub(crate) fn check_weights<B: Backend>(set: &ParamSet, io: &[TensorIo<'_, B>]) 
 /// Which operands a call needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Needs {
+    /// Weights alone; everything else may be missing.
+    Weights,
     /// Weights and anchors; gradients may be missing.
     Anchors,
     /// Also the gradient of every tensor that a projector constrains.
@@ -133,8 +135,8 @@ impl<B: Backend> Engine<B> {
                 expected => Err(Error::LengthMismatch { tensor: spec.name.clone(), what, expected, got }),
             };
             io.grad.map_or(Ok(()), |grad| length("gradient", B::describe(grad)))?;
-            let constrained = settings.constraint != Constraint::None;
-            if constrained && settings.anchor == AnchorKind::Pretrained {
+            let anchored = needs != Needs::Weights && settings.constraint.is_anchored();
+            if anchored && settings.anchor == AnchorKind::Pretrained {
                 let (tensor, constraint) = (&spec.name, settings.constraint.name());
                 let anchor =
                     io.anchor.ok_or_else(|| Error::MissingAnchor { tensor: tensor.clone(), constraint })?;

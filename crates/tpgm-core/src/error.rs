@@ -177,6 +177,36 @@ pub enum Error {
         got: usize,
     },
 
+    /// An importance was given for a tensor whose constraint keeps none.
+    #[error(
+        "tensor `{tensor}`: its constraint ({constraint}) keeps no importance; give it a `Pull` whose `weights` are not `One`"
+    )]
+    NoImportance {
+        /// Name of the tensor.
+        tensor: String,
+        /// Name of its constraint.
+        constraint: &'static str,
+    },
+
+    /// An importance has an element outside its range.
+    #[error("tensor `{tensor}`: element {index} of its importance is {value}, but must be {requirement}")]
+    InvalidImportance {
+        /// Name of the tensor.
+        tensor: String,
+        /// Position of the first such element.
+        index: usize,
+        /// Its value.
+        value: f64,
+        /// The values allowed, in words.
+        requirement: &'static str,
+    },
+
+    /// Importance was to be updated, and no tensor keeps one.
+    #[error(
+        "no tensor of the set keeps an importance; constrain some by a `Pull` whose `weights` are not `One`"
+    )]
+    NoImportances,
+
     /// Of a pair of operands only one was given.
     #[error("tensor `{tensor}`: its {what} is missing for the {missing}; give both or neither")]
     OneSided {

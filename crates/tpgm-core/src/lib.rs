@@ -34,6 +34,7 @@
 //! | to learn TPGM's radii, during or after training | [`Projector`] |
 //! | to save and resume | [`StateDict`], [`Optimizer::state`] |
 //! | to average weights over time | [`Ema`] |
+//! | to change gradients before a step | [`gradient`] |
 //! | to merge models: WiSE-FT, soups, Model Stock, DaWin | [`weight_space`] |
 //! | to train or keep few entries: SeleKT, SAFT | [`sparse`] |
 //! | to know what a step costs | [`cpu`] |
@@ -54,6 +55,7 @@
 pub mod backend;
 pub mod cpu;
 pub mod element;
+pub mod gradient;
 #[cfg(feature = "testing")]
 pub mod oracle;
 pub mod plan;
@@ -79,8 +81,8 @@ mod step;
 pub use backend::{Backend, Blend, StepReport, TensorIo, Variance};
 pub use backend::{Slot, Slots};
 pub use constraint::{
-    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, RADIUS_FLOOR,
-    RadiusAdam, Spd, Tpgm,
+    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, Pull, PullScale,
+    PullWeights, RADIUS_FLOOR, RadiusAdam, Spd, Tpgm,
 };
 pub use cpu::Cpu;
 pub use element::{Buffer, DType, Element, Real, Slice, SliceMut};

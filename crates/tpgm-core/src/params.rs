@@ -118,8 +118,8 @@ impl Group {
         self
     }
 
-    /// Sets the constraint's one strength: the radius of a fixed radius or scale, `k` of FTP, λ of SPD, α of L2-SP, the
-    /// learning rate of the learned scalar of TPGM and DiGraP.
+    /// Sets the constraint's one strength: the radius of a fixed radius or scale, `k` of FTP, λ of SPD, α of L2-SP, the factor
+    /// of a pull, the learning rate of the learned scalar of TPGM and DiGraP.
     #[must_use]
     pub fn strength(mut self, strength: f64) -> Self {
         self.strength = Some(strength);

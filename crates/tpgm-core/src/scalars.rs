@@ -54,7 +54,7 @@ tensor_scalars! {
         radius_v,
         /// Adam steps of the learned scalar (TPGM: projection updates).
         radius_step,
-        /// 1 once TPGM's radius has been initialized from the first displacement, else 0.
+        /// 1 once TPGM's radius has been initialized from the first displacement, or a pull's importance has been given, else 0.
         initialized,
         /// DiGraP: `<g, D> / |D|^2` of the previous step.
         previous_coefficient,

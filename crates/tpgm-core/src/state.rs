@@ -63,6 +63,7 @@ pub(crate) fn layout(
             slots.push((Slot::RowScale, DType::F64, if numel == 0 { 0 } else { spec.rows().0 }));
         }
         Constraint::Digrap(_) => slots.push((Slot::Displacement, compute, numel)),
+        Constraint::Pull(pull) if pull.weights.is_kept() => slots.push((Slot::Importance, compute, numel)),
         Constraint::Tpgm(_) if !master => slots.push((Slot::Remembered, spec.dtype, numel)),
         _ => {}
     }

@@ -7,6 +7,7 @@
 //! | `remember` | 1 | 12 |
 //! | `write` | 1 | 12 |
 //! | radius gradients and Adam | 1 | 12 |
+//! | importance of pulls | 2 | 4, then 12 |
 //! | blend (moving average, interpolation) | 1 | 12 |
 
 use std::ops::Range;
@@ -305,6 +306,15 @@ impl<D: Device> Backend for Gpu<D> {
         call.table.grad_scale = 1.0;
         let spans = call.table.span_count;
         self.launch(&mut call, &modules::RADII, spans)?;
+        self.conclude(call).map(drop)
+    }
+
+    fn update_importance(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        let mut call = self.start(job, Queue::Moves)?;
+        (call.table.importance, call.table.grad_scale) = (1, 1.0);
+        let (spans, pieces) = (call.table.span_count, call.table.piece_count);
+        self.launch(&mut call, &modules::MEASURE, spans)?;
+        self.launch(&mut call, &modules::WEIGH, pieces)?;
         self.conclude(call).map(drop)
     }
 

@@ -25,6 +25,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// `dtypes` are those of the weights; `lag` elements are advanced between a tensor's first and second pass.
     pub(crate) fn new(plan: &Plan, settings: &[Settings], dtypes: &[u32], lag: usize) -> Self {
+        let all = plan.tensors.iter().map(|tensor| tensor.numel).sum();
         let mut spans = Vec::new();
         let mut tensors = Vec::with_capacity(plan.tensors.len());
         for (t, tensor) in plan.tensors.iter().enumerate() {
@@ -49,7 +50,7 @@ impl Layout {
                 pieces: tensor.pieces.len() as u32,
                 first_span: first_span as u32,
                 spans: (spans.len() - first_span) as u32,
-                settings: crate::tables::Settings::new(&settings[t]),
+                settings: crate::tables::Settings::new(&settings[t], tensor.numel, all),
             });
         }
         let piece = |piece: &tpgm_core::plan::Piece| Piece {

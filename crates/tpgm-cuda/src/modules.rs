@@ -59,7 +59,8 @@ kernels!(
     REMEMBER: "remember",
     WRITE: "write",
     RADII: "radii",
-    BLEND: "blend"
+    BLEND: "blend",
+    WEIGH: "weigh"
 );
 
 impl Kernel {
@@ -124,7 +125,7 @@ mod tests {
     /// A fat binary starts with this number, and its modules' names are legible in ours.
     #[test]
     fn every_module_is_a_fat_binary_with_its_name() {
-        assert_eq!(ALL.len(), 8);
+        assert_eq!(ALL.len(), 9);
         for module in ALL.iter().flat_map(|kernel| kernel.modules()) {
             assert_eq!(image(module.name), Some(module.image));
             assert_eq!(module.image[..4], 0xBA55_ED50_u32.to_le_bytes(), "{}", module.name);

@@ -3,8 +3,8 @@
 
 use bytemuck::{Pod, Zeroable};
 use tpgm_core::{
-    Constraint, Coupling, DType, DigrapTest, FtpMemory, Norm, RadiusAdam, Settings as CoreSettings, Slot,
-    TensorScalars,
+    Constraint, Coupling, DType, DigrapTest, FtpMemory, Norm, PullWeights, RadiusAdam,
+    Settings as CoreSettings, Slot, TensorScalars,
 };
 
 macro_rules! tables {
@@ -20,11 +20,18 @@ macro_rules! tables {
 
 tables! {
     /// What applies to a tensor.
-    Settings: 72 {
+    Settings: 112 {
         lr_scale: f64,
         weight_decay: f64,
         /// Radius, k, lambda or alpha.
         strength: f64,
+        /// Of a pull, over what its sum is divided by.
+        anchor_l2: f64,
+        anchor_l1: f64,
+        zero_l2: f64,
+        zero_l1: f64,
+        /// Decay of a running importance, threshold of a gate.
+        importance_rate: f64,
         adam_lr: f64,
         adam_beta1: f64,
         adam_beta2: f64,
@@ -32,11 +39,11 @@ tables! {
         constraint: u32,
         norm: u32,
         variant: u32,
-        pad: u32,
+        importance: u32,
     }
 
     /// How a tensor is cut.
-    Tensor: 136 {
+    Tensor: 176 {
         numel: u64,
         units: u64,
         unit_len: u64,
@@ -51,7 +58,7 @@ tables! {
     }
 
     /// Where a tensor's operands are in device memory, 0 for none, and how they are stored.
-    Operands: 120 {
+    Operands: 128 {
         weight: u64,
         grad: u64,
         anchor: u64,
@@ -112,7 +119,7 @@ tables! {
     }
 
     /// Everything a kernel works on: addresses of tables, and what changes from call to call.
-    Job: 232 {
+    Job: 240 {
         tensors: u64,
         operands: u64,
         pieces: u64,
@@ -137,6 +144,8 @@ tables! {
         trusted: u32,
         defer: u32,
         write: u32,
+        importance: u32,
+        pad: u32,
         lr: f64,
         grad_scale: f64,
         max_grad_norm: f64,
@@ -152,7 +161,7 @@ tables! {
 
 /// Bytes of tables that only the device looks into.
 pub(crate) mod bytes {
-    pub(crate) const MOVE: usize = 184;
+    pub(crate) const MOVE: usize = 224;
     pub(crate) const SUMS: usize = 40;
     pub(crate) const COUNTERS: usize = 16;
     pub(crate) const SCALARS: usize = 8 * tpgm_core::TensorScalars::FIELDS;
@@ -206,7 +215,8 @@ const fn norm(norm: Norm) -> u32 {
 }
 
 impl Settings {
-    pub(crate) fn new(settings: &CoreSettings) -> Self {
+    /// Of a tensor of `numel` elements in a set of `all`.
+    pub(crate) fn new(settings: &CoreSettings, numel: usize, all: usize) -> Self {
         let CoreSettings { lr_scale, weight_decay, .. } = *settings;
         let plain = Self { lr_scale, weight_decay, ..Self::zeroed() };
         let adam = |adam: &RadiusAdam| Self {
@@ -239,6 +249,26 @@ impl Settings {
                 variant: u32::from(c.coupling == Coupling::Decoupled),
                 ..plain
             },
+            Constraint::Pull(c) => {
+                let factor = c.factor(numel, all);
+                let (importance, importance_rate) = match c.weights {
+                    PullWeights::One => (0, 0.0),
+                    PullWeights::Fisher => (1, 0.0),
+                    PullWeights::Running { decay } => (2, decay),
+                    PullWeights::Gate { threshold } => (3, threshold),
+                };
+                Self {
+                    constraint: 8,
+                    anchor_l2: factor * c.anchor_l2,
+                    anchor_l1: factor * c.anchor_l1,
+                    zero_l2: factor * c.zero_l2,
+                    zero_l1: factor * c.zero_l1,
+                    variant: u32::from(c.coupling == Coupling::Decoupled),
+                    importance,
+                    importance_rate,
+                    ..plain
+                }
+            }
         }
     }
 }

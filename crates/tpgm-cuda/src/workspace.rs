@@ -228,7 +228,7 @@ impl<D: Device> Workspace<D> {
     /// kernels is queued.
     pub(crate) fn send(&mut self, device: &D, job: &Job, operands: &[Operands]) -> Result<()> {
         let parts: [&[u8]; 2] = [bytemuck::bytes_of(job), bytemuck::cast_slice(operands)];
-        // Slices are compared at memory speed: this looks at every step's 120 bytes a tensor.
+        // Slices are compared at memory speed: this looks at every step's 128 bytes a tensor.
         if self.sent.split_at_checked(parts[0].len()).is_some_and(|sent| <[&[u8]; 2]>::from(sent) == parts) {
             return Ok(());
         }

@@ -40,7 +40,8 @@ pub(crate) struct Args {
 }
 
 /// The kernels of `kernels/kernels.cuh`, without the suffix for their storage.
-const KERNELS: [&str; 8] = ["measure", "adamw", "sgd", "project", "remember", "write", "radii", "blend"];
+const KERNELS: [&str; 9] =
+    ["measure", "adamw", "sgd", "project", "remember", "write", "radii", "blend", "weigh"];
 
 /// Compute capability, times ten, that PTX is made for: the lowest, since no kernel has code for a higher one.
 const TARGET: u32 = 75;

@@ -194,6 +194,9 @@ pub(crate) trait StepEngine: Send {
         grads: &[Option<Tensor>],
         options: &StepOptions,
     ) -> Result<StepReport>;
+    fn update_importance(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()>;
+    fn set_importance(&mut self, tensor: &str, values: &[f64]) -> Result<()>;
+    fn importance(&self, tensor: &str) -> Result<Vec<f64>>;
     fn radii(&mut self) -> Option<&mut dyn RadiusEngine>;
     fn scalars(&self) -> Result<Vec<TensorScalars>>;
     fn norms(&self, tensor: &str) -> Result<Vec<f64>>;
@@ -209,6 +212,18 @@ impl<B: Bind> StepEngine for tpgm_core::Optimizer<B> {
         options: &StepOptions,
     ) -> Result<StepReport> {
         B::bind(operands, grads, |io| self.step(io, options))
+    }
+
+    fn update_importance(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
+        B::bind(operands, grads, |io| self.update_importance(io))
+    }
+
+    fn set_importance(&mut self, tensor: &str, values: &[f64]) -> Result<()> {
+        Ok(self.set_importance(tensor, values)?)
+    }
+
+    fn importance(&self, tensor: &str) -> Result<Vec<f64>> {
+        Ok(self.importance(tensor)?)
     }
 
     fn radii(&mut self) -> Option<&mut dyn RadiusEngine> {

@@ -19,7 +19,7 @@ use std::thread;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
 #[cfg(any(feature = "cuda", test))]
 use tpgm_core::Buffer;
-use tpgm_core::{Constraint, Cpu, Settings, Slice, SliceMut, TensorIo, Variance};
+use tpgm_core::{Cpu, Settings, Slice, SliceMut, TensorIo, Variance};
 
 use super::error::{Error, Result};
 use crate::files::AnchorData;
@@ -108,7 +108,7 @@ impl Operands {
     pub(crate) fn with_anchors(mut self, params: &[Param], settings: &[Settings]) -> Result<Self> {
         for ((entry, param), settings) in self.entries.iter_mut().zip(params).zip(settings) {
             let Anchor::Pretrained(anchor) = param.anchor() else { continue };
-            if settings.constraint == Constraint::None {
+            if !settings.constraint.is_anchored() {
                 continue;
             }
             entry.set_anchor(anchor.clone())?;

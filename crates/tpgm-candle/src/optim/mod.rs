@@ -6,10 +6,13 @@ mod builder;
 mod config;
 mod ema;
 mod error;
+mod importance;
 mod position;
 mod schedule;
+mod sparse;
 mod state;
 mod tpgm;
+mod transform;
 
 use std::sync::Arc;
 
@@ -32,6 +35,7 @@ pub use self::ema::{Averaged, Ema};
 pub use self::error::{Error, Result};
 pub use self::position::PositionProblem;
 pub use self::schedule::{Anneal, Schedule};
+pub use self::sparse::{SaftOptimizer, SaftSelection, selekt};
 pub use self::tpgm::{Every, PostHoc, Radii, Tpgm};
 
 /// What a call of [`RobustOptimizer::step`] or [`RobustOptimizer::backward_step`] did.

@@ -12,6 +12,7 @@
 //! after a merge of a model with BatchNorm, estimate them again. Radii that are learned between two checkpoints (TPGM post
 //! hoc) need gradients, so they are the TPGM trainer's business.
 
+mod average_updates;
 mod dawin;
 mod distance;
 mod error;
@@ -28,6 +29,7 @@ mod report;
 mod select;
 mod tensors;
 
+pub use self::average_updates::{average_updates, ensemble};
 pub use self::dawin::{Dawin, DawinCluster, DawinOutput};
 pub use self::distance::{DistanceOptions, Distances, TensorDistance, distances, distances_with};
 pub use self::error::{Error, Result};

@@ -164,7 +164,10 @@ pub fn greedy_soup(
 }
 
 /// Builds a model like `first`: what `merge` writes for floating-point tensors, a copy of the others.
-fn each(first: &Tensors, mut merge: impl FnMut(&str, &Tensor, &mut Buffer) -> Result<()>) -> Result<Tensors> {
+pub(super) fn each(
+    first: &Tensors,
+    mut merge: impl FnMut(&str, &Tensor, &mut Buffer) -> Result<()>,
+) -> Result<Tensors> {
     let mut merged = Tensors::new();
     for (name, value) in first {
         let tensor = if is_discrete(value) {
@@ -179,7 +182,7 @@ fn each(first: &Tensors, mut merge: impl FnMut(&str, &Tensor, &mut Buffer) -> Re
     Ok(merged)
 }
 
-fn first<'a>(
+pub(super) fn first<'a>(
     models: &[&'a Tensors],
     least: usize,
     method: &'static str,
@@ -191,17 +194,17 @@ fn first<'a>(
     Ok(models[0])
 }
 
-fn numbered<'a>(models: &[&'a Tensors]) -> impl Iterator<Item = (String, &'a Tensors)> {
+pub(super) fn numbered<'a>(models: &[&'a Tensors]) -> impl Iterator<Item = (String, &'a Tensors)> {
     models.iter().enumerate().skip(1).map(|(i, model)| (place(i), *model))
 }
 
 /// What a model is called in messages.
-fn place(model: usize) -> String {
+pub(super) fn place(model: usize) -> String {
     format!("model {model}")
 }
 
 /// The elements of a tensor, all of which are finite.
-fn finite<'a>(name: &str, tensor: &'a Tensor, model: &str) -> Result<Elements<'a>> {
+pub(super) fn finite<'a>(name: &str, tensor: &'a Tensor, model: &str) -> Result<Elements<'a>> {
     let elements = Elements::new(name, tensor)?;
     match non_finite(elements.slice()) {
         0 => Ok(elements),
@@ -210,7 +213,7 @@ fn finite<'a>(name: &str, tensor: &'a Tensor, model: &str) -> Result<Elements<'a
 }
 
 /// Makes sure that every model has the tensors of the first, with the same shapes and types.
-fn check<'a, S: Into<String>>(
+pub(super) fn check<'a, S: Into<String>>(
     first: &Tensors,
     place: &str,
     models: impl IntoIterator<Item = (S, &'a Tensors)>,

@@ -18,14 +18,13 @@ mod loading;
 mod lora;
 mod lora_real;
 mod models;
-#[cfg(feature = "nccl")]
 mod nccl;
 mod optimizer;
+mod optimizer_family;
 mod prompts;
 mod real_files;
 mod resume;
 mod schedule;
-#[cfg(feature = "search")]
 mod search;
 mod teacher;
 mod telemetry;
@@ -34,3 +33,5 @@ mod trajectories;
 mod weight_space_files;
 mod weight_space_live;
 mod weight_space_real;
+#[cfg(feature = "nccl")]
+#[cfg(feature = "search")]

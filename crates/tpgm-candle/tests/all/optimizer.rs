@@ -25,13 +25,13 @@ fn tensor(seed: u64, shape: &[usize]) -> Tensor {
 }
 
 /// A two-layer network with weights that depend on nothing but `dtype`.
-struct Net {
-    params: Params,
-    vars: Vec<Var>,
+pub(crate) struct Net {
+    pub(crate) params: Params,
+    pub(crate) vars: Vec<Var>,
 }
 
 impl Net {
-    fn new(dtype: DType) -> Self {
+    pub(crate) fn new(dtype: DType) -> Self {
         let shapes: [(&str, &[usize]); 4] =
             [("a.weight", &[16, 8]), ("a.bias", &[16]), ("b.weight", &[4, 16]), ("b.bias", &[4])];
         let var = |(i, (_, shape)): (usize, &(&str, &[usize]))| {
@@ -46,7 +46,7 @@ impl Net {
     }
 
     /// Mean squared error on rows `range` of a fixed data set of 24.
-    fn loss(&self, range: std::ops::Range<usize>) -> Tensor {
+    pub(crate) fn loss(&self, range: std::ops::Range<usize>) -> Tensor {
         let dtype = self.vars[0].dtype();
         let rows = |t: Tensor| t.narrow(0, range.start, range.len()).unwrap().to_dtype(dtype).unwrap();
         let (x, y) = (rows(tensor(11, &[24, 8])), rows(tensor(12, &[24, 4])));
@@ -57,7 +57,7 @@ impl Net {
         (out - y).unwrap().sqr().unwrap().mean_all().unwrap()
     }
 
-    fn bits(&self) -> Vec<u64> {
+    pub(crate) fn bits(&self) -> Vec<u64> {
         self.vars.iter().flat_map(bits).collect()
     }
 }
@@ -67,11 +67,11 @@ fn bits(var: &Var) -> Vec<u64> {
     wide.to_vec1::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
 }
 
-fn values(var: &Var) -> Vec<f64> {
+pub(crate) fn values(var: &Var) -> Vec<f64> {
     var.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn single(value: &[f32]) -> (Var, Params) {
+pub(crate) fn single(value: &[f32]) -> (Var, Params) {
     let var = Var::new(value, &Device::Cpu).unwrap();
     let params = Params::from_params([Param::anchored_here("w", var.clone()).unwrap()]).unwrap();
     (var, params)

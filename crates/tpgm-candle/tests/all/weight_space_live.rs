@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::core::weight_space::{BetaMixture, ModelStock, WiseFt};
 use tpgm_candle::weight_space::{
-    Dawin, Interpolation, Tensors, greedy_soup, model_stock, uniform_soup, wise, wise_tensors,
+    Dawin, Interpolation, Tensors, average_updates, ensemble, greedy_soup, model_stock, uniform_soup, wise,
+    wise_tensors,
 };
 use tpgm_candle::{Anchor, Param, Params};
 
@@ -227,4 +228,33 @@ fn dawin_merges_once_per_cluster() {
     assert!(matches!(short, tpgm_candle::weight_space::Error::TensorMismatch { .. }), "{short}");
     let other = dawin.coefficients(&logits(&lead0), &logits(&lead1[1..])).unwrap_err();
     assert!(matches!(other, tpgm_candle::weight_space::Error::TensorMismatch { .. }), "{other}");
+}
+
+#[test]
+fn averaged_updates_and_ensembles_follow_their_formulas() {
+    let cpu = &Device::Cpu;
+    let model = |x: [f32; 2], n: i64| -> Tensors {
+        let tensors = [("w", Tensor::new(&x, cpu)), ("n", Tensor::new(&[n], cpu))];
+        tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.unwrap())).collect()
+    };
+    let (start, ends) = (model([1.0, 2.0], 1), [model([2.0, 2.0], 5), model([4.0, -2.0], 6)]);
+    let merged = average_updates(&start, &[&ends[0], &ends[1]], 0.5).unwrap();
+    assert_eq!(merged["w"].to_vec1::<f32>().unwrap(), [2.0, 1.0]);
+    assert_eq!(merged["n"].to_vec1::<i64>().unwrap(), [5]);
+    let alone = average_updates(&start, &[&ends[0]], 1.0).unwrap();
+    assert_eq!(alone["w"].to_vec1::<f32>().unwrap(), [2.0, 2.0]);
+    assert!(average_updates(&start, &[], 1.0).is_err());
+    assert!(average_updates(&start, &[&ends[0]], -1.0).unwrap_err().to_string().contains("rate"));
+    let error = average_updates(&model([f32::NAN, 0.0], 1), &[&ends[0]], 1.0).unwrap_err().to_string();
+    assert!(error.contains("`w`") && error.contains("the start"), "{error}");
+
+    let [a, b] =
+        [[[0.5f32, 0.5], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]].map(|p| Tensor::new(&p, cpu).unwrap());
+    let mixed = ensemble(&[&a, &b], &[0.75, 0.25]).unwrap();
+    assert_eq!(mixed.to_vec2::<f32>().unwrap(), [[0.375, 0.625], [0.75, 0.25]]);
+    assert!(ensemble(&[], &[]).is_err());
+    let error = ensemble(&[&a, &b.narrow(0, 0, 1).unwrap()], &[0.5, 0.5]).unwrap_err().to_string();
+    assert!(error.contains("[1, 2]") && error.contains("[2, 2]"), "{error}");
+    let error = ensemble(&[&(a * 3.0).unwrap()], &[1.0]).unwrap_err().to_string();
+    assert!(error.contains("logits"), "{error}");
 }

@@ -23,11 +23,13 @@ pub enum Slot {
     RowScale,
     /// TPGM: weights before projection, while a projection update runs. Not part of saved state.
     Remembered,
+    /// [`Pull`](crate::Pull): importance of each element.
+    Importance,
 }
 
 impl Slot {
     /// All slots.
-    pub const ALL: [Slot; 8] = [
+    pub const ALL: [Slot; 9] = [
         Slot::Master,
         Slot::ExpAvg,
         Slot::ExpAvgSq,
@@ -36,6 +38,7 @@ impl Slot {
         Slot::Displacement,
         Slot::RowScale,
         Slot::Remembered,
+        Slot::Importance,
     ];
 
     /// Name in saved state; PyTorch's where PyTorch has one.
@@ -49,6 +52,7 @@ impl Slot {
             Slot::Displacement => "displacement",
             Slot::RowScale => "row_scale",
             Slot::Remembered => "remembered",
+            Slot::Importance => "importance",
         }
     }
 }

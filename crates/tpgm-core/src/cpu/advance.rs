@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::decide::{Move, RuleStep};
-use super::kernels::{self, AdamWStep, Mix, SgdStep, sink};
+use super::kernels::{self, AdamWStep, Mix, SgdStep, pull, sink};
 use super::lanes::Lanes;
 use super::operand::{Operand, Operands, Stage, load};
 use super::pull::NormRange;
@@ -41,21 +41,28 @@ impl PieceNorms {
 
 /// Calls the version of a rule kernel that run-time values select: one branch per block instead of one per element.
 macro_rules! choose {
-    ($sink:expr, $anchored:expr, $variant:expr => kernels::$kernel:ident::<C>($($arg:expr),*)) => {
-        choose!(@sink $sink, $anchored, *$variant, $kernel, ($($arg),*), [NONE, ABS, SQUARE, STORE_ABS, STORE_OLD])
+    ($sink:expr, $pull:expr, $variant:expr => kernels::$kernel:ident::<C>($($arg:expr),*)) => {
+        choose!(@pull $sink, $pull, *$variant, $kernel, ($($arg),*), [NONE, ABS, SQUARE, STORE_ABS, STORE_OLD])
     };
-    (@sink $sink:expr, $anchored:expr, $variant:expr, $kernel:ident, $args:tt, [$($name:ident),*]) => {
+    // A pull of its own kind is the whole constraint: nothing asks for the displacement beside it.
+    (@pull $sink:expr, $pull:expr, $variant:expr, $kernel:ident, $args:tt, $sinks:tt) => {
+        match $pull {
+            pull::NONE => choose!(@sink $sink, { pull::NONE }, $variant, $kernel, $args, $sinks),
+            pull::DISPLACEMENT => choose!(@sink $sink, { pull::DISPLACEMENT }, $variant, $kernel, $args, $sinks),
+            pull::TERMS => choose!(@variant { pull::TERMS }, $variant, $kernel, $args, { sink::NONE }),
+            _ => choose!(@variant { pull::WEIGHED }, $variant, $kernel, $args, { sink::NONE }),
+        }
+    };
+    (@sink $sink:expr, $pull:tt, $variant:expr, $kernel:ident, $args:tt, [$($name:ident),*]) => {
         match $sink {
-            $(sink::$name => choose!(@flags $anchored, $variant, $kernel, $args, { sink::$name }),)*
+            $(sink::$name => choose!(@variant $pull, $variant, $kernel, $args, { sink::$name }),)*
             _ => unreachable!("every sink is listed"),
         }
     };
-    (@flags $anchored:expr, $variant:expr, $kernel:ident, ($($arg:expr),*), $sink:tt) => {
-        match ($anchored, $variant) {
-            (false, false) => kernels::$kernel::<C, false, false, $sink>($($arg),*),
-            (false, true) => kernels::$kernel::<C, false, true, $sink>($($arg),*),
-            (true, false) => kernels::$kernel::<C, true, false, $sink>($($arg),*),
-            (true, true) => kernels::$kernel::<C, true, true, $sink>($($arg),*),
+    (@variant $pull:tt, $variant:expr, $kernel:ident, ($($arg:expr),*), $sink:tt) => {
+        match $variant {
+            false => kernels::$kernel::<C, $pull, false, $sink>($($arg),*),
+            true => kernels::$kernel::<C, $pull, true, $sink>($($arg),*),
         }
     };
 }
@@ -139,9 +146,20 @@ impl Advance<'_> {
             pull: C::from_f64(step.mix.pull),
             lr_decay: C::from_f64(step.mix.lr_decay),
             lr_pull: C::from_f64(step.mix.lr_pull),
+            terms: step.mix.terms.round(),
         };
-        let mixes_anchor = step.mix.pull != 0.0 || step.mix.lr_pull != 0.0;
-        let anchored = mixes_anchor || step.keep_before || step.norm.is_some() || step.scale_radius.is_some();
+        let pulled = match (step.terms, operands.slot(Slot::Importance)) {
+            (true, Some(_)) => pull::WEIGHED,
+            (true, None) => pull::TERMS,
+            (false, _) if step.mix.pull != 0.0 || step.mix.lr_pull != 0.0 => pull::DISPLACEMENT,
+            (false, _) => pull::NONE,
+        };
+        let displaced = pulled == pull::DISPLACEMENT
+            || step.keep_before
+            || step.norm.is_some()
+            || step.scale_radius.is_some();
+        // Without one, terms of the anchor are 0 and get zeros.
+        let anchored = displaced || step.terms;
         let mut limited = 0;
         let sink = match step.norm {
             _ if step.keep_before => sink::STORE_OLD,
@@ -153,7 +171,9 @@ impl Advance<'_> {
         // SAFETY: every element belongs to one piece, and this phase runs each piece once. Gradient, anchor and variances
         // are never written.
         unsafe {
-            let a = if anchored { load(operands.anchor, range.clone(), anchors) } else { &[] };
+            let anchor = operands.anchor.filter(|_| displaced || step.terms_anchored);
+            let a = if anchored { load(anchor, range.clone(), anchors) } else { &[] };
+            let f: &[C] = operands.state::<C>(Slot::Importance, range.clone());
             let d = operands.state::<C>(Slot::Displacement, range.clone());
             operands.with_weight::<C>(range.clone(), weights, |w| {
                 match &step.rule {
@@ -169,13 +189,13 @@ impl Advance<'_> {
                         let v = operands.state::<C>(Slot::ExpAvgSq, range.clone());
                         let v_max = operands.state::<C>(Slot::MaxExpAvgSq, range.clone());
                         let k = adamw_constants(k);
-                        choose!(sink, mixes_anchor, amsgrad => kernels::adamw::<C>(simd, &mix, &k, w, g, a, m, v, v_max, d, sum));
+                        choose!(sink, pulled, amsgrad => kernels::adamw::<C>(simd, &mix, &k, w, g, a, f, m, v, v_max, d, sum));
                     }
                     RuleStep::Sgd { step: k, momentum } => {
                         let g = load(operands.grad, range.clone(), grads);
                         let buf = operands.state::<C>(Slot::MomentumBuffer, range.clone());
                         let k = sgd_constants(k);
-                        choose!(sink, mixes_anchor, momentum => kernels::sgd::<C>(simd, &mix, &k, w, g, a, buf, d, sum));
+                        choose!(sink, pulled, momentum => kernels::sgd::<C>(simd, &mix, &k, w, g, a, f, buf, d, sum));
                     }
                 }
                 if let Some(radius) = step.scale_radius {

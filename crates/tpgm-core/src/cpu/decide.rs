@@ -1,9 +1,9 @@
 //! From sums to a few numbers per tensor: how it will move.
 
-use super::kernels::{AdamWStep, Mix, SgdStep};
+use super::kernels::{AdamWStep, Mix, SgdStep, Terms};
 use super::measure::PieceSums;
 use super::pull::{self, Pull};
-use crate::constraint::{Constraint, Coupling, DigrapTest, Ftp, FtpMemory, RADIUS_FLOOR};
+use crate::constraint::{self, Constraint, Coupling, DigrapTest, Ftp, FtpMemory, RADIUS_FLOOR};
 use crate::element::DType;
 use crate::norm::Norm;
 use crate::params::Settings;
@@ -34,6 +34,10 @@ pub(super) struct Move {
     pub(super) skip: bool,
     pub(super) rule: RuleStep,
     pub(super) mix: Mix<f64>,
+    /// The mix has terms beyond displacements.
+    pub(super) terms: bool,
+    /// The anchor takes part in the terms.
+    pub(super) terms_anchored: bool,
     /// The displacement before the step goes to [`Slot::Displacement`] (DiGraP).
     pub(super) keep_before: bool,
     /// The displacement after the step goes to [`Slot::Displacement`] (FTP).
@@ -57,7 +61,9 @@ impl Move {
     pub(super) const SKIP: Self = Self {
         skip: true,
         rule: RuleStep::Hold,
-        mix: Mix { clip: 0.0, decay: 0.0, pull: 0.0, lr_decay: 0.0, lr_pull: 0.0 },
+        mix: Mix { clip: 0.0, decay: 0.0, pull: 0.0, lr_decay: 0.0, lr_pull: 0.0, terms: Terms::NONE },
+        terms: false,
+        terms_anchored: false,
         keep_before: false,
         keep_after: false,
         norm: None,
@@ -74,6 +80,8 @@ impl Move {
 pub(super) struct Decide<'a> {
     pub(super) settings: &'a Settings,
     pub(super) tensor: &'a TensorPlan,
+    /// Elements of all tensors.
+    pub(super) set_numel: usize,
     pub(super) dtype: DType,
     pub(super) lr: f64,
     pub(super) clip: f64,
@@ -104,6 +112,7 @@ impl Decide<'_> {
                 Coupling::Coupled => step.mix.pull = c.alpha,
                 Coupling::Decoupled => step.mix.lr_pull = self.lr * c.alpha,
             },
+            Constraint::Pull(c) => self.pull(c, &mut step),
             Constraint::Tpgm(c) => {
                 if self.projection == Projection::Apply {
                     step.norm = Some(c.norm);
@@ -175,7 +184,41 @@ impl Decide<'_> {
             Decay::Coupled => (decay, 0.0),
             Decay::Decoupled => (0.0, self.lr * decay),
         };
-        Mix { clip: self.clip, decay: coupled, pull: 0.0, lr_decay: decoupled, lr_pull: 0.0 }
+        Mix { clip: self.clip, decay: coupled, lr_decay: decoupled, ..Move::SKIP.mix }
+    }
+
+    /// Squares alone, all elements alike, are weight decay and what L2-SP does.
+    fn pull(&self, c: &constraint::Pull, step: &mut Move) {
+        let factor = c.factor(self.tensor.numel, self.set_numel);
+        let mix = &mut step.mix;
+        if c.weights.is_kept() || c.anchor_l1 > 0.0 || c.zero_l1 > 0.0 {
+            let (to_grad, to_aside) = match c.coupling {
+                Coupling::Coupled => (1.0, 0.0),
+                Coupling::Decoupled => (0.0, self.lr),
+            };
+            mix.terms = Terms {
+                anchor_l2: factor * c.anchor_l2,
+                anchor_l1: factor * c.anchor_l1,
+                zero_l2: factor * c.zero_l2,
+                zero_l1: factor * c.zero_l1,
+                to_grad,
+                to_aside,
+            };
+            step.terms = true;
+            step.terms_anchored = c.is_anchored();
+        } else {
+            let (home, zero) = (factor * c.anchor_l2, factor * c.zero_l2);
+            match c.coupling {
+                Coupling::Coupled => {
+                    mix.pull = home;
+                    mix.decay += zero;
+                }
+                Coupling::Decoupled => {
+                    mix.lr_pull = self.lr * home;
+                    mix.lr_decay += self.lr * zero;
+                }
+            }
+        }
     }
 
     fn rule_step(&self, rule: &Rule, t: f64) -> RuleStep {

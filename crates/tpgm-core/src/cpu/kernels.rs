@@ -22,6 +22,59 @@ pub(super) struct Mix<C> {
     pub(super) lr_decay: C,
     /// Decoupled pull times learning rate: subtracted times the displacement.
     pub(super) lr_pull: C,
+    /// What [`pull::TERMS`] and [`pull::WEIGHED`] add.
+    pub(super) terms: Terms<C>,
+}
+
+/// A pull with absolute values or an importance, in compute type.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms<C> {
+    /// Factors on displacement and its sign, weight and its sign.
+    pub(super) anchor_l2: C,
+    pub(super) anchor_l1: C,
+    pub(super) zero_l2: C,
+    pub(super) zero_l1: C,
+    /// 1 if the pull is coupled, else 0.
+    pub(super) to_grad: C,
+    /// The learning rate if the pull is decoupled, else 0.
+    pub(super) to_aside: C,
+}
+
+impl Terms<f64> {
+    pub(super) const NONE: Self =
+        Self { anchor_l2: 0.0, anchor_l1: 0.0, zero_l2: 0.0, zero_l1: 0.0, to_grad: 0.0, to_aside: 0.0 };
+
+    /// In compute type.
+    pub(super) fn round<C: Real>(&self) -> Terms<C> {
+        Terms {
+            anchor_l2: C::from_f64(self.anchor_l2),
+            anchor_l1: C::from_f64(self.anchor_l1),
+            zero_l2: C::from_f64(self.zero_l2),
+            zero_l1: C::from_f64(self.zero_l1),
+            to_grad: C::from_f64(self.to_grad),
+            to_aside: C::from_f64(self.to_aside),
+        }
+    }
+}
+
+/// What pulls a step. A constant parameter of the kernels.
+pub(super) mod pull {
+    /// Nothing.
+    pub(in crate::cpu) const NONE: u8 = 0;
+    /// `Mix::pull` and `Mix::lr_pull`, times the displacement.
+    pub(in crate::cpu) const DISPLACEMENT: u8 = 1;
+    /// `Mix::terms`.
+    pub(in crate::cpu) const TERMS: u8 = 2;
+    /// `Mix::terms` times the importance.
+    pub(in crate::cpu) const WEIGHED: u8 = 3;
+}
+
+/// The sign of `x`, 0 for 0. Two selects: no branch.
+#[inline(always)]
+fn sign<C: Real>(x: C) -> C {
+    let up = if x > C::ZERO { C::ONE } else { C::ZERO };
+    let down = if x < C::ZERO { C::ONE } else { C::ZERO };
+    up - down
 }
 
 /// Constants of an AdamW step, in compute type.
@@ -47,15 +100,23 @@ pub(super) struct SgdStep<C> {
     pub(super) lr_buf: C,
 }
 
-/// The gradient as the rule sees it, and what is subtracted from the weight beside the rule's update.
+/// The gradient as the rule sees it, what is subtracted from the weight with the rule's update, and after it.
 #[inline(always)]
-fn mix<C: Real, const ANCHORED: bool>(mix: &Mix<C>, w: C, g: C, a: C) -> (C, C) {
+fn mix<C: Real, const PULL: u8>(mix: &Mix<C>, w: C, g: C, a: C, importance: C) -> (C, C, C) {
     let (grad, aside) = (mix.clip * g + mix.decay * w, mix.lr_decay * w);
-    if ANCHORED {
-        let displacement = w - a;
-        (grad + mix.pull * displacement, aside + mix.lr_pull * displacement)
-    } else {
-        (grad, aside)
+    let displacement = w - a;
+    match PULL {
+        pull::NONE => (grad, aside, C::ZERO),
+        pull::DISPLACEMENT => (grad + mix.pull * displacement, aside + mix.lr_pull * displacement, C::ZERO),
+        _ => {
+            let k = &mix.terms;
+            let to_anchor = k.anchor_l2 * displacement + k.anchor_l1 * sign(displacement);
+            let to_zero = k.zero_l2 * w + k.zero_l1 * sign(w);
+            let pulled = importance * (to_anchor + to_zero);
+            // In the order that suits the kernels of `tpgm-cuda`.
+            let grad = mix.clip * g + k.to_grad * pulled + mix.decay * w;
+            (grad, aside, k.to_aside * pulled)
+        }
     }
 }
 
@@ -125,7 +186,7 @@ pub(super) fn fence() {
 
 /// Runs `rule(i, old weight, anchor) -> new weight` over a tile and does what the sink says.
 #[inline(always)]
-fn run_tile<C: Real, const ANCHORED: bool, const SINK: u8>(
+fn run_tile<C: Real, const PULL: u8, const SINK: u8>(
     w: &mut [C],
     a: &[C],
     d: &mut [C],
@@ -134,7 +195,7 @@ fn run_tile<C: Real, const ANCHORED: bool, const SINK: u8>(
     mut rule: impl FnMut(usize, C, C) -> C,
 ) {
     let n = w.len();
-    let reads = ANCHORED || SINK != sink::NONE;
+    let reads = PULL != pull::NONE || SINK != sink::NONE;
     let stores = SINK == sink::STORE_ABS || SINK == sink::STORE_OLD;
     let (a, d) = (part(reads, a, 0..n), part_mut(stores, d, 0..n));
     let scratch = &mut scratch[..n];
@@ -172,10 +233,10 @@ fn tiles(n: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 kernel! {
-    /// AdamW. Reads 16 and writes 12 bytes per f32 parameter; with AMSGrad 4 more each; 4 more read if `ANCHORED` or for a
-    /// sink; 4 more written for a sink that stores. `a`, `d` and `v_max` are empty when not used.
-    fn adamw[C: Real, const ANCHORED: bool, const AMSGRAD: bool, const SINK: u8][C, ANCHORED, AMSGRAD, SINK](
-        mixed: &Mix<C>, k: &AdamWStep<C>, w: &mut [C], g: &[C], a: &[C], m: &mut [C], v: &mut [C], v_max: &mut [C],
+    /// AdamW. Reads 16 and writes 12 bytes per f32 parameter; with AMSGrad 4 more each; 4 more read if `PULL` or for a
+    /// sink, and 4 if `WEIGHED`; 4 more written for a sink that stores. `a`, `f`, `d` and `v_max` are empty when not used.
+    fn adamw[C: Real, const PULL: u8, const AMSGRAD: bool, const SINK: u8][C, PULL, AMSGRAD, SINK](
+        mixed: &Mix<C>, k: &AdamWStep<C>, w: &mut [C], g: &[C], a: &[C], f: &[C], m: &mut [C], v: &mut [C], v_max: &mut [C],
         d: &mut [C], sum: &mut Lanes,
     ) {
         let mut scratch = [C::ZERO; TILE];
@@ -184,10 +245,12 @@ kernel! {
             let (g, m, v) = (&g[tile.clone()], &mut m[tile.clone()], &mut v[tile.clone()]);
             let (g, m, v) = (&g[..n], &mut m[..n], &mut v[..n]);
             let v_max = part_mut(AMSGRAD, v_max, tile.clone());
-            let a = part(ANCHORED || SINK != sink::NONE, a, tile.clone());
+            let a = part(PULL != pull::NONE || SINK != sink::NONE, a, tile.clone());
+            let f = part(PULL == pull::WEIGHED, f, tile.clone());
             let d = part_mut(SINK == sink::STORE_ABS || SINK == sink::STORE_OLD, d, tile.clone());
-            run_tile::<C, ANCHORED, SINK>(&mut w[tile], a, d, sum, &mut scratch, |i, w, a| {
-                let (grad, aside) = mix::<C, ANCHORED>(mixed, w, g[i], a);
+            run_tile::<C, PULL, SINK>(&mut w[tile], a, d, sum, &mut scratch, |i, w, a| {
+                let f = if PULL == pull::WEIGHED { f[i] } else { C::ONE };
+                let (grad, aside, after) = mix::<C, PULL>(mixed, w, g[i], a, f);
                 let first = k.beta1 * m[i] + k.one_minus_beta1 * grad;
                 let mut second = k.beta2 * v[i] + k.one_minus_beta2 * grad * grad;
                 m[i] = first;
@@ -197,7 +260,7 @@ kernel! {
                     second = if second > v_max[i] { second } else { v_max[i] };
                     v_max[i] = second;
                 }
-                w - (k.step_size * first / (second.sqrt() * k.root_scale + k.eps) + aside)
+                w - (k.step_size * first / (second.sqrt() * k.root_scale + k.eps) + aside) - after
             });
         }
     }
@@ -205,24 +268,26 @@ kernel! {
 
 kernel! {
     /// SGD. With momentum reads 12 and writes 8 bytes per f32 parameter, without reads 8 and writes 4; anchor and sinks as
-    /// for AdamW. `a`, `d` and `buf` are empty when not used.
-    fn sgd[C: Real, const ANCHORED: bool, const MOMENTUM: bool, const SINK: u8][C, ANCHORED, MOMENTUM, SINK](
-        mixed: &Mix<C>, k: &SgdStep<C>, w: &mut [C], g: &[C], a: &[C], buf: &mut [C], d: &mut [C], sum: &mut Lanes,
+    /// for AdamW. `a`, `f`, `d` and `buf` are empty when not used.
+    fn sgd[C: Real, const PULL: u8, const MOMENTUM: bool, const SINK: u8][C, PULL, MOMENTUM, SINK](
+        mixed: &Mix<C>, k: &SgdStep<C>, w: &mut [C], g: &[C], a: &[C], f: &[C], buf: &mut [C], d: &mut [C], sum: &mut Lanes,
     ) {
         let mut scratch = [C::ZERO; TILE];
         for tile in tiles(w.len()) {
             let g = &g[tile.clone()][..tile.len()];
             let buf = part_mut(MOMENTUM, buf, tile.clone());
-            let a = part(ANCHORED || SINK != sink::NONE, a, tile.clone());
+            let a = part(PULL != pull::NONE || SINK != sink::NONE, a, tile.clone());
+            let f = part(PULL == pull::WEIGHED, f, tile.clone());
             let d = part_mut(SINK == sink::STORE_ABS || SINK == sink::STORE_OLD, d, tile.clone());
-            run_tile::<C, ANCHORED, SINK>(&mut w[tile], a, d, sum, &mut scratch, |i, w, a| {
-                let (grad, aside) = mix::<C, ANCHORED>(mixed, w, g[i], a);
+            run_tile::<C, PULL, SINK>(&mut w[tile], a, d, sum, &mut scratch, |i, w, a| {
+                let f = if PULL == pull::WEIGHED { f[i] } else { C::ONE };
+                let (grad, aside, after) = mix::<C, PULL>(mixed, w, g[i], a, f);
                 let mut update = k.lr_grad * grad + aside;
                 if MOMENTUM {
                     buf[i] = k.keep * buf[i] + k.take * grad;
                     update += k.lr_buf * buf[i];
                 }
-                w - update
+                w - update - after
             });
         }
     }
@@ -341,6 +406,30 @@ kernel! {
             let g = g.to_f64();
             (g * x.to_f64(), g * g)
         });
+    }
+}
+
+kernel! {
+    /// `f = keep * f + take * F` with the Fisher weights `F = scale * g^2`. In f64, where no square is lost.
+    fn average_fisher[C: Real][C](f: &mut [C], g: &[C], scale: f64, keep: f64, take: f64) {
+        let n = f.len();
+        let g = &g[..n];
+        for i in 0..n {
+            let g = g[i].to_f64();
+            f[i] = C::from_f64(keep * f[i].to_f64() + take * (g * g * scale));
+        }
+    }
+}
+
+kernel! {
+    /// `f = 1` where `scale * g^2` reaches the threshold.
+    fn open_gates[C: Real][C](f: &mut [C], g: &[C], scale: f64, threshold: f64) {
+        let n = f.len();
+        let g = &g[..n];
+        for i in 0..n {
+            let g = g[i].to_f64();
+            f[i] = if g * g * scale >= threshold { C::ONE } else { f[i] };
+        }
     }
 }
 

@@ -13,6 +13,7 @@
 //! |---|---|---|---|---|
 //! | none, fixed scale | g: 4 | w g m v, write w m v: 28 | | 32 |
 //! | L2-SP | g: 4 | + anchor: 32 | | 36 |
+//! | pull | g: 4 | 28, + anchor where it pulls there: 32; + importance: 4 more | | 32 to 40 |
 //! | fixed radius, TPGM; MARS | g: 4 | + anchor: 32 | in cache | 36 |
 //! | fixed radius, TPGM; L2 | g: 4 | + anchor: 32 | w a, write w: 12, read from the last-level cache | 48 |
 //! | FTP | g c: 8 | + anchor, write c: 36 | in cache | 44 |
@@ -23,11 +24,13 @@
 //! With [`Gradients::Trust`](crate::Gradients::Trust) the first column drops out where it holds the gradient alone; elsewhere it
 //! is read just before the tensor moves, which then finds in the last-level cache what fits there.
 //! SGD with momentum moves 8 bytes less than AdamW, AMSGrad 8 more.
+//! Importance of a pull is taken from gradients for 4 bytes, then 12.
 //! A [`Projector`](crate::Projector) projects for 12 bytes (MARS, f32) or 20, 8 of them from the last-level cache (L2).
 
 mod advance;
 mod blend;
 mod decide;
+mod importance;
 mod kernels;
 mod lanes;
 mod measure;
@@ -222,6 +225,10 @@ impl Backend for Cpu {
 
     fn update_radii(&self, job: Job<'_, '_, Self>) -> Result<()> {
         self.run(|| project::update_radii(self, job))
+    }
+
+    fn update_importance(&self, job: Job<'_, '_, Self>) -> Result<()> {
+        self.run(|| importance::update(self, job))
     }
 
     fn blend(

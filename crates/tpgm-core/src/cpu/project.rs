@@ -32,7 +32,7 @@ pub(super) fn project(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<()> {
             return Move::SKIP;
         }
         let (dtype, projection) = (set.tensors()[t].dtype, Projection::Apply);
-        let context = Decide { settings, tensor, dtype, lr: 0.0, clip: 0.0, projection };
+        let context = Decide { settings, tensor, set_numel: 0, dtype, lr: 0.0, clip: 0.0, projection };
         context.decide(scalars, &PieceSums::NONE, None)
     });
     Ok(())

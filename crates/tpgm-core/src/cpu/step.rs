@@ -70,6 +70,7 @@ pub(super) fn step(
     }
 
     // Nothing fails from here on.
+    let set_numel = set.numel();
     let base_lr = options.lr.unwrap_or(rule.lr());
     workspace.move_all(cpu, set, plan, settings, scalars, |t, operands, scalars, sums| {
         let (settings, tensor) = (&settings[t], &plan.tensors[t]);
@@ -87,7 +88,7 @@ pub(super) fn step(
             });
         }
         let (dtype, lr) = (set.tensors()[t].dtype, base_lr * settings.lr_scale);
-        let context = Decide { settings, tensor, dtype, lr, clip, projection: options.projection };
+        let context = Decide { settings, tensor, set_numel, dtype, lr, clip, projection: options.projection };
         context.decide(scalars, &PieceSums::total(sums), has_grad.then_some(rule))
     });
     Ok(StepReport { grad_norm })

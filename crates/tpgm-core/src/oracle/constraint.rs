@@ -1,7 +1,7 @@
-//! The arithmetic of FTP, SPD, DiGraP and L2-SP.
+//! The arithmetic of FTP, SPD, DiGraP, L2-SP and pulls.
 
 use super::measure::{blocks, dot, l2, largest, norms};
-use crate::constraint::{DigrapTest, RADIUS_FLOOR};
+use crate::constraint::{DigrapTest, Pull, PullWeights, RADIUS_FLOOR};
 use crate::norm::Norm;
 
 /// FTP's norms: the L1 norm of every row of `c`, plus 1e-8.
@@ -78,4 +78,45 @@ pub fn digrap_acts(test: DigrapTest, dot: f64) -> bool {
 /// L2-SP's pull `alpha * (W - W0)`, the gradient of `alpha / 2 * ||W - W0||^2`.
 pub fn l2sp_pull(displacement: &[f64], alpha: f64) -> Vec<f64> {
     displacement.iter().map(|d| alpha * d).collect()
+}
+
+/// The gradient of a [`Pull`]: `strength / n * F * (anchor_l2 * D + anchor_l1 * sign(D) + zero_l2 * W + zero_l1 * sign(W))`, with
+/// `sign(0) = 0`. `n` is what the sum is divided by; without an importance `F = 1`.
+pub fn pull(
+    pull: &Pull,
+    weight: &[f64],
+    displacement: &[f64],
+    importance: Option<&[f64]>,
+    n: f64,
+) -> Vec<f64> {
+    let sign = |x: f64| if x == 0.0 { 0.0 } else { x.signum() };
+    (0..weight.len())
+        .map(|i| {
+            let (w, d) = (weight[i], displacement[i]);
+            let to_anchor = pull.anchor_l2 * d + pull.anchor_l1 * sign(d);
+            let to_zero = pull.zero_l2 * w + pull.zero_l1 * sign(w);
+            pull.strength / n * importance.map_or(1.0, |f| f[i]) * (to_anchor + to_zero)
+        })
+        .collect()
+}
+
+/// The Fisher weights of a tensor, `g^2 / mean(g^2)`; zeros of a gradient that is all zero.
+pub fn fisher(grad: &[f64]) -> Vec<f64> {
+    let mean = dot(grad, grad) / grad.len() as f64;
+    grad.iter().map(|g| if mean == 0.0 { 0.0 } else { g * g / mean }).collect()
+}
+
+/// The importance after `grad`, given the one before it; `first` if none was given before.
+pub fn importance(weights: PullWeights, before: &[f64], grad: &[f64], first: bool) -> Vec<f64> {
+    let fisher = fisher(grad);
+    let now = before.iter().zip(&fisher);
+    match weights {
+        PullWeights::One => Vec::new(),
+        PullWeights::Fisher => fisher,
+        PullWeights::Running { .. } if first => fisher,
+        PullWeights::Running { decay } => now.map(|(f, new)| decay * f + (1.0 - decay) * new).collect(),
+        PullWeights::Gate { threshold } => {
+            now.map(|(&f, &new)| if new >= threshold { 1.0 } else { f }).collect()
+        }
+    }
 }

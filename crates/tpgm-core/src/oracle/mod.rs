@@ -14,6 +14,7 @@
 //! | SPD | [`spd_alignment`], [`spd_ratio`] | arXiv 2411.01713 |
 //! | DiGraP | [`digrap_component`], [`digrap_gradient`], [`digrap_acts`] | arXiv 2502.15895 |
 //! | L2-SP | [`l2sp_pull`] | arXiv 1802.01483 |
+//! | pulls, by importance | [`pull`], [`fisher`], [`importance`] | arXiv 2401.10220, 2503.04229 |
 //! | clipping, averages, interpolation | [`clip_factor`], [`ema`], [`wise`], [`wise_fisher`] | arXiv 2109.01903 |
 //!
 //! Operands of one call have the same length, as their shape says; the two drivers check that, the functions do not.
@@ -38,8 +39,8 @@ mod state;
 
 pub use average::{ema, wise, wise_fisher};
 pub use constraint::{
-    anneal, digrap_acts, digrap_component, digrap_gradient, ftp_clip, ftp_norms, ftp_radius_gradient,
-    ftp_radius_gradient_low, l2sp_pull, spd_alignment, spd_ratio,
+    anneal, digrap_acts, digrap_component, digrap_gradient, fisher, ftp_clip, ftp_norms, ftp_radius_gradient,
+    ftp_radius_gradient_low, importance, l2sp_pull, pull, spd_alignment, spd_ratio,
 };
 pub use measure::{
     blocks, clip_factor, displacement, dot, global_norm, held, l2, largest, norms, round_to, smallest,

@@ -3,14 +3,14 @@
 use super::check::{check_finite, check_len, check_operand, check_operands};
 use super::constraint::{
     anneal, digrap_acts, digrap_component, digrap_gradient, ftp_clip, ftp_norms, ftp_radius_gradient,
-    ftp_radius_gradient_low, l2sp_pull, spd_alignment, spd_ratio,
+    ftp_radius_gradient_low, importance, l2sp_pull, pull, spd_alignment, spd_ratio,
 };
 use super::measure::{clip_factor, displacement, dot, global_norm, held, norms};
 use super::project::{add_anchor, fixed_radius, fixed_scale, project, radius_adam};
 use super::projector::Projector;
 use super::rule::{adamw_update, sgd_update};
 use super::state::{Moments, Radius, Trace, Variances};
-use crate::constraint::{Constraint, Coupling, Digrap, Ftp, FtpMemory, RADIUS_FLOOR};
+use crate::constraint::{Constraint, Coupling, Digrap, Ftp, FtpMemory, PullScale, RADIUS_FLOOR};
 use crate::error::{Error, Result};
 use crate::norm::Norm;
 use crate::params::{AnchorKind, ParamSet, Settings, TensorSpec};
@@ -23,8 +23,8 @@ use crate::rule::{Rule, above_zero, at_least_zero};
 /// which is the same as long as every tensor always has a gradient). FTP and DiGraP update their scalar from `t = 2` on,
 /// with the correction for `t`.
 ///
-/// Order of a step: scale and clip the gradient; DiGraP or coupled L2-SP; the rule, with its weight decay; decoupled
-/// L2-SP; then the constraint on the new displacement. TPGM projects with its current radii.
+/// Order of a step: scale and clip the gradient; DiGraP or a coupled pull; the rule, with its weight decay; a decoupled
+/// pull; then the constraint on the new displacement. TPGM projects with its current radii.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Optimizer {
     specs: Vec<TensorSpec>,
@@ -44,6 +44,9 @@ struct TensorState {
     previous: Vec<f64>,
     /// FTP: norms of the previous step.
     previous_norms: Vec<f64>,
+    /// Importance of a pull, and whether it was given.
+    importance: Vec<f64>,
+    given: bool,
     trace: Trace,
 }
 
@@ -59,7 +62,11 @@ impl Optimizer {
         let tpgm = settings.iter().any(|s| matches!(s.constraint, Constraint::Tpgm(_)));
         Ok(Self {
             projector: tpgm.then(|| Projector::from_settings(set.tensors(), &settings)),
-            tensors: vec![TensorState::default(); set.len()],
+            tensors: set
+                .tensors()
+                .iter()
+                .map(|spec| TensorState { importance: vec![0.0; spec.numel()], ..TensorState::default() })
+                .collect(),
             variances: vec![None; set.len()],
             specs: set.tensors().to_vec(),
             settings,
@@ -82,6 +89,40 @@ impl Optimizer {
         }
         self.variances = variances;
         Ok(())
+    }
+
+    /// Takes the importance of pulls from gradients; a tensor without one keeps what it has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CountMismatch`], [`Error::LengthMismatch`], [`Error::NonFiniteGradient`].
+    pub fn update_importance(&mut self, grads: &[Option<Vec<f64>>]) -> Result<()> {
+        check_operands(self.specs.iter(), grads, "gradients", "gradient")?;
+        check_finite(self.specs.iter(), grads)?;
+        for ((state, settings), grad) in self.tensors.iter_mut().zip(&self.settings).zip(grads) {
+            if let (Some(weights), Some(grad)) = (settings.constraint.importance(), grad) {
+                state.importance = importance(weights, &state.importance, grad, !state.given);
+                state.given = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The importance of a tensor; zeros before it is given. `None` outside the set.
+    pub fn importance(&self, tensor: usize) -> Option<&[f64]> {
+        self.tensors.get(tensor).map(|t| t.importance.as_slice())
+    }
+
+    /// The gradient of the tensor's pull, if it has one.
+    fn pull(&self, i: usize, state: &TensorState, weight: &[f64], before: &[f64]) -> Option<Vec<f64>> {
+        let Constraint::Pull(c) = &self.settings[i].constraint else { return None };
+        let n = match c.scale {
+            PullScale::Sum => 1,
+            PullScale::TensorMean => weight.len(),
+            PullScale::SetMean => self.specs.iter().map(TensorSpec::numel).sum(),
+        };
+        let importance = c.weights.is_kept().then_some(state.importance.as_slice());
+        Some(pull(c, weight, before, importance, n as f64))
     }
 
     /// Takes one step and returns the global norm of the scaled gradients, before clipping.
@@ -168,6 +209,9 @@ impl Optimizer {
             Constraint::L2Sp(c) if c.coupling == Coupling::Coupled => {
                 g = plus(&g, &l2sp_pull(&before, c.alpha));
             }
+            Constraint::Pull(c) if c.coupling == Coupling::Coupled => {
+                g = plus(&g, &self.pull(i, state, weight, &before).unwrap_or_default());
+            }
             _ => {}
         }
 
@@ -180,12 +224,22 @@ impl Optimizer {
         {
             update = plus(&update, &l2sp_pull(&before, lr * c.alpha));
         }
+        if let Constraint::Pull(c) = &settings.constraint
+            && c.coupling == Coupling::Decoupled
+        {
+            let pull = self.pull(i, state, weight, &before).unwrap_or_default();
+            update = plus(&update, &pull.iter().map(|x| lr * x).collect::<Vec<_>>());
+        }
         let proposed = weight.iter().zip(&update).map(|(w, u)| w - u).collect();
         let proposed = held(proposed, self.specs[i].dtype);
         state.trace.update = update;
 
         match &settings.constraint {
-            Constraint::None | Constraint::Tpgm(_) | Constraint::Digrap(_) | Constraint::L2Sp(_) => proposed,
+            Constraint::None
+            | Constraint::Tpgm(_)
+            | Constraint::Digrap(_)
+            | Constraint::L2Sp(_)
+            | Constraint::Pull(_) => proposed,
             Constraint::FixedRadius(c) => {
                 state.trace.norms = norms(&displacement(&proposed, anchor), shape, c.norm);
                 state.trace.ratios =
@@ -262,7 +316,7 @@ impl Optimizer {
         check_operands(self.specs.iter(), grads, "gradients", "gradient")?;
         check_operands(self.specs.iter(), anchors, "anchors", "anchor")?;
         for ((spec, settings), anchor) in self.specs.iter().zip(&self.settings).zip(anchors) {
-            if settings.constraint != Constraint::None
+            if settings.constraint.is_anchored()
                 && settings.anchor == AnchorKind::Pretrained
                 && anchor.is_none()
             {

@@ -1,6 +1,6 @@
 //! A mixture of Beta distributions, to cluster interpolation coefficients.
 
-use crate::blocks::at_least;
+use crate::blocks::{at_least, check_count};
 use crate::error::Result;
 use crate::rule::{above_zero, check};
 
@@ -9,6 +9,9 @@ use super::special::ln_beta;
 /// Ten times the rounding unit of f64, added to counts and variances so that neither is 0 (the authors' code).
 const TINY: f64 = 10.0 * f64::EPSILON;
 
+/// Added to a variance once more where it divides (the authors' code).
+const VARIANCE_FLOOR: f64 = 1e-10;
+
 /// Rounds of k-means; one-dimensional data need far fewer.
 const KMEANS_ROUNDS: usize = 100;
 
@@ -16,9 +19,11 @@ const KMEANS_ROUNDS: usize = 100;
 /// does to merge a few times instead of once per sample.
 ///
 /// The M-step matches moments: with a component's mean `m` and variance `v`, capped at `m * (1 - m) / 4`,
-/// `a = m * (m * (1 - m) / v - 1)` and `b = (1 - m) * (m * (1 - m) / v - 1)`. Every start is k-means; the first one
-/// from quantiles, the others from samples drawn with `seed`. The start that ends with the greatest likelihood wins.
-/// Equal data and options give equal bits.
+/// `a = m * (m * (1 - m) / (v + 1e-10) - 1)` and `b = (1 - m) * (m * (1 - m) / (v + 1e-10) - 1)`. As in the authors' code, a round is
+/// an E-step and an M-step, and the likelihood that ends a start is that of the E-step; so the parameters are one M-step further.
+/// Every start is k-means; the first one from quantiles, the others from samples drawn with `seed`: the authors take scikit-learn's,
+/// whose random numbers are its own; [`BetaMixture::fit_from`] starts where it is told. The start that ends with the greatest
+/// likelihood wins. Equal data and options give equal bits.
 ///
 /// ```
 /// use tpgm_core::weight_space::BetaMixture;
@@ -61,10 +66,28 @@ pub struct BetaClusters {
     pub weights: Vec<f64>,
     /// The most probable component of each sample.
     pub assignment: Vec<usize>,
-    /// Mean log-likelihood of the samples.
+    /// Mean log-likelihood of the samples, by the last E-step: before the M-step that the parameters come from.
     pub log_likelihood: f64,
     /// Iterations of the winning start; the most allowed if it did not converge.
     pub iterations: usize,
+}
+
+impl BetaClusters {
+    /// How probable each component is for each sample: `[samples, components]`, row by row; rows add up to 1.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption) for a sample that is not strictly between 0 and 1.
+    pub fn probabilities(&self, samples: &[f64]) -> Result<Vec<f64>> {
+        samples.iter().try_for_each(|&x| {
+            check("sample of the Beta mixture", x, "strictly between 0 and 1", |x| x > 0.0 && x < 1.0)
+        })?;
+        let component = |(&(a, b), &weight): (&(f64, f64), &f64)| Component { a, b, weight };
+        let mixture: Vec<_> = self.parameters.iter().zip(&self.weights).map(component).collect();
+        let mut probabilities = vec![0.0; samples.len() * mixture.len()];
+        expect(&Data::new(samples), &mixture, &mut probabilities);
+        Ok(probabilities)
+    }
 }
 
 impl BetaMixture {
@@ -88,17 +111,13 @@ impl BetaMixture {
     /// [`Error::InvalidOption`](crate::Error::InvalidOption) for an option or a sample outside its range, [`Error::TooFew`](crate::Error::TooFew) with fewer samples than
     /// components.
     pub fn fit(&self, samples: &[f64]) -> Result<BetaClusters> {
-        self.validate()?;
-        at_least("samples of the Beta mixture", self.components, samples.len())?;
-        for &x in samples {
-            check("sample of the Beta mixture", x, "strictly between 0 and 1", |x| x > 0.0 && x < 1.0)?;
-        }
+        self.check(samples)?;
         let data = Data::new(samples);
+        let start = |centers| self.run(&data, &kmeans(samples, centers));
         let mut random = SplitMix(self.seed);
-        let mut best = self.run(&data, quantiles(&data.sorted, self.components));
+        let mut best = start(quantiles(&data.sorted, self.components));
         for _ in 1..self.restarts {
-            let start = (0..self.components).map(|_| data.sorted[random.below(samples.len())]).collect();
-            let run = self.run(&data, start);
+            let run = start((0..self.components).map(|_| data.sorted[random.below(samples.len())]).collect());
             if run.log_likelihood > best.log_likelihood {
                 best = run;
             }
@@ -106,17 +125,50 @@ impl BetaMixture {
         Ok(best.clusters(&data))
     }
 
-    /// One start from the given k-means centers.
-    fn run(&self, data: &Data<'_>, centers: Vec<f64>) -> Run {
-        let mut responsibilities = kmeans(data.samples, centers);
+    /// Fits the mixture from one given start: `assignment` says which component, below `components`, each sample belongs to at
+    /// first. `restarts` and `seed` do not matter. Of equal assignments the result has the same bits as [`BetaMixture::fit`] has
+    /// when k-means ends there.
+    ///
+    /// # Errors
+    ///
+    /// As [`BetaMixture::fit`]; [`Error::CountMismatch`](crate::Error::CountMismatch) for another number of assignments than samples, and
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption) for a component that is not there.
+    pub fn fit_from(&self, samples: &[f64], assignment: &[usize]) -> Result<BetaClusters> {
+        self.check(samples)?;
+        check_count("assignments", samples.len(), assignment.len())?;
+        for &k in assignment {
+            check("assignment of a sample", k as f64, "below BetaMixture::components", |_| {
+                k < self.components
+            })?;
+        }
+        let data = Data::new(samples);
+        Ok(self.run(&data, assignment).clusters(&data))
+    }
+
+    fn check(&self, samples: &[f64]) -> Result<()> {
+        self.validate()?;
+        at_least("samples of the Beta mixture", self.components, samples.len())?;
+        samples.iter().try_for_each(|&x| {
+            check("sample of the Beta mixture", x, "strictly between 0 and 1", |x| x > 0.0 && x < 1.0)
+        })
+    }
+
+    /// One start from the given assignment.
+    fn run(&self, data: &Data<'_>, assignment: &[usize]) -> Run {
+        // As published, every sample belongs to every component a little.
+        let mut responsibilities = vec![TINY; data.samples.len() * self.components];
+        for (row, &k) in responsibilities.chunks_exact_mut(self.components).zip(assignment) {
+            row[k] += 1.0;
+        }
         let mut mixture = vec![Component::WIDE; self.components];
+        maximize(data, &responsibilities, &mut mixture);
         let mut log_likelihood = f64::NEG_INFINITY;
         let mut iterations = 0;
         while iterations < self.max_iterations {
             iterations += 1;
-            maximize(data, &responsibilities, &mut mixture);
             let previous = log_likelihood;
             log_likelihood = expect(data, &mixture, &mut responsibilities);
+            maximize(data, &responsibilities, &mut mixture);
             if (log_likelihood - previous).abs() < self.tolerance {
                 break;
             }
@@ -135,7 +187,7 @@ impl Run {
     fn clusters(mut self, data: &Data<'_>) -> BetaClusters {
         self.mixture.sort_by(|x, y| x.mean().total_cmp(&y.mean()));
         let mut responsibilities = vec![0.0; data.samples.len() * self.mixture.len()];
-        let log_likelihood = expect(data, &self.mixture, &mut responsibilities);
+        expect(data, &self.mixture, &mut responsibilities);
         let most_probable = |row: &[f64]| {
             let greater = |best, k: usize| if row[k] > row[best] { k } else { best };
             (1..row.len()).fold(0, greater)
@@ -145,7 +197,7 @@ impl Run {
             parameters: self.mixture.iter().map(|c| (c.a, c.b)).collect(),
             weights: self.mixture.iter().map(|c| c.weight).collect(),
             assignment: responsibilities.chunks_exact(self.mixture.len()).map(most_probable).collect(),
-            log_likelihood,
+            log_likelihood: self.log_likelihood,
             iterations: self.iterations,
         }
     }
@@ -200,7 +252,7 @@ fn maximize(data: &Data<'_>, responsibilities: &[f64], mixture: &mut [Component]
         let squares = weights().zip(data.samples).map(|(w, x)| w * (x - mean) * (x - mean));
         let spread = mean * (1.0 - mean);
         let variance = (squares.sum::<f64>() / mass).min(spread / 4.0) + TINY;
-        let concentration = spread / variance - 1.0;
+        let concentration = spread / (variance + VARIANCE_FLOOR) - 1.0;
         // Next to 0 and 1 the spread itself vanishes; stay a distribution.
         if concentration > 0.0 {
             component.a = mean * concentration;
@@ -231,8 +283,8 @@ fn quantiles(sorted: &[f64], count: usize) -> Vec<f64> {
     (0..count).map(|k| sorted[(2 * k + 1) * sorted.len() / (2 * count)]).collect()
 }
 
-/// Lloyd's algorithm from the given centers; returns hard responsibilities. A center without samples stays.
-fn kmeans(samples: &[f64], mut centers: Vec<f64>) -> Vec<f64> {
+/// Lloyd's algorithm from the given centers; returns the center of each sample. A center without samples stays.
+fn kmeans(samples: &[f64], mut centers: Vec<f64>) -> Vec<usize> {
     let components = centers.len();
     let nearest = |centers: &[f64], x: f64| {
         let closer = |best: usize, k: usize| {
@@ -258,11 +310,7 @@ fn kmeans(samples: &[f64], mut centers: Vec<f64>) -> Vec<f64> {
             }
         }
     }
-    let mut responsibilities = vec![0.0; samples.len() * components];
-    for (row, label) in responsibilities.chunks_exact_mut(components).zip(labels) {
-        row[label] = 1.0;
-    }
-    responsibilities
+    labels
 }
 
 /// A small generator for starts (splitmix64 by Steele, Lea and Flood).
@@ -311,7 +359,7 @@ mod tests {
         let (a, b) = fit.parameters[0];
         assert!((fit.means[0] - mean).abs() < 1e-12);
         // The variance of Beta(a, b) is ab / ((a + b)^2 (a + b + 1)).
-        assert!((a * b / ((a + b).powi(2) * (a + b + 1.0)) / variance - 1.0).abs() < 1e-10);
+        assert!((a * b / ((a + b).powi(2) * (a + b + 1.0)) / (variance + 1e-10) - 1.0).abs() < 1e-10);
         assert!((a - 3.0).abs() < 0.6 && (b - 6.0).abs() < 1.2, "{a} {b}");
         assert_eq!((fit.weights.as_slice(), fit.iterations), (&[1.0][..], 2));
         // Mean log-likelihood of the density itself: B(a, b) by its integral, on a fine grid.
@@ -343,11 +391,12 @@ mod tests {
 
     #[test]
     fn the_variance_is_capped() {
-        // Half at each end: variance nearly mean * (1 - mean), capped at a quarter of it, so a + b = 3.
+        // Half at each end: variance nearly mean * (1 - mean), capped at a quarter of it, so a + b = 3 but for the 1e-10.
         let samples = [0.01, 0.99, 0.01, 0.99];
         let fit = BetaMixture { components: 1, ..BetaMixture::default() };
         let (a, b) = fit.fit(&samples).unwrap().parameters[0];
-        assert!((a - 1.5).abs() < 1e-10 && (b - 1.5).abs() < 1e-10, "{a} {b}");
+        let expected = (0.25 / (0.0625 + 1e-10) - 1.0) / 2.0;
+        assert!((a - expected).abs() < 1e-12 && (b - expected).abs() < 1e-12, "{a} {b}");
     }
 
     #[test]
@@ -396,6 +445,9 @@ mod tests {
             assert!(matches!(error, Error::InvalidOption { option: "sample of the Beta mixture", .. }));
         }
         assert!(matches!(fit(default, &[0.5, 0.5]), Error::TooFew { needed: 3, got: 2, .. }));
+        let from = |assignment: &[usize]| default.fit_from(&[0.2, 0.5, 0.7], assignment).unwrap_err();
+        assert!(matches!(from(&[0, 1]), Error::CountMismatch { expected: 3, got: 2, .. }));
+        assert!(matches!(from(&[0, 3, 1]), Error::InvalidOption { option: "assignment of a sample", .. }));
         let none = BetaMixture { components: 0, ..default };
         assert!(matches!(fit(none, &[]), Error::InvalidOption { option: "BetaMixture::components", .. }));
     }

@@ -22,7 +22,10 @@ pub enum StockUnit {
     /// Each tensor.
     #[default]
     Tensor,
-    /// Each row of each tensor; 0-D and 1-D tensors are one row.
+    /// Each row of each tensor, one index of dimension 0: a filter of a convolution, an output of a linear layer. 0-D and 1-D
+    /// tensors are one row. The paper says "filter" and means this as far as we can tell; mergekit's `filter_wise` takes each vector
+    /// along the *last* dimension instead, which is the same for tensors of one and two dimensions and another merge for kernels of
+    /// convolutions. To get that one, hand in a shape with all dimensions but the last in one: `[numel / last, last]`.
     Row,
 }
 

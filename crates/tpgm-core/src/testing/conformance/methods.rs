@@ -1,8 +1,8 @@
 //! Every rule and every constraint, with settings under which it acts on the suite's numbers.
 
 use crate::constraint::{
-    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, RadiusAdam, Spd,
-    Tpgm,
+    Constraint, Coupling, Digrap, DigrapTest, FixedRadius, FixedScale, Ftp, FtpMemory, L2Sp, Pull,
+    PullWeights, RadiusAdam, Spd, Tpgm,
 };
 use crate::norm::Norm;
 use crate::rule::{AdamW, Decay, Rule, Sgd};
@@ -37,7 +37,15 @@ pub(super) fn constraints() -> Vec<Constraint> {
         Digrap { adam: fast, test: DigrapTest::Agreement }.into(),
         L2Sp { alpha: 0.5, coupling: Coupling::Coupled }.into(),
         L2Sp { alpha: 0.5, coupling: Coupling::Decoupled }.into(),
+        Pull { anchor_l2: 0.5, zero_l1: 0.1, ..Pull::default() }.into(),
+        Pull { anchor_l1: 0.1, weights: PullWeights::Fisher, ..Pull::default() }.into(),
     ]
+}
+
+/// Every kind of importance.
+pub(super) fn weights() -> [PullWeights; 4] {
+    let running = PullWeights::Running { decay: 0.7 };
+    [PullWeights::One, PullWeights::Fisher, running, PullWeights::Gate { threshold: 0.8 }]
 }
 
 /// Every rule under every constraint.

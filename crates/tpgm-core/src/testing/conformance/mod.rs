@@ -16,6 +16,7 @@ mod fixture;
 mod methods;
 mod projector;
 mod promises;
+mod pulls;
 mod steps;
 
 pub use blends::{averages_match_the_oracle, blends_that_keep_nothing_copy, interpolations_match_the_oracle};
@@ -24,6 +25,10 @@ pub use promises::{
     a_gradient_that_is_not_finite_changes_nothing, order_of_tensors_does_not_matter,
     preparing_a_step_changes_nothing, saved_state_continues_with_the_same_bits,
     the_same_call_gives_the_same_bits, trusted_gradients_give_the_same_bits, wrong_operands_are_named,
+};
+pub use pulls::{
+    a_weight_at_its_goal_is_not_pulled, importance_keeps_its_promises, importance_refuses_by_name,
+    pulls_in_groups_match_the_oracle, pulls_match_the_oracle, pulls_of_squares_are_l2_sp,
 };
 pub use steps::{
     half_precision_without_masters_matches_the_oracle, steps_match_the_oracle,
@@ -58,6 +63,12 @@ macro_rules! conformance_suite {
             the_same_call_gives_the_same_bits,
             trusted_gradients_give_the_same_bits,
             wrong_operands_are_named,
+            pulls_match_the_oracle,
+            pulls_in_groups_match_the_oracle,
+            pulls_of_squares_are_l2_sp,
+            importance_keeps_its_promises,
+            importance_refuses_by_name,
+            a_weight_at_its_goal_is_not_pulled,
         );
     };
     (@tests $backend:expr, $($name:ident),* $(,)?) => {

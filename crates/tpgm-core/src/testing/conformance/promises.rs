@@ -56,7 +56,7 @@ fn trajectory_with<B: Backend + Clone>(
 
 /// Same bits: NaN would compare unequal, so no value may be NaN either.
 #[track_caller]
-fn assert_same<T: PartialEq + std::fmt::Debug>(a: &T, b: &T, context: &str) {
+pub(super) fn assert_same<T: PartialEq + std::fmt::Debug>(a: &T, b: &T, context: &str) {
     assert!(a == b, "{context}: results differ");
 }
 

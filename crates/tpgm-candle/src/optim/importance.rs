@@ -1,0 +1,77 @@
+//! The importance that a [`Pull`](crate::Pull) is weighted by.
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+
+use super::{Error, Result, RobustOptimizer};
+use crate::audit::loss_value;
+use crate::distributed::{average, or_refuse};
+use crate::memory::to_buffer;
+
+impl RobustOptimizer {
+    /// Takes the importance of every [`Pull`](crate::Pull) that keeps one (see [`PullWeights`](crate::core::PullWeights)) from
+    /// gradients of any loss: those of a second backward pass for GIFT, of the finished task for gates. A variable without a gradient
+    /// keeps the importance that it has; the scale of the gradients does not matter. With a communicator, all ranks call
+    /// this, and take it from the mean of their gradients.
+    ///
+    /// ```
+    /// use candle_core::{Device, Var};
+    /// use tpgm_candle::core::PullWeights;
+    /// use tpgm_candle::{AdamW, Param, Params, Pull, RobustOptimizer};
+    ///
+    /// let weight = Var::new(&[1.0f32, -3.0], &Device::Cpu)?;
+    /// let params = Params::from_params([Param::anchored_here("weight", weight.clone())?])?;
+    /// let pull = Pull { anchor_l2: 2.0, weights: PullWeights::Fisher, ..Pull::default() };
+    /// let mut opt = RobustOptimizer::new(&params, AdamW::default(), pull)?;
+    /// opt.update_importance(&weight.sqr()?.sum_all()?.backward()?)?;
+    /// assert_eq!(opt.importance("weight")?, [0.2, 1.8]); // 1 : 9, with mean 1
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If no variable keeps an importance, for a gradient of another shape, type or device, and for one that is not finite; nothing
+    /// was changed then.
+    pub fn update_importance(&mut self, grads: &GradStore) -> Result<()> {
+        let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
+        let grads = match self.communicator() {
+            Some(communicator) => average(communicator, &self.operands, grads)?,
+            None => grads,
+        };
+        Ok(self.engine.update_importance(&self.operands, &grads)?)
+    }
+
+    /// Runs the backward pass of `loss` and takes the importance from it, as [`RobustOptimizer::update_importance`].
+    ///
+    /// # Errors
+    ///
+    /// As [`RobustOptimizer::update_importance`]; for a loss that is no finite scalar; or the backward pass fails.
+    pub fn backward_importance(&mut self, loss: &Tensor) -> Result<()> {
+        let backward = || {
+            loss_value(loss)?;
+            Ok::<_, Error>(loss.backward()?)
+        };
+        let grads = or_refuse(self.communicator(), backward())?;
+        self.update_importance(&grads)
+    }
+
+    /// Sets the importance of a parameter: a tensor of its shape with finite values of at least 0; gates are 0 or 1.
+    ///
+    /// # Errors
+    ///
+    /// An unknown name, a parameter whose constraint keeps no importance, another number of elements, or a value outside its range.
+    /// Nothing was changed then.
+    pub fn set_importance(&mut self, name: &str, importance: &Tensor) -> Result<()> {
+        let values = to_buffer(name, importance)?.to_f64();
+        Ok(self.engine.set_importance(name, &values)?)
+    }
+
+    /// The importance of a parameter, one value per element; zeros before it is given.
+    ///
+    /// # Errors
+    ///
+    /// An unknown name, a parameter whose constraint keeps no importance, or the device fails.
+    pub fn importance(&self, name: &str) -> Result<Vec<f64>> {
+        Ok(self.engine.importance(name)?)
+    }
+}

@@ -1,0 +1,172 @@
+//! The golden cases of the wider family: losses, pulls, merges and gradients that published code computed.
+//!
+//! `cargo test` runs the committed cases. `cargo xtask parity DIR` runs this program on any folder that is laid out like
+//! them: `family --dir DIR [--filter TEXT] [--verbose]`. A folder of cases that nothing here computes is named, and counts neither as
+//! passed nor as failed. A subject is a function from a case to its outputs: see `SUBJECTS`.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
+
+mod case;
+mod gradients;
+mod losses;
+mod merges;
+mod pulls;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use candle_core::Result as CandleResult;
+use serde_json::Value;
+
+use case::{Case, Limit, Outputs};
+
+type Subject = fn(&Case) -> CandleResult<Outputs>;
+
+/// The limits that the cases were published with.
+const USUAL: Limit = Limit { f64: 1e-10, f32: 1e-3, of_largest: false };
+/// Directions without variance are divided by 1e-6.
+const CONCORDANT: Limit = Limit { f64: 1e-10, f32: 5e-3, of_largest: true };
+
+/// What computes the cases of a folder, and how far it may be off.
+const SUBJECTS: &[(&str, Limit, Subject)] = &[
+    ("autoft", USUAL, losses::autoft),
+    ("carot", USUAL, losses::carot),
+    ("cross_entropy", USUAL, losses::cross_entropy),
+    ("dawin_coefficients", USUAL, merges::dawin_coefficients),
+    ("dawin_mixture", USUAL, merges::dawin_mixture),
+    ("drm_inference", USUAL, merges::drm_inference),
+    ("fstta_gradient", CONCORDANT, gradients::fstta_gradient),
+    ("gift", USUAL, losses::gift),
+    ("gradient_pair", USUAL, gradients::gradient_pair),
+    ("l2_sp", USUAL, pulls::l2_sp),
+    ("lipsum", USUAL, losses::lipsum),
+    ("model_stock", USUAL, merges::model_stock),
+    ("selekt", USUAL, merges::selekt),
+];
+
+struct Options {
+    dirs: Vec<PathBuf>,
+    filter: String,
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let mut options = Options { dirs: Vec::new(), filter: String::new(), verbose: false };
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--dir" => options.dirs.extend(arguments.next().map(PathBuf::from)),
+            "--filter" => options.filter = arguments.next().unwrap_or_default(),
+            "--verbose" => options.verbose = true,
+            // What the test harness takes: here is nothing to list, and a name selects other programs' tests.
+            "--list" => return ExitCode::SUCCESS,
+            other if !other.starts_with('-') && !"family".contains(other) => return ExitCode::SUCCESS,
+            _ => {}
+        }
+    }
+    if options.dirs.is_empty() {
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        options.dirs.push(crates.join("tpgm-nn/tests/reference/family"));
+        options.dirs.push(crates.join("tpgm-candle/tests/family/cases"));
+    }
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a line a case and `N passed, N failed` at the end. True if none failed.
+fn run(options: &Options) -> Result<bool> {
+    let (mut passed, mut failed) = (0, 0);
+    let mut without: BTreeMap<String, usize> = BTreeMap::new();
+    for dir in &options.dirs {
+        for (name, json, files) in cases(dir)? {
+            if !name.contains(&options.filter) {
+                continue;
+            }
+            let folder = name.split('/').next().unwrap_or_default();
+            let Some((_, limit, subject)) = SUBJECTS.iter().find(|(subject, ..)| *subject == folder) else {
+                *without.entry(folder.to_owned()).or_default() += 1;
+                continue;
+            };
+            let mut problems = Vec::new();
+            for (kind, file) in &files {
+                let limit_of = if kind == "f64" { limit.f64 } else { limit.f32 };
+                let result = Case::load(&dir.join(&json), &dir.join(file), limit_of, limit.of_largest)
+                    .and_then(|case| Ok(case.check(&subject(&case)?)?));
+                match result {
+                    Ok(found) => {
+                        problems.extend(found.into_iter().map(|problem| format!("{kind}: {problem}")))
+                    }
+                    Err(error) => problems.push(format!("{kind}: {error:#}")),
+                }
+                if options.verbose {
+                    println!("       {name} {kind}");
+                }
+            }
+            if problems.is_empty() && !files.is_empty() {
+                passed += 1;
+                println!("ok     {name}");
+            } else {
+                failed += 1;
+                println!("FAILED {name}");
+                problems.iter().for_each(|problem| println!("       {problem}"));
+            }
+        }
+    }
+    for (folder, count) in &without {
+        println!("no subject here: {folder} ({count} cases, neither passed nor failed)");
+    }
+    println!("{passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
+
+/// Name, description and files by element type.
+type Listed = (String, PathBuf, BTreeMap<String, PathBuf>);
+
+/// The cases of a folder: those of its index, or all that lie in it.
+fn cases(dir: &Path) -> Result<Vec<Listed>> {
+    let index = dir.join("index.json");
+    if index.is_file() {
+        let text = std::fs::read_to_string(&index).with_context(|| format!("`{}`", index.display()))?;
+        let index: Value = serde_json::from_str(&text).with_context(|| format!("`{}`", index.display()))?;
+        let entries = index["cases"].as_array().context("`index.json` has no list `cases`")?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        return entries
+            .iter()
+            .map(|entry| {
+                let name = text(&entry["case"]).context("a case of `index.json` has no name")?;
+                let json = text(&entry["json"]).with_context(|| format!("{name} names no JSON file"))?;
+                let files = entry["files"].as_object().with_context(|| format!("{name} names no files"))?;
+                let files =
+                    files.iter().filter_map(|(kind, file)| Some((kind.clone(), PathBuf::from(text(file)?))));
+                Ok((name, json.into(), files.collect()))
+            })
+            .collect();
+    }
+    let mut listed = Vec::new();
+    let sorted = |dir: &Path| -> Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(dir).with_context(|| format!("`{}`", dir.display()))?;
+        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+        paths.sort();
+        Ok(paths)
+    };
+    for folder in sorted(dir)?.into_iter().filter(|path| path.is_dir()) {
+        for json in sorted(&folder)?.into_iter().filter(|path| path.extension().is_some_and(|e| e == "json"))
+        {
+            let relative = json.strip_prefix(dir)?.to_owned();
+            let name = relative.with_extension("").to_string_lossy().into_owned();
+            let files = ["f64", "f32"].into_iter().filter_map(|kind| {
+                let file = relative.with_extension(format!("{kind}.safetensors"));
+                dir.join(&file).is_file().then_some((kind.to_owned(), file))
+            });
+            listed.push((name, relative.clone(), files.collect()));
+        }
+    }
+    Ok(listed)
+}
