@@ -60,21 +60,30 @@ impl<D: Timed> Counted<D> {
     }
 }
 
+impl<D: Timed> Counted<D> {
+    /// Makes a launch, and takes its time if times are taken.
+    fn counted(&self, kernel: &'static str, launch: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        let mut spans = self.spans();
+        let Some(spans) = spans.as_mut() else { return launch() };
+        let start = self.device.moment()?;
+        launch()?;
+        spans.push((kernel, start, self.device.moment()?));
+        Ok(())
+    }
+}
+
 impl<D: Timed> Device for Counted<D> {
     type Memory = D::Memory;
     type Staging = D::Staging;
     type Event = D::Event;
 
     fn launch(&self, kernel: &'static str, blocks: usize, argument: u64) -> Result<()> {
-        self.launches.fetch_add(1, Ordering::Relaxed);
-        let mut spans = self.spans();
-        let Some(spans) = spans.as_mut() else {
-            return self.device.launch(kernel, blocks, argument);
-        };
-        let start = self.device.moment()?;
-        self.device.launch(kernel, blocks, argument)?;
-        spans.push((kernel, start, self.device.moment()?));
-        Ok(())
+        self.counted(kernel, || self.device.launch(kernel, blocks, argument))
+    }
+
+    fn launch_table(&self, kernel: &'static str, blocks: usize, table: &[u64]) -> Result<()> {
+        self.counted(kernel, || self.device.launch_table(kernel, blocks, table))
     }
 
     fn name(&self) -> String {

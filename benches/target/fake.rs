@@ -124,4 +124,8 @@ impl Device for Fake {
         self.clock.fetch_add(blocks, Ordering::Relaxed);
         Ok(())
     }
+
+    fn launch_table(&self, kernel: &'static str, blocks: usize, _: &[u64]) -> Result<()> {
+        self.launch(kernel, blocks, 0)
+    }
 }

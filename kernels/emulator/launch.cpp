@@ -15,8 +15,14 @@ namespace emulator {
 
 namespace {
 
-std::map<std::string, Kernel>& kernels() {
-    static std::map<std::string, Kernel> kernels;
+// A kernel, and the bytes of the table that it takes by value; 0 if it takes an address.
+struct Known {
+    Kernel kernel;
+    unsigned bytes;
+};
+
+std::map<std::string, Known>& kernels() {
+    static std::map<std::string, Known> kernels;
     return kernels;
 }
 
@@ -192,13 +198,21 @@ void report(const std::string& text, char* message, size_t capacity) {
 using emulator::report;
 
 bool emulator_register(const char* name, void (*kernel)(const void*)) {
-    emulator::kernels()[name] = kernel;
+    emulator::kernels()[name] = {kernel, 0};
+    return true;
+}
+
+// Declared in `layers/layer.cuh`.
+bool emulator_register_table(const char* name, void (*kernel)(const void*), unsigned bytes);
+bool emulator_register_table(const char* name, void (*kernel)(const void*), unsigned bytes) {
+    emulator::kernels()[name] = {kernel, bytes};
     return true;
 }
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Runs a kernel to its end: `blocks` blocks, each thread called with `argument` as its pointer. 0 if all went well, else
+// Runs a kernel to its end: `blocks` blocks, each thread called with `argument` as its pointer; where a kernel takes its table
+// by value, that is where the table is, and it has to stay as it is until the end. 0 if all went well, else
 // `message` says what did not, cut to `capacity` bytes with the 0 at its end. Any thread may call this at any time.
 EXPORT int tpgm_emulator_launch(const char* kernel, uint32_t blocks, uint64_t argument, char* message, size_t capacity) {
     try {
@@ -212,7 +226,7 @@ EXPORT int tpgm_emulator_launch(const char* kernel, uint32_t blocks, uint64_t ar
             return 1;
         }
         emulator::Launch launch;
-        launch.kernel = found->second;
+        launch.kernel = found->second.kernel;
         launch.argument = reinterpret_cast<const void*>(argument);
         launch.blocks = blocks;
         emulator::Machines::get().run(launch);
@@ -225,6 +239,12 @@ EXPORT int tpgm_emulator_launch(const char* kernel, uint32_t blocks, uint64_t ar
         report(error.what(), message, capacity);
         return 1;
     }
+}
+
+// Bytes of the table that a kernel takes by value; 0 if it takes an address, or is not there.
+EXPORT uint32_t tpgm_emulator_table_bytes(const char* kernel) {
+    const auto found = emulator::kernels().find(kernel);
+    return found == emulator::kernels().end() ? 0 : found->second.bytes;
 }
 
 // Threads of a block that the kernels were compiled for.

@@ -339,6 +339,21 @@ impl Device for CudaDevice {
         // how long all operands are, and who lent them keeps them until the stream has come past this launch.
         unsafe { launch.launch(config) }.map(drop).map_err(self.error(kernel))
     }
+
+    fn launch_table(&self, kernel: &'static str, blocks: usize, table: &[u64]) -> Result<()> {
+        self.ready(kernel)?;
+        let (function, _) = self.function(kernel)?;
+        let blocks = u32::try_from(blocks).map_err(|e| failed(self.name(), kernel, e))?;
+        let (grid, block) = ((blocks, 1, 1), (THREADS as u32, 1, 1));
+        let mut arguments = [table.as_ptr().cast_mut().cast()];
+        // SAFETY: the driver copies as many bytes of the table as the kernel takes, which is its size in `layers`; the table
+        // says how long all operands are, and who lent them keeps them until the stream has come past this launch.
+        let launched = unsafe {
+            let stream = self.inner.stream.cu_stream();
+            result::launch_kernel(function.cu_function(), grid, block, 0, stream, &mut arguments)
+        };
+        launched.map_err(self.error(kernel))
+    }
 }
 
 #[cfg(test)]

@@ -116,10 +116,17 @@ pub trait Device: Clone + Send + Sync + 'static {
     /// When the kernel is not there.
     fn resident_blocks(&self, kernel: &'static str) -> Result<usize>;
 
-    /// Queues a kernel. All kernels take one argument: the address of a table in device memory.
+    /// Queues a kernel of the optimizer. They take one argument: the address of a table in device memory.
     ///
     /// # Errors
     ///
     /// When the kernel cannot be started.
     fn launch(&self, kernel: &'static str, blocks: usize, argument: u64) -> Result<()>;
+
+    /// Queues a kernel of a layer. They take one argument: a table by value, copied before this returns.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel cannot be started.
+    fn launch_table(&self, kernel: &'static str, blocks: usize, table: &[u64]) -> Result<()>;
 }

@@ -231,6 +231,11 @@ impl Device for Emulator {
         let said = CStr::from_bytes_until_nul(&message).unwrap_or_default();
         Err(error(&call, said.to_string_lossy()))
     }
+
+    fn launch_table(&self, kernel: &'static str, blocks: usize, table: &[u64]) -> Result<()> {
+        // The emulated kernel takes a reference, and is done with it when the call returns.
+        self.launch(kernel, blocks, table.as_ptr().expose_provenance() as u64)
+    }
 }
 
 fn too_long(bytes: usize, held: usize) -> Error {

@@ -75,6 +75,7 @@ pub mod device;
 pub mod emulator;
 
 mod gpu;
+pub mod layers;
 mod layout;
 mod memory;
 mod modules;

@@ -30,10 +30,18 @@ macro_rules! module {
     ($kernel:literal, $storage:literal) => {
         Module {
             name: concat!($kernel, "_", $storage),
-            image: include_bytes!(concat!("../modules/", $kernel, "_", $storage, ".fatbin")),
+            image: include_bytes!(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/modules/",
+                $kernel,
+                "_",
+                $storage,
+                ".fatbin"
+            )),
         }
     };
 }
+pub(crate) use module;
 
 macro_rules! kernels {
     ($($constant:ident: $kernel:literal),*) => {
@@ -89,8 +97,9 @@ pub(crate) const LOWEST_CAPABILITY: u32 = 75;
 
 /// The module with this kernel.
 pub(crate) fn image(kernel: &str) -> Option<&'static [u8]> {
-    ALL.iter()
-        .flat_map(|kernel| kernel.modules())
+    let of_optimizer = ALL.iter().flat_map(|kernel| kernel.modules());
+    of_optimizer
+        .chain(crate::layers::modules())
         .find(|module| module.name == kernel)
         .map(|module| module.image)
 }

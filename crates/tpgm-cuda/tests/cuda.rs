@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, clippy::unwrap_used)]
 
 mod common;
+mod layers;
 
 use std::thread;
 
@@ -44,6 +45,11 @@ mod suite {
 mod device {
     use super::{backend, common};
     crate::device_suite!(backend());
+
+    mod layers {
+        use super::backend;
+        crate::layers_suite!(backend());
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, clippy::unwrap_used)]
 
 mod common;
+mod layers;
 
 use tpgm_cuda::{Emulator, Gpu, Reports};
 
@@ -22,4 +23,9 @@ mod suite {
 mod device {
     use super::{backend, common};
     crate::device_suite!(backend());
+
+    mod layers {
+        use super::backend;
+        crate::layers_suite!(backend());
+    }
 }

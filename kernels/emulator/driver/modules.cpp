@@ -8,6 +8,7 @@
 extern "C" int tpgm_emulator_launch(const char* kernel, uint32_t blocks, uint64_t argument, char* message,
                                     size_t capacity);
 extern "C" const char* tpgm_emulator_kernels(void);
+extern "C" uint32_t tpgm_emulator_table_bytes(const char* kernel);
 
 namespace driver {
 
@@ -115,7 +116,19 @@ API int cuLaunchKernel(CUfunction handle, unsigned grid_x, unsigned grid_y, unsi
                                                std::to_string(emulator::THREADS));
         }
         if (!arguments || !arguments[0] || extra) {
-            fail(CUDA_ERROR_INVALID_VALUE, kernel + " takes one argument, the address of its table");
+            fail(CUDA_ERROR_INVALID_VALUE, kernel + " takes one argument, its table or the address of it");
+        }
+        if (const uint32_t bytes = tpgm_emulator_table_bytes(kernel.c_str())) {
+            // By value: copied now, as a driver does.
+            auto table = std::make_shared<std::vector<uint64_t>>((bytes + 7) / 8);
+            std::memcpy(table->data(), arguments[0], bytes);
+            Work work;
+            work.what = kernel;
+            work.run = [kernel, grid_x, table](Lock& lock) {
+                run(lock, kernel, grid_x, reinterpret_cast<uint64_t>(table->data()));
+            };
+            push(stream_of(stream), std::move(work));
+            return;
         }
         uint64_t argument;
         std::memcpy(&argument, arguments[0], sizeof argument);

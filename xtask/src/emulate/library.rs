@@ -300,9 +300,20 @@ fn units(compiler: &Path, what: Build, kernels: &Path, folder: &Path) -> Result<
         Command::new(compiler).arg("--version").output().context("cannot start the C++ compiler")?;
     version.stdout.hash(&mut common);
 
+    // Headers of layers count for layers alone.
+    let layers = kernels.join("layers");
+    let mut of_layers = DefaultHasher::new();
+    for header in files(&layers, "cuh")? {
+        read(&header)?.hash(&mut of_layers);
+    }
+    let of_layers = of_layers.finish();
+
     let of_kernels = files(&of_kernels, "cu")?;
     ensure!(!of_kernels.is_empty(), "no kernels: no .cu file");
     let mut sources = [of_kernels, files(&emulator, "cpp")?].concat();
+    if matches!(what.sources, Sources::Kernels | Sources::Driver) {
+        sources.extend(files(&layers, "cu")?);
+    }
     if what.sources.is_driver() {
         for header in [files(&driver, "h")?, files(&driver, "inc")?].concat() {
             read(&header)?.hash(&mut common);
@@ -315,6 +326,9 @@ fn units(compiler: &Path, what: Build, kernels: &Path, folder: &Path) -> Result<
             let flags = what.flags(source.extension().is_some_and(|extension| extension == "cu"));
             let mut hasher = common.clone();
             flags.hash(&mut hasher);
+            if source.starts_with(&layers) {
+                of_layers.hash(&mut hasher);
+            }
             read(&source)?.hash(&mut hasher);
             let stem = source.file_stem().unwrap_or_default().to_string_lossy();
             let object = folder.join(format!("{stem}.{:016x}.o", hasher.finish()));

@@ -58,6 +58,7 @@ const TSAN_TESTS: &[&str] = &[
     "device::any_number_of_blocks",
     "device::deferred_projections",
     "device::late_reports",
+    "device::layers",
     "suite::averages",
     "suite::interpolations",
     "suite::preparing_a_step",
@@ -78,6 +79,7 @@ const GPU_THREADS_TESTS: &[&str] = &[
     "device::deferred_projections",
     "device::golden",
     "device::large_tensors",
+    "device::layers",
     "device::mixed_types",
     "suite::averages",
 ];

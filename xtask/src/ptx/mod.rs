@@ -1,7 +1,7 @@
-//! `cargo xtask ptx`: `kernels/*.cu` to modules of machine code and PTX, which are committed so that building needs no
+//! `cargo xtask ptx`: `kernels/*.cu` and `kernels/layers/*.cu` to modules of machine code and PTX, which are committed so that building needs no
 //! compiler of CUDA.
 //!
-//! A module is one kernel for one storage of the operands, as a fat binary: machine code for the usual GPUs and PTX for all
+//! A module is one kernel for one storage of the operands, or one kernel of a layer for one element type, as a fat binary: machine code for the usual GPUs and PTX for all
 //! others, from which the driver takes what fits.
 
 mod fatbinary;
@@ -42,6 +42,9 @@ pub(crate) struct Args {
 /// The kernels of `kernels/kernels.cuh`, without the suffix for their storage.
 const KERNELS: [&str; 9] =
     ["measure", "adamw", "sgd", "project", "remember", "write", "radii", "blend", "weigh"];
+
+/// The element types that the kernels of `kernels/layers` are compiled for, one file a kernel: `TPGM_LAYER` of `layer.cuh`.
+const ELEMENTS: [&str; 3] = ["f32", "bf16", "f16"];
 
 /// Compute capability, times ten, that PTX is made for: the lowest, since no kernel has code for a higher one.
 const TARGET: u32 = 75;
@@ -140,21 +143,13 @@ impl Ptx {
 
 /// Compiles every kernel with `only` in its name for both kinds of GPUs, on all processors.
 fn compile_all(nvrtc: &Nvrtc, kernels: &Path, only: &str, any_version: bool) -> Result<Vec<Ptx>> {
-    let sources = sources(kernels)?;
-    ensure!(!sources.is_empty(), "`{}` has no .cu file", kernels.display());
     let mut jobs = Vec::new();
-    for source in &sources {
-        let stem = source.file_stem().context("the kernel file's name")?.to_string_lossy();
-        for kernel in KERNELS {
-            let name = format!("{kernel}_{stem}");
-            if name.contains(only) {
-                jobs.extend([false, true].map(|slow_f64| (source, kernel, name.clone(), slow_f64)));
-            }
-        }
+    for (source, name, define) in parts_of(kernels)?.into_iter().filter(|(_, name, _)| name.contains(only)) {
+        jobs.extend([false, true].map(|slow_f64| (source.clone(), define.clone(), name.clone(), slow_f64)));
     }
     ensure!(!jobs.is_empty(), "no kernel has `{only}` in its name");
-    let results: Vec<Result<_>> = in_parallel(&jobs, |(source, kernel, name, slow_f64)| {
-        let (text, log) = compile(nvrtc, kernels, source, kernel, *slow_f64)?;
+    let results: Vec<Result<_>> = in_parallel(&jobs, |(source, define, name, slow_f64)| {
+        let (text, log) = compile(nvrtc, kernels, source, define, *slow_f64)?;
         Ok((text.map(|text| Ptx { name: name.clone(), slow_f64: *slow_f64, text }), log))
     });
     // A set, because the same source mostly has the same warnings and errors for every kernel.
@@ -201,6 +196,24 @@ fn in_parallel<J: Sync, R: Send>(jobs: &[J], work: impl Fn(&J) -> R + Sync) -> V
     results.into_iter().map(|(_, result)| result).collect()
 }
 
+/// What modules are compiled from: a file, the module's name, and the macro that leaves its one kernel of the file.
+fn parts_of(kernels: &Path) -> Result<Vec<(PathBuf, String, String)>> {
+    let mut parts = Vec::new();
+    for source in sources(kernels)? {
+        let stem = source.file_stem().context("the kernel file's name")?.to_string_lossy().into_owned();
+        parts.extend(KERNELS.map(|kernel| {
+            (source.clone(), format!("{kernel}_{stem}"), format!("--define-macro=TPGM_ONLY={kernel}"))
+        }));
+    }
+    for source in sources(&kernels.join("layers"))? {
+        let stem = source.file_stem().context("the kernel file's name")?.to_string_lossy().into_owned();
+        parts.extend(ELEMENTS.map(|element| {
+            (source.clone(), format!("{stem}_{element}"), format!("--define-macro=TPGM_ELEMENT={element}"))
+        }));
+    }
+    Ok(parts)
+}
+
 /// The kernel files in the folder, sorted.
 fn sources(kernels: &Path) -> Result<Vec<PathBuf>> {
     let mut sources = Vec::new();
@@ -210,6 +223,7 @@ fn sources(kernels: &Path) -> Result<Vec<PathBuf>> {
             sources.push(path);
         }
     }
+    ensure!(!sources.is_empty(), "`{}` has no .cu file", kernels.display());
     sources.sort();
     Ok(sources)
 }
@@ -219,7 +233,7 @@ fn compile(
     nvrtc: &Nvrtc,
     kernels: &Path,
     source: &Path,
-    kernel: &str,
+    define: &str,
     slow_f64: bool,
 ) -> Result<(Option<String>, String)> {
     let text = fs::read_to_string(source).with_context(|| format!("cannot read `{}`", source.display()))?;
@@ -227,7 +241,7 @@ fn compile(
     let mut options: Vec<_> = OPTIONS.map(str::to_owned).into();
     options.push(format!("--gpu-architecture=compute_{TARGET}"));
     options.push(format!("--include-path={}", kernels.display()));
-    options.push(format!("--define-macro=TPGM_ONLY={kernel}"));
+    options.push(define.to_owned());
     if slow_f64 {
         options.push("--define-macro=TPGM_COMPENSATED=1".to_owned());
     }

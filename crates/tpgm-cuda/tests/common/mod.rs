@@ -18,7 +18,7 @@ pub(crate) use self::sums::{halves_with_f32_anchors_match_the_cpu, sums_are_near
 use self::watched::Watched;
 
 /// Evenly distributed numbers in `(-scale, scale)` from a hash.
-fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {
+pub(crate) fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {
     let number = |i: usize| {
         let mut x = seed.wrapping_add(i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         x = (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);

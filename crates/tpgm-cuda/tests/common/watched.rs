@@ -141,4 +141,9 @@ impl<D: Device> Device for Watched<D> {
         count(&self.calls.launches);
         self.inner.launch(kernel, blocks, argument)
     }
+
+    fn launch_table(&self, kernel: &'static str, blocks: usize, table: &[u64]) -> Result<()> {
+        count(&self.calls.launches);
+        self.inner.launch_table(kernel, blocks, table)
+    }
 }
