@@ -73,8 +73,8 @@ const KERNELS: &[&str] = &[
 ];
 
 /// All features but those that take a CUDA toolkit.
-pub(crate) const FEATURES: &str =
-    "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated,tpgm-examples/hf-hub,tpgm-benches/end-to-end";
+pub(crate) const FEATURES: &str = "tpgm-core/serde,tpgm-core/testing,tpgm-cuda/emulated,tpgm-candle/search,\
+                                   tpgm-examples/hf-hub,tpgm-benches/end-to-end";
 
 const STAGES: &[Stage] = &[
     Stage { quick: Quick::Too, ..stage("formatting", &["fmt", "--all", "--check"]) },

@@ -18,6 +18,7 @@ mod loading;
 mod lora;
 mod lora_real;
 mod models;
+#[cfg(feature = "nccl")]
 mod nccl;
 mod optimizer;
 mod optimizer_family;
@@ -25,6 +26,7 @@ mod prompts;
 mod real_files;
 mod resume;
 mod schedule;
+#[cfg(feature = "search")]
 mod search;
 mod teacher;
 mod telemetry;
@@ -33,5 +35,3 @@ mod trajectories;
 mod weight_space_files;
 mod weight_space_live;
 mod weight_space_real;
-#[cfg(feature = "nccl")]
-#[cfg(feature = "search")]
