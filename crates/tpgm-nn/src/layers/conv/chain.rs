@@ -60,6 +60,9 @@ pub(super) struct Sums<X> {
     pub(super) shift: Vec<f64>,
 }
 
+/// What a task of the forward pass writes: results, and for each layer what is kept of it.
+type Task<'a, T, C> = (&'a mut [MaybeUninit<T>], Vec<&'a mut [MaybeUninit<C>]>);
+
 /// Memory that tasks use one after the other.
 #[derive(Debug)]
 struct Rooms<C> {
@@ -124,7 +127,7 @@ impl<C: Float> Chain<C> {
         let mut kept: Vec<Vec<C>> =
             (0..self.layers.len()).map(|i| Vec::with_capacity(self.batch * kept_len(i))).collect();
         {
-            let mut tasks: Vec<(&mut [MaybeUninit<T>], Vec<&mut [MaybeUninit<C>]>)> =
+            let mut tasks: Vec<Task<'_, T, C>> =
                 pieces(&mut y, self.batch * self.to(), self.images * self.to())
                     .map(|y| (y, vec![]))
                     .collect();

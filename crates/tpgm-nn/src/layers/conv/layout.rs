@@ -19,10 +19,10 @@ vectorized! {
                     let at = (row + i) * columns + column;
                     tile.copy_from_slice(&from[at..at + TILE]);
                 }
-                for j in 0..TILE {
-                    let line: [C; TILE] = std::array::from_fn(|i| tile[i][j]);
+                let lines: [[C; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
+                for (j, line) in lines.iter().enumerate() {
                     let at = (column + j) * rows + row;
-                    to[at..at + TILE].copy_from_slice(&line);
+                    to[at..at + TILE].copy_from_slice(line);
                 }
             }
             for column in whole_columns..columns {
