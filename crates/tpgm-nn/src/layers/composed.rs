@@ -4,9 +4,13 @@
 //! what tests and benchmarks hold the fused operations against. They keep every intermediate tensor for the backward
 //! pass. Arguments are those of the fused functions, and unlike there are not checked beyond what candle checks itself.
 
+mod activation;
+
 use candle_core::{D, DType, Result, Tensor};
 
-use super::activation::QUICK;
+pub use self::activation::{
+    gelu, gelu_tanh, hard_sigmoid, hard_swish, quick_gelu, relu, relu6, sigmoid, silu,
+};
 use super::conv::{Axis, Padding};
 
 /// The type in which a tensor is computed.
@@ -233,89 +237,6 @@ fn padded(x: &Tensor, dim: usize, padding: usize) -> Result<Tensor> {
     dims[dim] = padding;
     let edge = Tensor::full(f32::NEG_INFINITY, dims, x.device())?.to_dtype(x.dtype())?;
     Tensor::cat(&[&edge, x, &edge], dim)
-}
-
-/// [`gelu`](super::gelu).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    widened(x)?.gelu_erf()?.to_dtype(x.dtype())
-}
-
-/// [`gelu_tanh`](super::gelu_tanh).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    widened(x)?.gelu()?.to_dtype(x.dtype())
-}
-
-/// [`quick_gelu`](super::quick_gelu).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    let wide = widened(x)?;
-    (&wide / ((&wide * -QUICK)?.exp()? + 1.0)?)?.to_dtype(x.dtype())
-}
-
-/// [`silu`](super::silu).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn silu(x: &Tensor) -> Result<Tensor> {
-    widened(x)?.silu()?.to_dtype(x.dtype())
-}
-
-/// [`relu`](super::relu).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn relu(x: &Tensor) -> Result<Tensor> {
-    x.relu()
-}
-
-/// [`relu6`](super::relu6). On a bound of its inner part the gradient is half of what comes in.
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn relu6(x: &Tensor) -> Result<Tensor> {
-    x.clamp(0f64, 6f64)
-}
-
-/// [`sigmoid`](super::sigmoid).
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
-    candle_nn::ops::sigmoid(&widened(x)?)?.to_dtype(x.dtype())
-}
-
-/// [`hard_sigmoid`](super::hard_sigmoid). On a bound of its inner part the gradient is half of what comes in.
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn hard_sigmoid(x: &Tensor) -> Result<Tensor> {
-    ((widened(x)? + 3.0)?.clamp(0f64, 6f64)? / 6.0)?.to_dtype(x.dtype())
-}
-
-/// [`hard_swish`](super::hard_swish). On a bound of its inner part the gradient is half of what comes in.
-///
-/// # Errors
-///
-/// If candle fails.
-pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
-    let wide = widened(x)?;
-    (&wide * ((&wide + 3.0)?.clamp(0f64, 6f64)? / 6.0)?)?.to_dtype(x.dtype())
 }
 
 /// [`scale_channels`](super::scale_channels).

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
@@ -137,16 +138,9 @@ pub(super) fn fill<T: Element, R: Send>(
 ) -> (Vec<T>, Vec<R>) {
     let mut out = Vec::with_capacity(len);
     let piece = piece.max(1);
-    let write = |(i, uninit): (usize, &mut [std::mem::MaybeUninit<T>])| {
-        // Clearing costs little: the piece is in the cache when `f` writes it. Doing it here, not for the whole vector
-        // beforehand, spares a pass over memory on one thread.
-        for x in uninit.iter_mut() {
-            x.write(T::default());
-        }
+    let write = |(i, uninit): (usize, &mut [MaybeUninit<T>])| {
         let start = i * piece;
-        let range = start..start + uninit.len();
-        // SAFETY: `MaybeUninit<T>` is laid out as `T`, and the loop above wrote every element.
-        f(range, unsafe { &mut *(std::ptr::from_mut(uninit) as *mut [T]) })
+        f(start..start + uninit.len(), cleared(uninit))
     };
     let spare = &mut out.spare_capacity_mut()[..len];
     // Waking the pool costs more than a piece of work that nobody can share.
@@ -158,6 +152,25 @@ pub(super) fn fill<T: Element, R: Send>(
     // SAFETY: the pieces cover the first `len` elements of the spare capacity, and `write` ran on all of them.
     unsafe { out.set_len(len) };
     (out, results)
+}
+
+/// The first `len` elements of the spare capacity, in pieces.
+pub(super) fn pieces<X>(
+    vec: &mut Vec<X>,
+    len: usize,
+    piece: usize,
+) -> std::slice::ChunksMut<'_, MaybeUninit<X>> {
+    vec.spare_capacity_mut()[..len].chunks_mut(piece.max(1))
+}
+
+/// Clears a piece. It costs little: the piece is in the cache when it is written. Doing it for each piece, not for the whole
+/// vector beforehand, spares a pass over memory on one thread.
+pub(super) fn cleared<X: Element>(piece: &mut [MaybeUninit<X>]) -> &mut [X] {
+    for x in piece.iter_mut() {
+        x.write(X::default());
+    }
+    // SAFETY: `MaybeUninit<X>` is laid out as `X`, and the loop above wrote every element.
+    unsafe { &mut *(std::ptr::from_mut(piece) as *mut [X]) }
 }
 
 /// What `f` returns for each piece of `len` elements, in order; computed in parallel.

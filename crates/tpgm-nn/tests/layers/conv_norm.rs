@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use candle_core::{DType, Device, ModuleT, Result, Tensor, Var};
 use tpgm_nn::{
     BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Padding, Shortcut, Statistics, composed,
@@ -132,6 +134,36 @@ fn gradients_are_difference_quotients() {
     for case in CASES {
         for activation in 0..ACTIVATIONS.len() {
             check_gradients(&format!("{case:?} {activation}"), &inputs(case), |x| fused(x, case, activation));
+        }
+    }
+}
+
+/// What `tests/reference/make_convolutions.py` wrote.
+#[test]
+fn values_and_gradients_are_those_of_pytorch() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/convolutions.safetensors");
+    let all = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let pad = Padding::Symmetric;
+    for (name, stride, padding, groups, activation) in [
+        ("one_by_one", 1, pad(0), 1, ConvActivation::Relu6),
+        ("depthwise_same", 2, Padding::Same, 18, ConvActivation::HardSwish),
+        ("depthwise", 1, pad(1), 8, ConvActivation::Silu),
+        ("ordinary_same", 2, Padding::Same, 1, ConvActivation::Relu6),
+        ("groups", 1, pad(1), 2, ConvActivation::Relu),
+        ("no_activation", 2, pad(1), 1, ConvActivation::None),
+    ] {
+        let saved = |key: &str| &all[&format!("{name}/{key}")];
+        let keys = ["x", "weight", "gamma", "beta"];
+        let vars = keys.map(|key| Var::from_tensor(saved(key)).unwrap());
+        let [x, weight, gamma, beta] = vars.each_ref().map(|var| var.as_tensor().clone());
+        let conv = Conv2d::new(weight).stride(stride).padding(padding).groups(groups);
+        let norm = BatchNorm::new(gamma, beta, saved("mean"), saved("var"), EPS).unwrap();
+        let y = ConvNorm::new(conv, norm, activation).forward_t(&x, false).unwrap();
+        assert_close(name, &y, saved("y"), 1e-12);
+        let grads = (y * saved("cotangent")).unwrap().sum_all().unwrap().backward().unwrap();
+        for (var, key) in vars.iter().zip(keys) {
+            let expected = saved(&format!("grad_{key}"));
+            assert_close(&format!("{name}: {key}"), grads.get(var).unwrap(), expected, 1e-12);
         }
     }
 }

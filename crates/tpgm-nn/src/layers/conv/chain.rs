@@ -10,10 +10,11 @@ use rayon::prelude::*;
 use tpgm_core::{Element, Slice};
 
 use super::finish::{activate, add_shift, shift_and_activate, slope_and_sums};
-use super::layout::{planes, side_by_side};
+use super::layout::{grown, planes, side_by_side};
 use super::step::{Sizes, Step};
 use crate::layers::conv_norm::ConvActivation;
-use crate::layers::float::Float;
+use crate::layers::float::{Float, vectorized};
+use crate::layers::storage::{cleared, pieces};
 
 /// Elements of the largest image between two layers that a task has at a time, at most, unless a single image has more.
 const ELEMENTS: usize = 128 * 1024;
@@ -57,6 +58,22 @@ pub(super) struct Wanted {
 pub(super) struct Sums<X> {
     pub(super) weight: Vec<X>,
     pub(super) shift: Vec<f64>,
+}
+
+/// Memory that tasks use one after the other.
+#[derive(Debug)]
+struct Rooms<C> {
+    first: Vec<C>,
+    other: Vec<C>,
+    recomputed: Vec<C>,
+    of_layers: Vec<Vec<C>>,
+    small: Vec<C>,
+}
+
+impl<C> Default for Rooms<C> {
+    fn default() -> Self {
+        Self { first: vec![], other: vec![], recomputed: vec![], of_layers: vec![], small: vec![] }
+    }
 }
 
 impl<C: Float> Chain<C> {
@@ -117,11 +134,11 @@ impl<C: Float> Chain<C> {
                     kept.push(pieces.next().unwrap_or_default());
                 }
             }
-            tasks.into_par_iter().enumerate().for_each(|(i, (y, kept))| {
+            tasks.into_par_iter().enumerate().for_each_init(Rooms::default, |rooms, (i, (y, kept))| {
                 let start = i * self.images * self.from();
                 let images = y.len() / self.to();
                 let kept = kept.into_iter().map(cleared).collect();
-                self.forward_task::<T>(x.sub(start..start + images * self.from()), kept, cleared(y));
+                self.forward_task::<T>(x.sub(start..start + images * self.from()), kept, cleared(y), rooms);
             });
         }
         // SAFETY: the pieces cover as many elements of the spare capacity, and tasks ran on all of them, which cleared them.
@@ -134,28 +151,28 @@ impl<C: Float> Chain<C> {
         (y, Kept(kept))
     }
 
-    fn forward_task<T: Element>(&self, x: Slice<'_>, kept: Vec<&mut [C]>, y: &mut [T]) {
+    fn forward_task<T: Element>(&self, x: Slice<'_>, kept: Vec<&mut [C]>, y: &mut [T], rooms: &mut Rooms<C>) {
         let images = y.len() / self.to();
         let sizes = &self.first().step.sizes;
-        let mut first = vec![C::ZERO; x.len()];
-        side_by_side::<T, C>(x, sizes.inputs, sizes.from(), &mut first);
-        let mut rooms: Vec<Vec<C>> = self.layers.iter().map(|_| vec![]).collect();
-        let mut room = vec![];
-        let mut input: &[C] = &first;
-        for ((layer, kept), other) in self.layers.iter().zip(kept).zip(&mut rooms) {
+        let Rooms { first, of_layers, small: room, .. } = rooms;
+        of_layers.resize_with(self.layers.len(), Vec::new);
+        let first = grown(first, x.len());
+        side_by_side::<T, C>(x, sizes.inputs, sizes.from(), first);
+        let mut input: &[C] = first;
+        for ((layer, kept), other) in self.layers.iter().zip(kept).zip(of_layers) {
             input = if kept.is_empty() {
-                other.resize(images * layer.to(), C::ZERO);
-                layer.step.forward(input, other, &mut room);
+                let other = grown(other, images * layer.to());
+                layer.step.forward(input, other, room);
                 layer.finish(other);
                 other
             } else {
-                layer.step.forward(input, kept, &mut room);
+                layer.step.forward(input, kept, room);
                 if layer.activation.slope_from_result() {
                     layer.finish(kept);
                     kept
                 } else {
                     add_shift(&layer.shift, kept);
-                    other.resize(kept.len(), C::ZERO);
+                    let other = grown(other, kept.len());
                     activate(layer.activation, kept, other);
                     other
                 }
@@ -185,7 +202,7 @@ impl<C: Float> Chain<C> {
         let parts: Vec<Vec<Sums<C>>> = places
             .into_par_iter()
             .enumerate()
-            .map(|(i, dx)| {
+            .map_init(Rooms::default, |rooms, (i, dx)| {
                 let dx = cleared(dx);
                 let mut sums: Vec<_> =
                     self.layers.iter().zip(wanted).map(|(layer, &wanted)| layer.sums(wanted)).collect();
@@ -194,7 +211,7 @@ impl<C: Float> Chain<C> {
                     let some = start..all.end.min(start + self.images);
                     let at = |image: usize| (image - all.start) * self.from();
                     let dx = if of_x { Some(&mut dx[at(some.start)..at(some.end)]) } else { None };
-                    self.backward_task::<T>(x, kept, y, grad, some, dx, wanted, &mut sums);
+                    self.backward_task::<T>(x, kept, y, grad, some, dx, wanted, &mut sums, rooms);
                 }
                 sums
             })
@@ -217,34 +234,35 @@ impl<C: Float> Chain<C> {
         dx: Option<&mut [T]>,
         wanted: &[Wanted],
         sums: &mut [Sums<C>],
+        rooms: &mut Rooms<C>,
     ) {
         let part = |size: usize| images.start * size..images.end * size;
         let (x, y, grad) = (x.sub(part(self.from())), y.sub(part(self.to())), grad.sub(part(self.to())));
         // The first layer that has anything to compute.
         let needed = |wanted: &Wanted| wanted.weight || wanted.shift;
         let lowest = if dx.is_some() { 0 } else { wanted.iter().position(needed).unwrap_or(wanted.len()) };
-        let (mut room, mut recomputed) = (vec![], vec![]);
+        let Rooms { first: g, other, recomputed, small: room, .. } = rooms;
+        let (mut g, mut other) = (g, other);
         let sizes = &self.last().step.sizes;
-        let mut g = vec![C::ZERO; grad.len()];
-        side_by_side::<T, C>(grad, sizes.outputs, sizes.to(), &mut g);
-        let mut other = vec![];
+        side_by_side::<T, C>(grad, sizes.outputs, sizes.to(), grown(g, grad.len()));
         for i in (lowest..self.layers.len()).rev() {
             let layer = &self.layers[i];
+            let grads = &mut g[..images.len() * layer.to()];
             if self.is_in_result(i) && layer.activation != ConvActivation::None {
-                recomputed.resize(y.len(), C::ZERO);
-                side_by_side::<T, C>(y, sizes.outputs, sizes.to(), &mut recomputed);
-                slope_and_sums(layer.activation, &recomputed, &mut g, &mut sums[i].shift, &mut room);
+                let y_room = grown(recomputed, y.len());
+                side_by_side::<T, C>(y, sizes.outputs, sizes.to(), y_room);
+                slope_and_sums(layer.activation, y_room, grads, &mut sums[i].shift, room);
             } else if layer.activation != ConvActivation::None || wanted[i].shift {
                 let kept = if self.is_in_result(i) { &[] } else { &kept.0[i][part(layer.to())] };
-                slope_and_sums(layer.activation, kept, &mut g, &mut sums[i].shift, &mut room);
+                slope_and_sums(layer.activation, kept, grads, &mut sums[i].shift, room);
             }
             if wanted[i].weight {
                 let input: &[C] = match i.checked_sub(1) {
                     None => {
-                        recomputed.resize(x.len(), C::ZERO);
+                        let input = grown(recomputed, x.len());
                         let sizes = &layer.step.sizes;
-                        side_by_side::<T, C>(x, sizes.inputs, sizes.from(), &mut recomputed);
-                        &recomputed
+                        side_by_side::<T, C>(x, sizes.inputs, sizes.from(), input);
+                        input
                     }
                     Some(before) => {
                         let kept = &kept.0[before][part(self.layers[before].to())];
@@ -252,23 +270,23 @@ impl<C: Float> Chain<C> {
                         if activation.slope_from_result() {
                             kept
                         } else {
-                            recomputed.resize(kept.len(), C::ZERO);
-                            activate(activation, kept, &mut recomputed);
-                            &recomputed
+                            let input = grown(recomputed, kept.len());
+                            activate(activation, kept, input);
+                            input
                         }
                     }
                 };
-                layer.step.add_weight_gradient(input, &g, &mut sums[i].weight, &mut room);
+                layer.step.add_weight_gradient(input, grads, &mut sums[i].weight, room);
             }
             if i > lowest || dx.is_some() {
-                other.resize(images.len() * layer.step.sizes.from() * layer.step.sizes.inputs, C::ZERO);
-                layer.step.input_gradient(&g, &mut other, &mut room);
+                let before = images.len() * layer.step.sizes.from() * layer.step.sizes.inputs;
+                layer.step.input_gradient(grads, grown(other, before), room);
                 std::mem::swap(&mut g, &mut other);
             }
         }
         if let Some(dx) = dx {
             let sizes = &self.first().step.sizes;
-            planes(&g, sizes.inputs, sizes.from(), self.shortcut.then_some(grad), dx);
+            planes(&g[..x.len()], sizes.inputs, sizes.from(), self.shortcut.then_some(grad), dx);
         }
     }
 }
@@ -304,8 +322,8 @@ impl<C: Float> Layer<C> {
         let mut weight = vec![0.0; len];
         weight.par_chunks_mut(4096).enumerate().for_each(|(i, totals)| {
             for part in &parts {
-                let part = &part.weight[i * 4096..];
-                totals.iter_mut().zip(part).for_each(|(total, x)| *total += x.to_f64());
+                let start = i * 4096;
+                add_wide(&part.weight[start..start + totals.len()], totals);
             }
         });
         let mut shift = vec![0.0; self.step.sizes.outputs];
@@ -316,16 +334,10 @@ impl<C: Float> Layer<C> {
     }
 }
 
-/// The first `len` elements of the spare capacity, in pieces.
-fn pieces<X>(vec: &mut Vec<X>, len: usize, piece: usize) -> std::slice::ChunksMut<'_, MaybeUninit<X>> {
-    vec.spare_capacity_mut()[..len].chunks_mut(piece.max(1))
-}
-
-/// Writes every element. It costs little: the piece is in the cache when it is written the second time.
-fn cleared<X: Element>(piece: &mut [MaybeUninit<X>]) -> &mut [X] {
-    for x in piece.iter_mut() {
-        x.write(X::default());
+vectorized! {
+    fn add_wide<C>(x: &[C], totals: &mut [f64]) {
+        for (total, x) in totals.iter_mut().zip(x) {
+            *total += x.to_f64();
+        }
     }
-    // SAFETY: `MaybeUninit<X>` is laid out as `X`, and the loop above wrote every element.
-    unsafe { &mut *(std::ptr::from_mut(piece) as *mut [X]) }
 }

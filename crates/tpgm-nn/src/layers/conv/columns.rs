@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::layout::grown;
 use super::multiply::View;
 use super::padding::Axis;
 use super::step::Sizes;
@@ -19,12 +20,15 @@ pub(super) struct Columns {
     groups: usize,
     /// Rows that are made at a time.
     piece: usize,
+    /// Whether windows reach beyond the image.
+    has_outside: bool,
 }
 
 impl Columns {
     pub(super) fn new(sizes: &Sizes) -> Self {
         let piece = (ELEMENTS / sizes.kernel().max(1)).max(1);
-        Self { axes: sizes.axes, inputs: sizes.inputs, groups: sizes.groups, piece }
+        let has_outside = sizes.axes.iter().any(|axis| axis.before + axis.after > 0);
+        Self { axes: sizes.axes, inputs: sizes.inputs, groups: sizes.groups, piece, has_outside }
     }
 
     fn positions(&self) -> usize {
@@ -56,8 +60,10 @@ impl Columns {
         let (width, of_group) = (self.width(), self.inputs / self.groups);
         for rows in self.pieces(x.len() / self.image().max(1)) {
             for group in 0..self.groups {
-                room.clear();
-                room.resize(rows.len() * width, C::ZERO);
+                let room = grown(room, rows.len() * width);
+                if self.has_outside {
+                    room.fill(C::ZERO);
+                }
                 self.for_each_line(rows.clone(), |at, from, taps| {
                     let to = &mut room[at..at + taps * of_group];
                     if self.groups == 1 {
@@ -86,8 +92,7 @@ impl Columns {
         dx.fill(C::ZERO);
         for rows in self.pieces(dx.len() / self.image().max(1)) {
             for group in 0..self.groups {
-                room.clear();
-                room.resize(rows.len() * width, C::ZERO);
+                let room = grown(room, rows.len() * width);
                 f(group, rows.clone(), room, width);
                 self.for_each_line(rows.clone(), |at, from, taps| {
                     let row = &room[at..at + taps * of_group];

@@ -1,5 +1,6 @@
 //! What follows a convolution while its result is in the cache: the shift of each channel, and the activation.
 
+use super::layout::grown;
 use crate::layers::activation::{between, hard_swish_at};
 use crate::layers::conv_norm::ConvActivation;
 use crate::layers::float::{Float, logistic, vectorized};
@@ -74,8 +75,8 @@ pub(super) fn slope_and_sums<C: Float>(
     for (i, grad) in grad.chunks_mut(piece).enumerate() {
         let kept =
             if activation == ConvActivation::None { &[] } else { &kept[i * piece..i * piece + grad.len()] };
-        room.clear();
-        room.resize(channels, C::ZERO);
+        let room = grown(room, channels);
+        room.fill(C::ZERO);
         slope_and_sum(activation, kept, grad, room);
         sums.iter_mut().zip(room.iter()).for_each(|(sum, x)| *sum += x.to_f64());
     }

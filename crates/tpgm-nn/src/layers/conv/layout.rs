@@ -80,3 +80,11 @@ vectorized! {
         }
     }
 }
+
+/// The first `len` elements of memory that is used again and again; they hold anything.
+pub(super) fn grown<C: Float>(room: &mut Vec<C>, len: usize) -> &mut [C] {
+    if room.len() < len {
+        room.resize(len, C::ZERO);
+    }
+    &mut room[..len]
+}

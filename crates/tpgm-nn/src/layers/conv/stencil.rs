@@ -170,9 +170,7 @@ fn pixels<C: Float, const L: usize, const N: usize>(
             let first = line + from_column + at * columns.from_step;
             for (i, sums) in sums.iter_mut().enumerate() {
                 let x: &[C; L] = lanes(from, (first + i * columns.from_step) * channels + channel);
-                for lane in 0..L {
-                    sums[lane] += x[lane] * w[lane];
-                }
+                add_products(x, w, sums);
             }
         }
     }
@@ -251,33 +249,32 @@ fn weight_row<C: Float, const L: usize, const K: usize>(
     for row in rows.inside(ky) {
         let line = (row * rows.stride + ky - rows.before) * columns.size;
         let grads = row * columns.out;
-        let edge = |column: usize, totals: &mut [[C; L]; K]| {
+        for column in any.clone() {
             let g: &[C; L] = lanes(grad, (grads + column) * channels + channel);
-            for i in 0..K {
-                if inside[i].contains(&column) {
-                    let from = line + column * columns.stride + kx + i - columns.before;
-                    let x: &[C; L] = lanes(x, from * channels + channel);
-                    for lane in 0..L {
-                        totals[i][lane] += x[lane] * g[lane];
+            // In front of the image this wraps, and is not used.
+            let first = (line + column * columns.stride + kx).wrapping_sub(columns.before);
+            if all.contains(&column) {
+                for (i, totals) in totals.iter_mut().enumerate() {
+                    add_products(g, lanes(x, (first + i) * channels + channel), totals);
+                }
+            } else {
+                for (i, totals) in totals.iter_mut().enumerate() {
+                    if inside[i].contains(&column) {
+                        add_products(g, lanes(x, first.wrapping_add(i) * channels + channel), totals);
                     }
                 }
             }
-        };
-        (any.start..all.start.min(any.end)).for_each(|column| edge(column, &mut totals));
-        for column in all.clone() {
-            let g: &[C; L] = lanes(grad, (grads + column) * channels + channel);
-            let first = line + column * columns.stride + kx - columns.before;
-            for (i, totals) in totals.iter_mut().enumerate() {
-                let x: &[C; L] = lanes(x, (first + i) * channels + channel);
-                for lane in 0..L {
-                    totals[lane] += x[lane] * g[lane];
-                }
-            }
         }
-        (all.end.max(all.start.min(any.end))..any.end).for_each(|column| edge(column, &mut totals));
     }
     for (i, totals) in totals.iter().enumerate() {
         let start = (ky * columns.kernel + kx + i) * channels + channel;
         sums[start..start + L].iter_mut().zip(totals).for_each(|(sum, &total)| *sum += total);
+    }
+}
+
+#[inline(always)]
+fn add_products<C: Float, const L: usize>(x: &[C; L], y: &[C; L], totals: &mut [C; L]) {
+    for lane in 0..L {
+        totals[lane] += x[lane] * y[lane];
     }
 }

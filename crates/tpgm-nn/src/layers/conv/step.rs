@@ -95,15 +95,19 @@ impl Sizes {
             for (j, (to, weight)) in piece.chunks_mut(kernel).zip(weight).enumerate() {
                 let output = range.start / kernel + j;
                 let factor = factor(output);
+                // Where the gradient of the first tap is, and how far those of two taps are apart.
+                let (first, of_tap) = match self.is_depthwise() {
+                    true => (output, self.outputs),
+                    false => (output * kernel, of_group),
+                };
                 let mut product = 0.0;
-                for (i, (to, w)) in to.iter_mut().zip(weight).enumerate() {
-                    let (input, tap) = (i / taps, i % taps);
-                    let at = match self.is_depthwise() {
-                        true => tap * self.outputs + output,
-                        false => output * kernel + tap * of_group + input,
-                    };
-                    product += gradient[at] * w.to_f64();
-                    *to = T::from_f64(gradient[at] * factor);
+                let inputs = to.chunks_mut(taps).zip(weight.chunks(taps)).enumerate();
+                for (input, (to, weight)) in inputs {
+                    let gradient = gradient[first + input..].iter().step_by(of_tap);
+                    for ((to, w), gradient) in to.iter_mut().zip(weight).zip(gradient) {
+                        product += gradient * w.to_f64();
+                        *to = T::from_f64(gradient * factor);
+                    }
                 }
                 products.push(product);
             }
