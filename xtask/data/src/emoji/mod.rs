@@ -122,12 +122,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The packages of all styles, and the bytes of each by its id.
-fn fetch(store: &Store) -> Result<(Vec<Package>, BTreeMap<String, Vec<u8>>)> {
+/// Bytes of packages by their ids.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// The packages of all styles, and the bytes of each.
+fn fetch(store: &Store) -> Result<(Vec<Package>, Files)> {
     let ids: BTreeSet<_> = Style::ALL.iter().map(|style| style.package()).collect();
     let packages = ids.into_iter().map(Package::of).collect::<Result<Vec<_>>>()?;
     let bar = bar("packages", packages.len());
-    let mut files = BTreeMap::new();
+    let mut files = Files::new();
     for package in &packages {
         bar.set_message(package.id.clone());
         files.insert(package.id.clone(), store.get(package)?);
@@ -138,7 +141,7 @@ fn fetch(store: &Store) -> Result<(Vec<Package>, BTreeMap<String, Vec<u8>>)> {
 }
 
 /// All emoji, and all drawings of them.
-fn read(files: &BTreeMap<String, Vec<u8>>) -> Result<(Vec<catalog::Emoji>, Drawings)> {
+fn read(files: &Files) -> Result<(Vec<catalog::Emoji>, Drawings)> {
     let file = |id: &str| files.get(id).with_context(|| format!("package `{id}` was not fetched"));
     let in_package = |id: &str| format!("package `{id}`");
     let emoji = catalog::read(&archive::file_of_tape(file("openmoji")?, "data/openmoji.json")?)?;
