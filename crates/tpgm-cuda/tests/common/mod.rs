@@ -15,7 +15,7 @@ use tpgm_core::{
 use tpgm_cuda::{Device, Gpu, Reports};
 
 pub(crate) use self::sums::{halves_with_f32_anchors_match_the_cpu, sums_are_nearly_exact};
-use self::watched::Watched;
+pub(crate) use self::watched::Watched;
 
 /// Evenly distributed numbers in `(-scale, scale)` from a hash.
 pub(crate) fn numbers(seed: u64, len: usize, scale: f64) -> Vec<f64> {

@@ -19,8 +19,8 @@ pub(crate) use self::cross_entropy::{
     labels_that_are_no_class_make_the_mean_nan,
 };
 pub(crate) use self::norm::{
-    gradients_of_norms_are_slopes, gradients_of_norms_match_the_formula, norms_match_the_formula,
-    norms_refuse_what_does_not_fit,
+    any_number_of_blocks_gives_the_same_gradients, gradients_of_norms_are_slopes,
+    gradients_of_norms_match_the_formula, norms_match_the_formula, norms_refuse_what_does_not_fit,
 };
 pub(crate) use self::softmax::{
     gradients_of_softmax_are_slopes, masks_hide_keys, masks_that_do_not_fit_are_refused,
@@ -175,6 +175,7 @@ macro_rules! layers_suite {
             gradients_of_norms_match_the_formula,
             gradients_of_norms_are_slopes,
             norms_refuse_what_does_not_fit,
+            any_number_of_blocks_gives_the_same_gradients,
             softmax_matches_the_formula,
             masks_hide_keys,
             gradients_of_softmax_are_slopes,

@@ -1,3 +1,4 @@
+use crate::common::Watched;
 use tpgm_cuda::layers::{Error, Norm, NormGradients, NormOperands, Residual};
 
 use super::{
@@ -197,4 +198,34 @@ pub(crate) fn norms_refuse_what_does_not_fit<D: Device>(gpu: &Gpu<D>) {
     let operands = NormOperands { x, residual: None, weight: weight.view(), bias: None, y };
     let error = layers.norm(Norm::layer(1e-5), operands).unwrap_err();
     assert!(matches!(error, Error::DType { operand: "x", got: DType::F64, .. }), "{error}");
+}
+
+/// Sums over columns are cut by the number of rows alone: one block or more than there is work for give the same bits.
+pub(crate) fn any_number_of_blocks_gives_the_same_gradients<D: Device>(gpu: &Gpu<D>) {
+    let (rows, width, dtype) = (300, 70, DType::F32);
+    let case = Case::new(rows, width, dtype);
+    let input = |values: &[f64]| Matrix::input(gpu, dtype, values, width, LAYOUTS[0]);
+    let (x, grad, weight) = (input(&case.x), input(&case.grad), input(&case.weight));
+    let run = |blocks| {
+        let layers = Layers::on(Watched::new(gpu.device().clone()).blocks(blocks));
+        let output = |rows| Matrix::output(gpu, dtype, rows, width, LAYOUTS[0]);
+        let (mut dx, mut d_weight, mut d_bias) = (output(rows), output(1), output(1));
+        let operands = NormGradients {
+            x: x.rows(),
+            weight: weight.view(),
+            grad: grad.rows(),
+            carried: None,
+            dx: Some(dx.rows_mut()),
+            d_weight: Some(d_weight.view_mut()),
+            d_bias: Some(d_bias.view_mut()),
+        };
+        layers.norm_gradient(NORMS[0], operands).unwrap();
+        let mut alone = output(1);
+        layers.bias_gradient(grad.rows(), alone.view_mut()).unwrap();
+        [&dx, &d_weight, &d_bias, &alone].map(|output| output.read(gpu))
+    };
+    let one = run(1);
+    for blocks in [2, 7, 1000] {
+        assert!(run(blocks) == one, "{blocks} blocks differ from one");
+    }
 }
