@@ -24,7 +24,7 @@ impl RobustOptimizer {
     /// let pull = Pull { anchor_l2: 2.0, weights: PullWeights::Fisher, ..Pull::default() };
     /// let mut opt = RobustOptimizer::new(&params, AdamW::default(), pull)?;
     /// opt.update_importance(&weight.sqr()?.sum_all()?.backward()?)?;
-    /// assert_eq!(opt.importance("weight")?, [0.2, 1.8]); // 1 : 9, with mean 1
+    /// assert_eq!(opt.importance("weight")?, [0.2f32, 1.8].map(f64::from)); // 1 : 9, with mean 1
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
