@@ -4,38 +4,52 @@ use tpgm_core::{Element, Slice};
 
 use crate::layers::float::{Float, vectorized};
 
-/// Elements of a square that is transposed at a time.
+/// Elements of a square that is transposed in registers.
 const TILE: usize = 8;
+
+/// Columns that are taken through all rows: what is written of them stays in the cache until its lines are full.
+const STRIP: usize = 64;
 
 vectorized! {
     /// The transposed of a matrix of `rows` rows.
     fn transpose<C>(from: &[C], rows: usize, to: &mut [C]) {
         let columns = from.len() / rows;
-        let (whole_rows, whole_columns) = (rows / TILE * TILE, columns / TILE * TILE);
-        for row in (0..whole_rows).step_by(TILE) {
-            for column in (0..whole_columns).step_by(TILE) {
-                let mut tile = [[C::ZERO; TILE]; TILE];
-                for (i, tile) in tile.iter_mut().enumerate() {
-                    let at = (row + i) * columns + column;
-                    tile.copy_from_slice(&from[at..at + TILE]);
-                }
-                let lines: [[C; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
-                for (j, line) in lines.iter().enumerate() {
-                    let at = (column + j) * rows + row;
-                    to[at..at + TILE].copy_from_slice(line);
-                }
-            }
-            for column in whole_columns..columns {
-                for i in row..row + TILE {
-                    to[column * rows + i] = from[i * columns + column];
+        for strip in (0..columns).step_by(STRIP) {
+            let end = columns.min(strip + STRIP);
+            for row in (0..rows).step_by(TILE) {
+                for column in (strip..end).step_by(TILE) {
+                    if row + TILE <= rows && column + TILE <= end {
+                        transpose_tile(from, (row, rows), (column, columns), to);
+                    } else {
+                        for i in row..rows.min(row + TILE) {
+                            for j in column..end.min(column + TILE) {
+                                to[j * rows + i] = from[i * columns + j];
+                            }
+                        }
+                    }
                 }
             }
         }
-        for row in whole_rows..rows {
-            for column in 0..columns {
-                to[column * rows + row] = from[row * columns + column];
-            }
-        }
+    }
+}
+
+/// A whole square that starts at a row and a column, of so many.
+#[inline(always)]
+fn transpose_tile<C: Float>(
+    from: &[C],
+    (row, rows): (usize, usize),
+    (column, columns): (usize, usize),
+    to: &mut [C],
+) {
+    let mut tile = [[C::ZERO; TILE]; TILE];
+    for (i, tile) in tile.iter_mut().enumerate() {
+        let at = (row + i) * columns + column;
+        tile.copy_from_slice(&from[at..at + TILE]);
+    }
+    let lines: [[C; TILE]; TILE] = std::array::from_fn(|j| std::array::from_fn(|i| tile[i][j]));
+    for (j, line) in lines.iter().enumerate() {
+        let at = (column + j) * rows + row;
+        to[at..at + TILE].copy_from_slice(line);
     }
 }
 
