@@ -8,7 +8,8 @@
 #include "element.cuh"
 
 // `TPGM_LAYER(kernel, Table, function)` defines `kernel_f32`, `kernel_bf16` and `kernel_f16`, which call `function<S>(table)`;
-// with `TPGM_ELEMENT` the one of that element type. A `.cu` file has one of them, and the name of the kernel.
+// with `TPGM_ELEMENT` the one of that element type. A `.cu` file has one of them, and the name of the kernel. A kernel that touches
+// no elements says `TPGM_LAYER_f32`, and is there once.
 // `TPGM_BLOCKS`: how many blocks have to fit on a multiprocessor. ptxas takes that many registers then; left alone it rather spills
 // some for one block more.
 #ifdef __CUDACC__

@@ -14,6 +14,9 @@ pub(crate) struct Args {}
 /// The library crates, from the bottom up.
 const PACKAGES: [&str; 4] = ["tpgm-core", "tpgm-cuda", "tpgm-nn", "tpgm-candle"];
 
+/// Bytes of a package that the registry takes at most.
+const LARGEST: u64 = 10 << 20;
+
 /// Packs the library crates and builds each from its package.
 ///
 /// # Errors
@@ -30,6 +33,16 @@ pub(crate) fn run(_: &Args) -> Result<()> {
         .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_INCREMENTAL", "0");
     ensure!(command.status().context("cannot start cargo")?.success(), "a package does not build");
+    let folder = root()?.join("target/packages/package");
+    for package in PACKAGES {
+        let file = folder.join(format!("{package}-{}.crate", env!("CARGO_PKG_VERSION")));
+        let bytes = fs::metadata(&file).with_context(|| format!("no `{}`", file.display()))?.len();
+        println!("{package}: {bytes} bytes");
+        ensure!(
+            bytes <= LARGEST,
+            "`{package}` has {bytes} bytes, and the registry takes no more than {LARGEST}"
+        );
+    }
     Ok(())
 }
 

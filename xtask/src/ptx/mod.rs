@@ -207,7 +207,11 @@ fn parts_of(kernels: &Path) -> Result<Vec<(PathBuf, String, String)>> {
     }
     for source in sources(&kernels.join("layers"))? {
         let stem = source.file_stem().context("the kernel file's name")?.to_string_lossy().into_owned();
-        parts.extend(ELEMENTS.map(|element| {
+        // A kernel that touches no elements is there once.
+        let text =
+            fs::read_to_string(&source).with_context(|| format!("cannot read `{}`", source.display()))?;
+        let elements = if text.contains("TPGM_LAYER_f32(") { &ELEMENTS[..1] } else { &ELEMENTS[..] };
+        parts.extend(elements.iter().map(|element| {
             (source.clone(), format!("{stem}_{element}"), format!("--define-macro=TPGM_ELEMENT={element}"))
         }));
     }

@@ -7,8 +7,9 @@ use crate::modules::{Module, module};
 /// A kernel for every element type.
 pub(super) struct Kernel {
     f32: Module,
-    bf16: Module,
-    f16: Module,
+    /// Absent, as the next one, where the kernel touches no elements.
+    bf16: Option<Module>,
+    f16: Option<Module>,
 }
 
 macro_rules! kernels {
@@ -16,13 +17,17 @@ macro_rules! kernels {
         $(
             pub(super) static $constant: Kernel = Kernel {
                 f32: module!($kernel, "f32"),
-                bf16: module!($kernel, "bf16"),
-                f16: module!($kernel, "f16"),
+                bf16: Some(module!($kernel, "bf16")),
+                f16: Some(module!($kernel, "f16")),
             };
         )*
-        static ALL: &[&Kernel] = &[$(&$constant),*];
+        static ALL: &[&Kernel] = &[$(&$constant,)* &CROSS_ENTROPY_MEAN];
     };
 }
+
+/// Of losses, which are f32 whatever the logits are.
+pub(super) static CROSS_ENTROPY_MEAN: Kernel =
+    Kernel { f32: module!("cross_entropy_mean", "f32"), bf16: None, f16: None };
 
 kernels!(
     ACTIVATION_BACKWARD: "activation_backward",
@@ -30,7 +35,6 @@ kernels!(
     COLUMN_SUMS: "column_sums",
     CROSS_ENTROPY_BACKWARD: "cross_entropy_backward",
     CROSS_ENTROPY_FORWARD: "cross_entropy_forward",
-    CROSS_ENTROPY_MEAN: "cross_entropy_mean",
     GATED_BACKWARD: "gated_backward",
     GATED_FORWARD: "gated_forward",
     NORM_BACKWARD: "norm_backward",
@@ -42,17 +46,18 @@ kernels!(
 impl Kernel {
     /// The name of the kernel for an element type; layers refuse f64 before.
     pub(super) fn name(&self, dtype: DType) -> &'static str {
-        match dtype {
-            DType::BF16 => self.bf16.name,
-            DType::F16 => self.f16.name,
-            DType::F32 | DType::F64 => self.f32.name,
-        }
+        let module = match dtype {
+            DType::BF16 => self.bf16.as_ref(),
+            DType::F16 => self.f16.as_ref(),
+            DType::F32 | DType::F64 => None,
+        };
+        module.unwrap_or(&self.f32).name
     }
 }
 
 /// All of them.
 pub(crate) fn modules() -> impl Iterator<Item = &'static Module> {
-    ALL.iter().flat_map(|kernel| [&kernel.f32, &kernel.bf16, &kernel.f16])
+    ALL.iter().flat_map(|kernel| [Some(&kernel.f32), kernel.bf16.as_ref(), kernel.f16.as_ref()]).flatten()
 }
 
 #[cfg(test)]
@@ -80,7 +85,8 @@ mod tests {
             .map(|path| format!("{}_f32", path.file_stem().unwrap().to_string_lossy()))
             .collect();
         sources.sort();
-        let listed: Vec<_> = ALL.iter().map(|kernel| kernel.f32.name).collect();
+        let mut listed: Vec<_> = ALL.iter().map(|kernel| kernel.f32.name).collect();
+        listed.sort_unstable();
         assert_eq!(sources, listed);
     }
 }
