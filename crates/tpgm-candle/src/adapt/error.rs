@@ -49,16 +49,6 @@ pub enum Error {
         /// The tensor.
         tensor: String,
     },
-    /// A function that gives a direction gave one of another length.
-    #[error("tensor `{tensor}`: the direction has {got} numbers, but {expected} are needed")]
-    Direction {
-        /// The tensor.
-        tensor: String,
-        /// Its elements.
-        expected: usize,
-        /// Those of the direction.
-        got: usize,
-    },
 }
 
 /// A result with this room's [`Error`].

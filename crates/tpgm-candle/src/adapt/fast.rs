@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+use tpgm_core::gradient::concordant;
 use tpgm_core::{AdamW, Constraint};
 use tpgm_nn::losses::entropy;
 
@@ -9,6 +10,9 @@ use super::error::{Error, Result};
 use crate::memory::cast;
 use crate::optim::RobustOptimizer;
 use crate::params::{Param, Params};
+
+/// The least variance that a direction is divided by (FSTTA's code).
+const VARIANCE_FLOOR: f64 = 1e-6;
 
 /// Options of [`FastWeights`]. The defaults are FSTTA's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,18 +54,6 @@ impl Default for FastOptions {
     }
 }
 
-/// What several gradients of one tensor have in common.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Concordance {
-    /// The direction to take, of the tensor's length.
-    pub gradient: Vec<f64>,
-    /// How much they differ: the trace of their covariance.
-    pub variance: f64,
-}
-
-/// Finds what the gradients of a tensor have in common.
-type Direction<'a> = Box<dyn FnMut(&[Vec<f64>]) -> tpgm_core::Result<Concordance> + 'a>;
-
 /// What [`FastWeights::step`] did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct FastInfo {
@@ -72,34 +64,28 @@ pub struct FastInfo {
 }
 
 /// The fast half of fast-slow test-time adaptation (FSTTA, Gao et al., ICML 2024, arXiv 2311.13209): gradients of the entropy are
-/// collected for [`FastOptions::every`] samples; then each tensor takes the direction that they have in common, with a rate that
-/// falls where their variance is unusual:
+/// collected for [`FastOptions::every`] samples; then each tensor takes the direction that they have in common
+/// ([`concordant`](tpgm_core::gradient::concordant)), with a rate that falls where their variance is unusual:
 ///
 /// `lr (1 + threshold - |s - m|)`, the factor within `low` and `high`,
 ///
 /// with `s` the mean over the tensors of the variances, and `m` its moving average, which begins at the first `s`.
-pub struct FastWeights<'a> {
+pub struct FastWeights {
     params: Vec<Param>,
     optimizer: RobustOptimizer,
     options: FastOptions,
-    direction: Direction<'a>,
     /// Of each parameter, the gradients since the last step.
     collected: Vec<Vec<Vec<f64>>>,
     variance: Option<f64>,
 }
 
-impl<'a> FastWeights<'a> {
-    /// Over all of `params`: [`norms`](super::norms), usually. `direction` gets the gradients of one tensor.
+impl FastWeights {
+    /// Over all of `params`: [`norms`](super::norms), usually.
     ///
     /// # Errors
     ///
     /// An option outside its range, or as [`RobustOptimizer::new`].
-    pub fn new(
-        params: &Params,
-        options: FastOptions,
-        constraint: impl Into<Constraint>,
-        direction: impl FnMut(&[Vec<f64>]) -> tpgm_core::Result<Concordance> + 'a,
-    ) -> Result<Self> {
+    pub fn new(params: &Params, options: FastOptions, constraint: impl Into<Constraint>) -> Result<Self> {
         check(&options)?;
         let &FastOptions { lr, beta1, beta2, weight_decay, .. } = &options;
         let rule = AdamW { beta1, beta2, weight_decay, ..AdamW::default().lr(lr) };
@@ -109,7 +95,6 @@ impl<'a> FastWeights<'a> {
             collected: vec![Vec::new(); all.len()],
             params: all,
             options,
-            direction: Box::new(direction),
             variance: None,
         })
     }
@@ -118,7 +103,7 @@ impl<'a> FastWeights<'a> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoGradient`], what the direction returns, [`Error::Direction`], or as [`RobustOptimizer::step`]. The weights
+    /// [`Error::NoGradient`], or as [`RobustOptimizer::step`]. The weights
     /// are as they were then; the gradients of a step that was refused are forgotten.
     pub fn step(&mut self, logits: &Tensor) -> Result<FastInfo> {
         let loss = entropy(logits)?;
@@ -136,12 +121,11 @@ impl<'a> FastWeights<'a> {
         }
         let mut total = 0.0;
         for (param, collected) in self.params.iter().zip(&mut self.collected) {
-            let Concordance { gradient, variance } = (self.direction)(&std::mem::take(collected))?;
-            let (var, expected, got) = (param.var(), param.var().elem_count(), gradient.len());
-            if got != expected {
-                return Err(Error::Direction { tensor: param.name().to_owned(), expected, got });
-            }
-            total += variance;
+            let collected = std::mem::take(collected);
+            let var = param.var();
+            let slices: Vec<_> = collected.iter().map(|grad| grad.as_slice().into()).collect();
+            let mut gradient = vec![0.0; var.elem_count()];
+            total += concordant(&slices, VARIANCE_FLOOR, gradient.as_mut_slice().into())?;
             let gradient = Tensor::from_vec(gradient, var.shape(), &candle_core::Device::Cpu)?;
             grads.insert(var, cast(&gradient, var.dtype())?.to_device(var.device())?);
         }

@@ -39,7 +39,7 @@ mod slow;
 mod tent;
 
 pub use self::error::{Error, Result};
-pub use self::fast::{Concordance, FastInfo, FastOptions, FastWeights};
+pub use self::fast::{FastInfo, FastOptions, FastWeights};
 pub use self::norms::{norms, select};
 pub use self::slow::{SlowDirection, SlowOptions, SlowWeights, slow_gradient};
 pub use self::tent::Tent;
