@@ -14,7 +14,7 @@ mod neighbors;
 
 use candle_core::{Module, Result, Tensor};
 use candle_nn::VarBuilder;
-use tpgm_candle::nn::{LayerNorm, Linear, layer_norm, linear, relu};
+use tpgm_candle::nn::{LayerNorm, Linear, layer_norm, relu};
 
 pub use self::neighbors::neighbors;
 
@@ -38,6 +38,11 @@ pub const HEAD: &str = "head";
 
 /// Features that the head sees.
 pub const FEATURES: usize = WIDTHS[1];
+
+/// Made anew as by candle-nn: so were the committed weights.
+fn linear(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Linear> {
+    Ok(candle_nn::linear(inputs, outputs, vb)?.into())
+}
 
 struct Block {
     norm: LayerNorm,

@@ -99,3 +99,20 @@ fn errors_name_operation_and_shapes() {
     let text = message(layer(&[values((2, 4), 1), values((7, 4), 2), bias]));
     assert!(text.contains("linear") && text.contains("F32"), "{text}");
 }
+
+#[test]
+fn new_layers_are_drawn_as_pytorch_draws_them() {
+    let vars = VarMap::new();
+    let vb = VarBuilder::from_varmap(&vars, DType::F64, &Device::Cpu);
+    let (inputs, outputs) = (64, 2000);
+    let with_bias = linear(inputs, outputs, vb.pp("a")).unwrap();
+    let without = linear_no_bias(inputs, outputs, vb.pp("b")).unwrap();
+    for drawn in [with_bias.weight(), without.weight(), with_bias.bias().unwrap()] {
+        let values = drawn.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let bound = 1.0 / (inputs as f64).sqrt();
+        assert!(values.iter().all(|x| x.abs() <= bound));
+        let square = values.iter().map(|x| x * x).sum::<f64>() / values.len() as f64;
+        // Of a uniform distribution: a third of the squared bound.
+        assert!((square * 3.0 / (bound * bound) - 1.0).abs() < 0.1, "{square}");
+    }
+}
