@@ -3,6 +3,8 @@
 //! The targets are functions of the crate `tpgm-fuzz`. They are built as the tests are, with the same dependencies; only the
 //! crates of this workspace are instrumented, by a wrapper around the compiler.
 
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -54,6 +56,9 @@ const LONGEST_INPUT: u64 = 1 << 16;
 /// An input that takes longer than this is a finding.
 const LONGEST_SECONDS: u64 = 20;
 
+/// The crates of this workspace that are optimized in tests.
+const INSTRUMENTED: [&str; 5] = ["tpgm-core", "tpgm-cuda", "tpgm-nn", "tpgm-candle", "tpgm-examples"];
+
 /// Passes calls of the compiler on, with what libFuzzer learns of an execution: which edges were taken, and what was compared.
 const WRAPPER: &str = r#"#!/bin/sh
 # Instruments for `cargo xtask fuzz`.
@@ -99,7 +104,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let chosen = chosen(&args.targets)?;
     let folder = root()?.join("target/fuzz");
-    let fuzzer = build(&folder)?;
+    let fuzzer = build(&folder, args.seconds.is_some())?;
     if let Some(input) = &args.input {
         for target in &chosen {
             let status = call(&fuzzer, target).arg(input).status().context("cannot start the fuzzer")?;
@@ -110,8 +115,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let seconds = args.seconds.unwrap_or((args.minutes * 60.0).round() as u64).max(1);
     println!("{:<12} {:>12} {:>8} {:>7} {:>9}", "target", "executions", "per s", "corpus", "memory");
     let (mut total, mut found) = (0, vec![]);
-    for target in &chosen {
-        let outcome = fuzz(&fuzzer, target, &folder, seconds)?;
+    // A fuzzer has one thread.
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let outcomes = chosen.chunks(processors).flat_map(|some| {
+        let fuzz = |target| fuzz(&fuzzer, target, &folder, seconds);
+        std::thread::scope(|scope| {
+            let running: Vec<_> = some.iter().map(|target| scope.spawn(move || fuzz(target))).collect();
+            running
+                .into_iter()
+                .map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect::<Vec<_>>()
+        })
+    });
+    for (target, outcome) in chosen.iter().zip(outcomes) {
+        let outcome = outcome?;
         total += outcome.executions;
         println!(
             "{:<12} {:>12} {:>8.0} {:>7} {:>5} MiB  {}",
@@ -167,8 +184,8 @@ fn seeds(target: &Target) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Builds the fuzzer and says where it is.
-fn build(folder: &Path) -> Result<PathBuf> {
+/// Builds the fuzzer and says where it is. Optimizing what it instruments takes longer than a short turn.
+fn build(folder: &Path, short: bool) -> Result<PathBuf> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
     let wrapper = folder.join("instrument.sh");
     fs::write(&wrapper, WRAPPER).with_context(|| format!("cannot write `{}`", wrapper.display()))?;
@@ -179,6 +196,12 @@ fn build(folder: &Path) -> Result<PathBuf> {
     let features = format!("{},tpgm-fuzz/libfuzzer", features.join(","));
     let output = cargo(&["test", "--workspace", "--features", &features, "--test", "fuzzer", "--no-run"])
         .args(["--message-format", "json-render-diagnostics"])
+        .args(
+            INSTRUMENTED
+                .iter()
+                .filter(|_| short)
+                .flat_map(|name| ["--config".to_owned(), format!("profile.dev.package.{name}.opt-level=0")]),
+        )
         .current_dir(root()?)
         .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
         .stderr(Stdio::inherit())

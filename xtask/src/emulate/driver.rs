@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::library::{self, Build, GPU_THREADS, Sources, Variant};
 use crate::cargo;
+use crate::test::FEATURES;
 
 /// Parts of the names of the tests that do not run when none are asked for: they compute much, and ask nothing of the host that
 /// others do not. A block of 256 threads takes the emulator four times as long as one of 64.
@@ -36,8 +37,8 @@ const SKIPPED: &[&str] = &[
 pub(crate) fn run(test_args: &[String]) -> Result<()> {
     let Some(folder) = library::driver()? else { return Ok(()) };
     let counts = folder.join(format!("counts.{}", std::process::id()));
-    let mut command = cargo(&["test", "-p", "tpgm-cuda", "--features", "emulated", "--no-fail-fast"]);
-    command.args(["--test", "cuda", "--test", "driver_calls"]);
+    let mut command = cargo(&["test", "--workspace", "--features", FEATURES, "--no-fail-fast"]);
+    command.args(["--test", "gpu", "--test", "driver_calls"]);
     // The driver belongs to the test program, not to cargo and the compiler.
     let runner = [
         "env".to_string(),

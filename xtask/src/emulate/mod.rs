@@ -18,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use self::library::{Build, FEW_THREADS, GPU_THREADS, Sources, build_if_possible};
 pub(crate) use self::library::{Variant, driver as stand_in, library};
 use crate::cargo;
+use crate::test::FEATURES;
 
 /// Options of `emulate`.
 #[derive(Debug, clap::Args)]
@@ -132,7 +133,8 @@ fn run_tests(
     tests: &[&str],
     test_args: &[String],
 ) -> Result<()> {
-    let mut command = cargo(&["test", "-p", "tpgm-cuda", "--features", "emulated", "--test", "emulated"]);
+    // As the tests are built, so that nothing is built anew.
+    let mut command = cargo(&["test", "--workspace", "--features", FEATURES, "--test", "emulated"]);
     let runner = sanitizer::runner(compiler, variant)?;
     if !runner.is_empty() {
         // A sanitizer belongs into the test program, not into cargo and the compiler.

@@ -123,7 +123,7 @@ fn check_tests(program: &Path) -> Result<()> {
         for name in words(variable)? {
             ensure!(
                 list.lines().any(|line| line.strip_suffix(": test") == Some(name)),
-                "the script's ${variable} names the test `{name}`, which tpgm-cuda's tests/cuda.rs does not have"
+                "the script's ${variable} names the test `{name}`, which tpgm-cuda's tests/gpu.rs does not have"
             );
         }
     }

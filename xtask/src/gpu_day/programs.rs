@@ -37,7 +37,7 @@ struct Build {
 const CORE: Build = Build {
     packages: &["tpgm-cuda", "tpgm-benches"],
     features: &[],
-    programs: &[("cuda", true, "test-tpgm-cuda"), ("side_by_side", false, "side_by_side")],
+    programs: &[("gpu", true, "test-tpgm-cuda"), ("side_by_side", false, "side_by_side")],
 };
 
 // Only the tests that use a GPU: the others look for files of the repository, and pass or fail here.
@@ -111,16 +111,7 @@ mod tests {
     fn tests_and_binaries_come_from_one_call() {
         assert_eq!(
             CORE.args()[3..],
-            [
-                "--package",
-                "tpgm-cuda",
-                "--package",
-                "tpgm-benches",
-                "--test",
-                "cuda",
-                "--bin",
-                "side_by_side"
-            ]
+            ["--package", "tpgm-cuda", "--package", "tpgm-benches", "--test", "gpu", "--bin", "side_by_side"]
         );
         assert!(CANDLE.args().windows(2).any(|pair| pair == ["--features", "tpgm-candle/cuda"]));
     }
@@ -130,13 +121,13 @@ mod tests {
         let messages = r#"{"reason":"compiler-artifact","target":{"name":"side_by_side"},"profile":{"test":true},"executable":"/t/side_by_side-1"}
 {"reason":"compiler-artifact","target":{"name":"side_by_side"},"profile":{"test":false},"executable":"/t/side_by_side"}
 {"reason":"compiler-artifact","target":{"name":"tpgm_cuda"},"profile":{"test":false},"executable":null}
-{"reason":"compiler-artifact","target":{"name":"cuda"},"profile":{"test":true},"executable":"/t/cuda-1"}
+{"reason":"compiler-artifact","target":{"name":"gpu"},"profile":{"test":true},"executable":"/t/gpu-1"}
 {"reason":"build-finished","success":true}"#;
         let found = CORE.found_in(messages).unwrap();
         let program = |name, path: &str| Program { name, path: path.into() };
         assert_eq!(
             found,
-            [program("test-tpgm-cuda", "/t/cuda-1"), program("side_by_side", "/t/side_by_side")]
+            [program("test-tpgm-cuda", "/t/gpu-1"), program("side_by_side", "/t/side_by_side")]
         );
         let error = CANDLE.found_in(messages).unwrap_err().to_string();
         assert_eq!(error, "cargo built no `end_to_end`, the script's end_to_end");

@@ -215,7 +215,7 @@ t3: element 4 is 0.5
 note: run with `RUST_BACKTRACE=1`
 
 ---- graph stdout ----
-thread 'graph' panicked at tests/cuda.rs:60:1:
+thread 'graph' panicked at tests/gpu.rs:60:1:
 capture
 
 failures:
@@ -234,7 +234,7 @@ test result: FAILED. 1 passed; 2 failed
             found,
             [
                 pair("device::mixed", &format!("{panic} / t3: element 4 is 0.5 /   on the GPU")),
-                pair("graph", "thread 'graph' panicked at tests/cuda.rs:60:1: / capture"),
+                pair("graph", "thread 'graph' panicked at tests/gpu.rs:60:1: / capture"),
             ]
         );
         // Cut off before the end, or without capture.
