@@ -11,7 +11,6 @@ mod distributed;
 mod drop_in;
 mod ema;
 mod errors;
-mod family;
 mod files;
 mod left_out;
 mod loading;

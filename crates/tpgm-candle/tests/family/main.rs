@@ -1,15 +1,20 @@
-//! The golden cases of the wider family: losses, pulls, merges and gradients that published code computed.
+//! The golden cases of the wider family: losses, teachers, pulls, changes of gradients, merges, prompts, searches and adaptation, as
+//! published code computed them.
 //!
 //! `cargo test` runs the committed cases. `cargo xtask parity DIR` runs this program on any folder that is laid out like
 //! them: `family --dir DIR [--filter TEXT] [--verbose]`. A folder of cases that nothing here computes is named, and counts neither as
 //! passed nor as failed. A subject is a function from a case to its outputs: see `SUBJECTS`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
 
+mod adapt;
 mod case;
 mod gradients;
 mod losses;
 mod merges;
+mod prompts;
 mod pulls;
+#[cfg(feature = "search")]
+mod search;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,22 +32,33 @@ type Subject = fn(&Case) -> CandleResult<Outputs>;
 const USUAL: Limit = Limit { f64: 1e-10, f32: 1e-3, of_largest: false };
 /// Directions without variance are divided by 1e-6.
 const CONCORDANT: Limit = Limit { f64: 1e-10, f32: 5e-3, of_largest: true };
+/// Several steps of the same.
+const LOOP: Limit = Limit { f64: 1e-8, ..CONCORDANT };
 
 /// What computes the cases of a folder, and how far it may be off.
 const SUBJECTS: &[(&str, Limit, Subject)] = &[
     ("autoft", USUAL, losses::autoft),
     ("carot", USUAL, losses::carot),
+    ("carot_teacher", USUAL, adapt::carot_teacher),
     ("cross_entropy", USUAL, losses::cross_entropy),
     ("dawin_coefficients", USUAL, merges::dawin_coefficients),
     ("dawin_mixture", USUAL, merges::dawin_mixture),
+    ("demosaicking", USUAL, losses::demosaicking),
     ("drm_inference", USUAL, merges::drm_inference),
+    ("fstta_fast", LOOP, adapt::fstta_fast),
     ("fstta_gradient", CONCORDANT, gradients::fstta_gradient),
+    ("fstta_slow", CONCORDANT, adapt::fstta_slow),
     ("gift", USUAL, losses::gift),
     ("gradient_pair", USUAL, gradients::gradient_pair),
+    ("graph_prompt", USUAL, prompts::graph_prompt),
     ("l2_sp", USUAL, pulls::l2_sp),
     ("lipsum", USUAL, losses::lipsum),
     ("model_stock", USUAL, merges::model_stock),
+    ("prompt_allocation", USUAL, prompts::prompt_allocation),
     ("selekt", USUAL, merges::selekt),
+    #[cfg(feature = "search")]
+    ("tpe", USUAL, search::tpe),
+    ("visual_prompt", USUAL, prompts::visual_prompt),
 ];
 
 struct Options {
@@ -66,9 +82,7 @@ fn main() -> ExitCode {
         }
     }
     if options.dirs.is_empty() {
-        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        options.dirs.push(crates.join("tpgm-nn/tests/reference/family"));
-        options.dirs.push(crates.join("tpgm-candle/tests/family/cases"));
+        options.dirs.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/family/cases"));
     }
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
