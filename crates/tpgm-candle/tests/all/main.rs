@@ -5,6 +5,7 @@ mod adapt;
 mod audit;
 mod checkpoint;
 mod checkpoint_files;
+mod claims;
 mod common;
 mod data_order;
 mod distributed;
