@@ -29,13 +29,11 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn load(
-        description: &Path,
+        description: &Value,
         tensors: &Path,
         limit: f64,
         of_largest: bool,
     ) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(description)?;
-        let description: Value = serde_json::from_str(&text)?;
         let tensors: BTreeMap<_, _> =
             candle_core::safetensors::load(tensors, &Device::Cpu)?.into_iter().collect();
         let differentiated = |name: &str| {

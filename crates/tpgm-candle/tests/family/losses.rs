@@ -295,16 +295,21 @@ pub(crate) fn demosaicking(case: &Case) -> Result<Outputs> {
     let patterns = patterns.map(pattern).collect::<Result<Vec<_>>>()?;
     let (input, raw) = (case.input("input")?, case.input("raw")?);
     let found = periodic_consistency(network, &input, &raw, &patterns, Translation::Published)?;
-    let named = found.predictions.into_iter().zip(&patterns).map(|(prediction, pattern)| {
-        let number = match pattern {
-            Bayer::Rggb => 1,
-            Bayer::Bggr => 2,
-            Bayer::Gbrg => 3,
-            Bayer::Grbg => 4,
-        };
-        (format!("prediction{number}"), prediction)
+    // The published code numbers its predictions by pattern, the raw image's own being the first; a file may number them in turn.
+    let by_pattern = patterns.iter().map(|pattern| match pattern {
+        Bayer::Rggb => 1,
+        Bayer::Bggr => 2,
+        Bayer::Gbrg => 3,
+        Bayer::Grbg => 4,
     });
-    let mut outputs: Outputs = named.collect();
+    let names = |numbers: &mut dyn Iterator<Item = usize>| -> Vec<String> {
+        numbers.map(|number| format!("prediction{number}")).collect()
+    };
+    let mut named = names(&mut by_pattern.into_iter());
+    if !named.iter().all(|name| case.tensors.contains_key(&format!("output/{name}"))) {
+        named = names(&mut (2..2 + patterns.len()));
+    }
+    let mut outputs: Outputs = named.into_iter().zip(found.predictions).collect();
     // The file's input is its raw image filled in.
     let off = (bilinear(&raw)? - input)?.abs()?.to_dtype(DType::F64)?.max_all()?.to_scalar::<f64>()?;
     if off > 1e-6 {
