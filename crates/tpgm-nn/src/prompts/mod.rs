@@ -8,7 +8,7 @@
 //! | one for each node, mixed from a few (GPF-plus) | [`FeaturePromptBasis`] |
 //!
 //! They are parameters like any others, so every constraint applies to them. From a `VarBuilder` they are new and free: declare
-//! them with `Params::head` of `tpgm-candle`. From a [`Factors`](crate::lora::Factors), which `Params` is, they have the zero
+//! them with `Params::head` of `tpgm-candle`. From a [`Factors`], which `Params` is, they have the zero
 //! anchor, as factors of LoRA have, and FTP, SPD, TPGM or a fixed radius bound how far they get from there.
 
 mod allocation;
