@@ -23,8 +23,8 @@ pub struct Component {
     pub weight: f64,
 }
 
-/// Where the values of some trials lie: a mixture of a normal distribution around each, as wide as the gap to the next, and a wide
-/// one around the middle of the range (Parzen estimator; Bergstra et al., NeurIPS 2011, with the constants of Optuna 3.5).
+/// Where the values of some trials lie: a mixture of a normal distribution around each, as wide as the gap to the next, and a
+/// wide one around the middle of the range (Parzen estimator; Bergstra et al., NeurIPS 2011, with the constants of Optuna 3.5).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Density {
     range: Range,
@@ -98,8 +98,8 @@ fn mass(from: f64, to: f64) -> f64 {
 /// [`Study::ask`](super::Study::ask) would make its own.
 ///
 /// The best tenth of the trials, rounded up, but at most 25, are good, the others bad; the score of a value is the logarithm of
-/// the density of the good over that of the bad. It is the acquisition of Optuna's sampler (tree-structured Parzen estimator, version
-/// 3.5), number by number.
+/// the density of the good over that of the bad. It is the acquisition of Optuna's sampler (tree-structured Parzen estimator,
+/// version 3.5), number by number.
 ///
 /// ```
 /// use tpgm_candle::search::{Range, Ranking};

@@ -61,7 +61,8 @@ fn fine_tune(
     vars.values().zip(start).map(moved).sum::<f64>().sqrt()
 }
 
-/// Fine-tunes from the same weights without a constraint, under TPGM and under FTP: both learn, and stay nearer to where they began.
+/// Fine-tunes from the same weights without a constraint, under TPGM and under FTP: both learn, and stay nearer to where they
+/// began.
 fn both_constraints_learn_and_stay_near(
     vars: &BTreeMap<String, Var>,
     steps: usize,
@@ -86,8 +87,8 @@ fn both_constraints_learn_and_stay_near(
     }
 }
 
-/// A recurrent regression under TPGM and FTP: from sequences to their sums with one decay, then with another. What works on the time
-/// lags of processes do with TPGM can be expressed; nothing more is claimed of them.
+/// A recurrent regression under TPGM and FTP: from sequences to their sums with one decay, then with another. What works on the
+/// time lags of processes do with TPGM can be expressed; nothing more is claimed of them.
 #[test]
 fn a_recurrent_regression_fine_tunes() {
     const LENGTH: usize = 6;
@@ -119,8 +120,8 @@ fn a_recurrent_regression_fine_tunes() {
     both_constraints_learn_and_stay_near(&net, 60, |part| loss(&second[part]));
 }
 
-/// A network over a table under TPGM and FTP: numbers and categories of patients of one hospital, then of another where they weigh
-/// differently. What works on such tables do with TPGM can be expressed; nothing more is claimed of them.
+/// A network over a table under TPGM and FTP: numbers and categories of patients of one hospital, then of another where they
+/// weigh differently. What works on such tables do with TPGM can be expressed; nothing more is claimed of them.
 #[test]
 fn a_network_over_a_table_fine_tunes() {
     const NUMBERS: usize = 5;
@@ -210,8 +211,9 @@ fn periodic_consistency_trains_under_tpgm() {
 /// Samples and labels.
 type Samples = (Tensor, Tensor);
 
-/// LOLSGD (arXiv 2311.01420): a model that is fine-tuned in a new domain on half of its classes forgets less of the others there if
-/// steps are means over models that each see a part of the classes. As many steps of SGD one after the other as plain fine-tuning.
+/// LOLSGD (arXiv 2311.01420): a model that is fine-tuned in a new domain on half of its classes forgets less of the others
+/// there if steps are means over models that each see a part of the classes. As many steps of SGD one after the other as plain
+/// fine-tuning.
 #[test]
 fn classes_left_out_survive_averaged_updates_better() {
     const INPUTS: usize = 8;

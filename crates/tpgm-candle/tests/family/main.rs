@@ -1,5 +1,5 @@
-//! The golden cases of the wider family: losses, teachers, pulls, changes of gradients, merges, prompts, searches and adaptation, as
-//! published code computed them.
+//! The golden cases of the wider family: losses, teachers, pulls, changes of gradients, merges, prompts, searches and
+//! adaptation, as published code computed them.
 //!
 //! `cargo test` runs the committed cases. `cargo xtask parity DIR` runs this program on any folder that is laid out like
 //! them: `family --dir DIR [--filter TEXT] [--verbose]`. A method that nothing here computes is named, and counts neither as

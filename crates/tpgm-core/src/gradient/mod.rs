@@ -8,8 +8,8 @@
 //!
 //! [`slow_gradient`] makes a gradient of where several states of the weights have gone (FSTTA's slow half).
 //!
-//! They run on the current rayon pool and give the same bits for any number of threads. Gradients are read and written in their own
-//! type; sums and products are in f64.
+//! They run on the current rayon pool and give the same bits for any number of threads. Gradients are read and written in their
+//! own type; sums and products are in f64.
 
 mod concordant;
 mod eigen;

@@ -23,13 +23,13 @@ pub enum SlowDirection {
 /// states, of variances `v_j`, it is `sum_j v_j / |v| U_j`, each `U_j` of the length that [`SlowDirection`] says, and turned so
 /// that `<h, U_j>` is not below 0.
 ///
-/// `q` is the decay. Directions without variance are left out. Zero where nothing has moved. No matrix is larger than the number of
-/// states, plus one.
+/// `q` is the decay. Directions without variance are left out. Zero where nothing has moved. No matrix is larger than the
+/// number of states, plus one.
 ///
 /// # Errors
 ///
-/// [`Error::TooFew`](crate::Error::TooFew) without states, [`Error::LengthMismatch`](crate::Error::LengthMismatch) (of the tensor `state`),
-/// [`Error::InvalidOption`](crate::Error::InvalidOption) for a decay that is not above 0.
+/// [`Error::TooFew`](crate::Error::TooFew) without states, [`Error::LengthMismatch`](crate::Error::LengthMismatch) (of the
+/// tensor `state`), [`Error::InvalidOption`](crate::Error::InvalidOption) for a decay that is not above 0.
 pub fn slow_gradient(
     slow: &[f64],
     states: &[Vec<f64>],

@@ -111,12 +111,12 @@ pub struct PeriodicConsistency {
     pub predictions: Vec<Tensor>,
 }
 
-/// Fine-tunes a demosaicking network on a raw image alone, by periodic consistency (as in the code at Aetheryne/SSLdemosaicking). The
-/// network's picture of `input` is seen through other `patterns` of filters, filled in, and given to the network again; what
-/// comes out must have the raw image's pixels.
+/// Fine-tunes a demosaicking network on a raw image alone, by periodic consistency (as in the code at
+/// Aetheryne/SSLdemosaicking). The network's picture of `input` is seen through other `patterns` of filters, filled in, and
+/// given to the network again; what comes out must have the raw image's pixels.
 ///
-/// `raw`: a mosaic of [`Bayer::Rggb`] of shape (batch, 3, height, width), even, at least 4 by 4. `input`: what the network gets, usually
-/// [`bilinear`] of it. `network` keeps the shape. Only its second pass has a gradient.
+/// `raw`: a mosaic of [`Bayer::Rggb`] of shape (batch, 3, height, width), even, at least 4 by 4. `input`: what the network
+/// gets, usually [`bilinear`] of it. `network` keeps the shape. Only its second pass has a gradient.
 ///
 /// # Errors
 ///
@@ -207,7 +207,8 @@ mod tests {
             found.loss.to_scalar::<f64>().unwrap()
         };
         assert!(loss(0.0, Translation::Consistent) < 1e-28);
-        // Moved back without having been moved, a slope is off by a pixel, 0.1 in one of three channels, and not at the edges alone.
+        // Moved back without having been moved, a slope is off by a pixel, 0.1 in one of three channels, and not at the edges
+        // alone.
         let [moved, not_moved] = [Translation::Consistent, Translation::Published].map(|t| loss(0.1, t));
         assert!(not_moved > 0.7 * 0.01 / 3.0 && moved < 0.5 * not_moved, "{moved} {not_moved}");
     }

@@ -25,9 +25,9 @@ pub struct Retrieved {
 /// samples at hand, for a contrastive loss on them beside that of the task (ARF, arXiv 2404.06244, which retrieves from a large
 /// captioned set by CLIP's features), or the neighbors of a sample.
 ///
-/// `queries` of shape (queries, width) and `pool` of shape (rows, width): features of any floating point type, normalized or not; a
-/// row of zeros is like nothing (0). Of equally near rows those with the smaller numbers come first. No gradient reaches them. The pool
-/// is taken in pieces; it is never sorted as a whole.
+/// `queries` of shape (queries, width) and `pool` of shape (rows, width): features of any floating point type, normalized or
+/// not; a row of zeros is like nothing (0). Of equally near rows those with the smaller numbers come first. No gradient reaches
+/// them. The pool is taken in pieces; it is never sorted as a whole.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

@@ -38,8 +38,8 @@ impl FeaturePrompt {
         Ok(Self { prompt: vb.get_with_hints((1, width), "prompt", glorot(1, width))? })
     }
 
-    /// A new prompt with the zero anchor, named `NAME.prompt`, of the type and on the device of the base weights. Its first values
-    /// depend on `seed` and the name alone.
+    /// A new prompt with the zero anchor, named `NAME.prompt`, of the type and on the device of the base weights. Its first
+    /// values depend on `seed` and the name alone.
     ///
     /// # Errors
     ///

@@ -30,8 +30,8 @@ pub use self::ppo::{Memory, Ppo, PpoOptions};
 pub use self::relocation::{Move, Relocation};
 pub use self::visual::{Placement, VisualPromptShape, VisualPrompts};
 
-/// A new parameter for `factors`, uniform within `bound` of 0, of the type and on the device of the base weights. Its values depend on
-/// `seed` and the name alone.
+/// A new parameter for `factors`, uniform within `bound` of 0, of the type and on the device of the base weights. Its values
+/// depend on `seed` and the name alone.
 fn insert_uniform<F: Factors>(
     factors: &F,
     name: String,

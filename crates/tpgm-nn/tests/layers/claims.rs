@@ -48,8 +48,8 @@ fn predictions(width: usize, seed: u64, data: &[Tensor; 3]) -> Tensor {
     g.matmul(&f.t().unwrap().matmul(&duals).unwrap()).unwrap().squeeze(1).unwrap()
 }
 
-/// Over-parameterization (arXiv 2403.17592): beyond the number of samples the
-/// loss under a shift falls with the width of random ReLU features, and so it does with the number of such models that are averaged.
+/// Over-parameterization (arXiv 2403.17592): beyond the number of samples the loss under a shift falls with the width of random
+/// ReLU features, and so it does with the number of such models that are averaged.
 #[test]
 fn width_and_ensembles_lower_the_loss_under_a_shift() {
     const SAMPLES: usize = 40;
