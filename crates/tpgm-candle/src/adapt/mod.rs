@@ -31,7 +31,6 @@
 //!
 //! Batch norms usually take the statistics of the stream meanwhile: run the model with `train`, and its dropout off.
 
-mod eigen;
 mod error;
 mod fast;
 mod norms;
@@ -41,5 +40,6 @@ mod tent;
 pub use self::error::{Error, Result};
 pub use self::fast::{FastInfo, FastOptions, FastWeights};
 pub use self::norms::{norms, select};
-pub use self::slow::{SlowDirection, SlowOptions, SlowWeights, slow_gradient};
+pub use self::slow::{SlowOptions, SlowWeights};
 pub use self::tent::Tent;
+pub use tpgm_core::gradient::SlowDirection;

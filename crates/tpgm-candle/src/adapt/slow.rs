@@ -2,25 +2,13 @@
 
 use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+use tpgm_core::gradient::{SlowDirection, slow_gradient};
 use tpgm_core::{AdamW, Constraint};
 
-use super::eigen;
 use super::error::Result;
 use crate::memory::cast;
 use crate::optim::RobustOptimizer;
 use crate::params::{Param, Params};
-
-/// How long a principal direction of the fast weights is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SlowDirection {
-    /// As long as the mean way that the fast weights have gone: `U / |U| * |h|`. What the paper describes.
-    #[default]
-    Normalized,
-    /// `|U| / U * |h|`, element by element, as the published code has it. The smallest elements become the largest, and an
-    /// element of 0 infinite.
-    Reciprocal,
-}
 
 /// Options of [`SlowWeights`]. The defaults are FSTTA's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,59 +30,9 @@ impl Default for SlowOptions {
     }
 }
 
-/// The gradient of the slow half of FSTTA (arXiv 2311.13209) for all weights as one vector: with
-/// `h = sum_n q^(N-n) (slow - state_n) / sum_n q^(N-n)`, and `U_j` the principal directions of the slow weights and the `N`
-/// states, of variances `v_j`, it is `sum_j v_j / |v| U_j`, each `U_j` of the length that [`SlowDirection`] says, and turned so
-/// that `<h, U_j>` is not below 0.
-///
-/// `q` is the decay. Directions without variance are left out. Zero where nothing has moved. Panics never; states of another
-/// length than the slow weights are cut.
-pub fn slow_gradient(slow: &[f64], states: &[Vec<f64>], decay: f64, direction: SlowDirection) -> Vec<f64> {
-    let (n, len) = (states.len(), slow.len());
-    let shares: Vec<f64> = (0..n).map(|i| decay.powi((n - 1 - i) as i32)).collect();
-    let all: f64 = shares.iter().sum();
-    let mut way = vec![0.0; len];
-    for (share, state) in shares.iter().zip(states) {
-        for ((way, slow), state) in way.iter_mut().zip(slow).zip(state) {
-            *way += share / all * (slow - state);
-        }
-    }
-    let points: Vec<&[f64]> = std::iter::once(slow).chain(states.iter().map(Vec::as_slice)).collect();
-    let mean: Vec<f64> = (0..len)
-        .map(|i| {
-            points.iter().map(|point| point.get(i).copied().unwrap_or_default()).sum::<f64>()
-                / points.len() as f64
-        })
-        .collect();
-    let centered: Vec<Vec<f64>> =
-        points.iter().map(|point| point.iter().zip(&mean).map(|(x, mean)| x - mean).collect()).collect();
-    let scale = 1.0 / (len as f64 - 1.0).max(1.0);
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let covariance = centered.iter().map(|a| centered.iter().map(|b| dot(a, b) * scale).collect()).collect();
-    let pairs = eigen::symmetric(covariance);
-    let largest = pairs.iter().map(|(value, _)| *value).fold(0.0, f64::max);
-    let length = dot(&way, &way).sqrt();
-    let total = pairs.iter().map(|(value, _)| value * value).sum::<f64>().sqrt();
-    let mut gradient = vec![0.0; len];
-    // One direction at least has none: the points are centered. What is left of it is rounding.
-    for (value, vector) in pairs.iter().filter(|(value, _)| *value > 1e-13 * largest) {
-        let mut axis = vec![0.0; len];
-        for (weight, row) in vector.iter().zip(&centered) {
-            axis.iter_mut().zip(row).for_each(|(axis, x)| *axis += weight * x);
-        }
-        let norm = dot(&axis, &axis).sqrt();
-        for x in &mut axis {
-            *x = length * if direction == SlowDirection::Normalized { *x / norm } else { norm / *x };
-        }
-        let turn = if dot(&way, &axis) > 0.0 { 1.0 } else { -1.0 };
-        gradient.iter_mut().zip(&axis).for_each(|(sum, x)| *sum += turn * value / total * x);
-    }
-    gradient
-}
-
 /// The slow half of fast-slow test-time adaptation (FSTTA, ICML 2024, arXiv 2311.13209). After each sample the weights of the
 /// model, which are fast, are remembered; after [`SlowOptions::window`] samples the slow weights take a step of AdamW along
-/// [`slow_gradient`], and the model goes on from them.
+/// [`slow_gradient`](tpgm_core::gradient::slow_gradient), and the model goes on from them.
 pub struct SlowWeights {
     params: Vec<Param>,
     optimizer: RobustOptimizer,
@@ -143,7 +81,7 @@ impl SlowWeights {
         }
         let states = std::mem::take(&mut self.states);
         let SlowOptions { decay, direction, .. } = self.options;
-        let gradient = slow_gradient(&flat(&self.slow)?, &states, decay, direction);
+        let gradient = slow_gradient(&flat(&self.slow)?, &states, decay, direction)?;
         if let Err(error) = self.step(&gradient) {
             put(&self.params, &fast)?;
             return Err(error);

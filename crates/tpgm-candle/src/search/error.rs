@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::Range;
 use crate::files;
 use crate::room::into_candle;
 
@@ -46,6 +47,16 @@ pub enum Error {
     NotInteger {
         /// The name.
         name: String,
+    },
+    /// A value is outside its range.
+    #[error("trial {trial}: its value is {value}, outside {range:?}")]
+    Outside {
+        /// The trial, from 0.
+        trial: u64,
+        /// Its value.
+        value: f64,
+        /// The range.
+        range: Range,
     },
     /// The result of a trial is no number.
     #[error("trial {trial}: its loss is {loss}; tell a finite number, or that it failed with `Study::fail`")]

@@ -18,10 +18,11 @@
 //!
 //! The sampler is a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011) by the crate `tpe`, one for each
 //! parameter, as AutoFT (arXiv 2401.10220) searches weights of losses. The first ten trials are random. Judge a trial on
-//! held-out data that is not reported afterwards.
+//! held-out data that is not reported afterwards. [`Ranking`] says how promising settings are that are given.
 
 mod error;
 mod journal;
+mod ranking;
 mod sampler;
 mod space;
 
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::error::{Error, Result};
 use self::journal::{Header, Journal, Opened};
+pub use self::ranking::{Component, Density, Ranking};
 use self::sampler::Sampler;
 use self::space::kept;
 pub use self::space::{Range, Space};

@@ -37,7 +37,7 @@ impl Range {
     /// Beyond this not every integer is a number of 64 bits.
     const LARGEST: i64 = 1 << 53;
 
-    fn check(&self, name: &str) -> Result<()> {
+    pub(super) fn check(&self, name: &str) -> Result<()> {
         let (low, high, good, requirement) = match *self {
             Range::Log { low, high } => {
                 (low, high, 0.0 < low && low < high && high.is_finite(), "finite, above 0, and rising")
@@ -74,8 +74,12 @@ impl Range {
     /// The sampler's point of a value. The sampler's ranges do not have their upper end.
     pub(super) fn point(&self, value: f64) -> f64 {
         let (low, high) = self.inner();
-        let inner = if matches!(self, Range::Log { .. }) { value.ln() } else { value };
-        inner.clamp(low, high.next_down())
+        self.inner_value(value).clamp(low, high.next_down())
+    }
+
+    /// The logarithm of a value of a log range, else the value.
+    pub(super) fn inner_value(&self, value: f64) -> f64 {
+        if matches!(self, Range::Log { .. }) { value.ln() } else { value }
     }
 
     pub(super) fn contains(&self, value: f64) -> bool {

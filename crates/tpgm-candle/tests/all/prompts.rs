@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};
-use tpgm_candle::nn::prompts::{Placement, VisualPromptShape, VisualPrompts};
-use tpgm_candle::{AdamW, Anchor, FixedRadius, Norm, Params, RobustOptimizer};
+use tpgm_candle::nn::prompts::{
+    FeaturePrompt, FeaturePromptBasis, Placement, VisualPromptShape, VisualPrompts,
+};
+use tpgm_candle::{
+    AdamW, Anchor, Constraint, FixedRadius, Ftp, Norm, Params, Projection, RobustOptimizer, TpgmConfig,
+};
 
 const SHAPE: VisualPromptShape = VisualPromptShape { layers: 2, width: 4, patch: 2 };
 
@@ -34,6 +38,60 @@ fn zero_anchored_prompts_are_bounded_around_zero() {
         let norm: f32 = row.iter().map(|x| x.abs()).sum();
         assert!((norm - 0.5).abs() < 1e-5, "at the radius: {row:?}");
     }
+}
+
+/// Prompts of nodes, added to embedded features, under constraints that learn a radius or are given one: the radii are around
+/// zero, and what is held is the variable that the model has.
+#[test]
+fn feature_prompts_are_bounded_around_zero() {
+    let features = Tensor::new(&[[0.2f32, -0.4, 0.1], [1.0, 0.3, -0.2]], &Device::Cpu).unwrap();
+    let fixed = FixedRadius { radius: 0.3, norm: Norm::Mars };
+    let run = |constraint: Constraint| {
+        let params = Params::default();
+        let one = FeaturePrompt::zero_anchored(3, "one", 5, &params).unwrap();
+        let plus = FeaturePromptBasis::zero_anchored(3, 4, "plus", 5, &params).unwrap();
+        let names = ["one.prompt", "plus.basis", "plus.score.bias", "plus.score.weight"];
+        assert_eq!(params.all().iter().map(|param| param.name().to_owned()).collect::<Vec<_>>(), names);
+        assert!(params.all().iter().all(|param| matches!(param.anchor(), Anchor::Zero)));
+        // It falls as prompts grow.
+        let loss = || one.forward(&plus.forward(&features)?)?.sum_all()?.neg();
+        let mut optimizer = RobustOptimizer::new(&params, AdamW::default().lr(0.1), constraint).unwrap();
+        let learned = matches!(constraint, Constraint::Tpgm(_));
+        if learned {
+            optimizer.set_projection(Projection::Defer);
+        }
+        let before = loss().unwrap().to_scalar::<f32>().unwrap();
+        for _ in 0..20 {
+            optimizer.backward_step(&loss().unwrap()).unwrap();
+            if learned {
+                // Held-out samples want nothing added.
+                let held_out = || one.forward(&plus.forward(&features)?)?.sqr()?.sum_all();
+                optimizer.tpgm().unwrap().update(held_out).unwrap();
+            }
+        }
+        let after = loss().unwrap().to_scalar::<f32>().unwrap();
+        let rows = params.get("plus.basis").unwrap().var().to_vec2::<f32>().unwrap();
+        let norms: Vec<f32> = rows.iter().map(|row| row.iter().map(|x| x.abs()).sum()).collect();
+        (before - after, norms)
+    };
+    let (free, _) = run(Constraint::None);
+    let (held, norms) = run(fixed.into());
+    assert!(norms.iter().all(|norm| (norm - 0.3).abs() < 1e-5), "at the radius: {norms:?}");
+    assert!(held < free, "{held} {free}");
+    for constraint in [TpgmConfig::default().into(), Ftp::default().into()] {
+        let (gained, norms) = run(constraint);
+        assert!(gained < 0.9 * free, "{constraint:?}: {gained} of {free}, {norms:?}");
+    }
+    // The names are taken once, and first values depend on seed and name.
+    let params = Params::default();
+    let first = FeaturePrompt::zero_anchored(3, "", 5, &params).unwrap().forward(&features).unwrap();
+    let error = FeaturePrompt::zero_anchored(3, "", 5, &params).unwrap_err().to_string();
+    assert!(error.contains("`prompt`"), "{error}");
+    let again =
+        FeaturePrompt::zero_anchored(3, "", 5, &Params::default()).unwrap().forward(&features).unwrap();
+    assert_eq!(first.to_vec2::<f32>().unwrap(), again.to_vec2::<f32>().unwrap());
+    let error = FeaturePromptBasis::zero_anchored(3, 0, "", 5, &params).unwrap_err().to_string();
+    assert!(error.contains("at least one vector"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use tpgm_candle::nn::random::SplitMix64;
-use tpgm_candle::search::{Error, Space, Study, Trial};
+use tpgm_candle::search::{Error, Range, Ranking, Space, Study, Trial};
 
 fn space() -> Space {
     Space::default().log("lr", 1e-6, 1e-1).uniform("decay", 0.0, 1.0).integer("layers", 1, 12)
@@ -167,6 +167,35 @@ fn bad_input_is_named() {
         (message(good.tell(&trial, 1.0)), "trial 0 is not one that this study waits for"),
         (message(trial.value("lrr")), "no parameter `lrr`; it has [\"decay\", \"layers\", \"lr\"]"),
         (message(trial.integer("lr")), "parameter `lr` is no integer"),
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Its numbers are those of published code: `tests/family`. Here: what it prefers, what it is like without trials, and what it
+/// refuses.
+#[test]
+fn rankings_prefer_what_was_good() {
+    let lr = Range::Log { low: 1e-6, high: 1e-1 };
+    let trial = |i: i32| (10f64.powf(-6.0 + 0.1 * f64::from(i)), f64::from((i - 30).abs()));
+    // Not in the order of their values: of the bad ones, the oldest count less.
+    let trials: Vec<_> = (0..50).map(|i| trial(i * 17 % 50)).collect();
+    let ranking = Ranking::new(lr, &trials).unwrap();
+    assert_eq!((ranking.good().components().len(), ranking.bad().components().len()), (6, 46));
+    let scores: Vec<f64> = [1e-6, 1e-4, 1e-3, 1e-2, 1e-1].iter().map(|lr| ranking.score(*lr)).collect();
+    assert!(scores.iter().all(|score| score.is_finite() && *score <= scores[2]), "{scores:?}");
+    // The mass of integers is 1.
+    let some = [(2.0, 1.0), (7.0, 0.5), (8.0, 0.1), (3.0, 0.2)];
+    let ranking = Ranking::new(Range::Integer { low: 1, high: 9 }, &some).unwrap();
+    let mass: f64 = (1..=9).map(|n| ranking.bad().log_density(f64::from(n)).exp()).sum();
+    assert!((mass - 1.0).abs() < 1e-12, "{mass}");
+    assert_eq!(Ranking::new(lr, &[]).unwrap().score(1e-3), 0.0);
+
+    let uniform = Range::Uniform { low: 0.0, high: 1.0 };
+    for (error, expected) in [
+        (message(Ranking::new(Range::Uniform { low: 1.0, high: 1.0 }, &[])), "its range is 1 to 1"),
+        (message(Ranking::new(uniform, &[(0.5, 1.0), (1.5, 1.0)])), "trial 1: its value is 1.5, outside"),
+        (message(Ranking::new(uniform, &[(0.5, f64::NAN)])), "trial 0: its loss is NaN"),
     ] {
         assert!(error.contains(expected), "{error}");
     }

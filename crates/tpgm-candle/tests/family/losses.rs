@@ -1,22 +1,25 @@
-//! Losses of `tpgm-nn`, and the pulls that two methods add to them.
+//! Losses, and the pulls that two methods add to them.
 
-use candle_core::{D, Device, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
+use candle_nn::ops::sigmoid;
+use serde_json::Value;
 use tpgm_candle::core::{Pull, PullScale, PullWeights};
 use tpgm_candle::nn::losses::{
-    Divergence, contrastive, cross_entropy_soft, cross_norm, distillation, energy_gap, entropy,
-    entropy_of_mistakes, multi_margin, orthogonality, same_text_targets,
+    Bayer, Divergence, Translation, bilinear, contrastive, cross_entropy_soft, cross_norm, distillation,
+    energy_gap, entropy, entropy_of_mistakes, multi_margin, one_hot, orthogonality, periodic_consistency,
+    same_text_targets,
 };
-use tpgm_candle::nn::{self, cross_entropy_smoothed};
+use tpgm_candle::nn::{self, Conv2d, cross_entropy_smoothed};
 
 use crate::case::{Case, Outputs, numbers};
 use crate::pulls::{Importance, Pulled, pulls};
 
-fn named<const N: usize>(outputs: [(&str, Tensor); N]) -> Outputs {
+pub(crate) fn named<const N: usize>(outputs: [(&str, Tensor); N]) -> Outputs {
     outputs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Rows divided by their lengths.
-fn unit(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn unit(x: &Tensor) -> Result<Tensor> {
     x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
 }
 
@@ -66,10 +69,7 @@ pub(crate) fn cross_entropy(case: &Case) -> Result<Outputs> {
     let share = case.number("/mixup_lambda")?;
     let smoothed = cross_entropy_smoothed(&logits, &labels, case.number("/label_smoothing")?)?;
     // Mixed labels are soft targets.
-    let one_hot = |labels: &Tensor| {
-        let classes = Tensor::arange(0i64, logits.dim(1)? as i64, &Device::Cpu)?;
-        labels.unsqueeze(1)?.broadcast_eq(&classes.unsqueeze(0)?)?.to_dtype(logits.dtype())
-    };
+    let one_hot = |labels: &Tensor| one_hot(labels, logits.dim(1)?, logits.dtype());
     let targets = ((one_hot(&labels)? * share)? + (one_hot(&others)? * (1.0 - share))?)?;
     Ok(named([("smoothed", smoothed), ("mixup", cross_entropy_soft(&logits, &targets)?)]))
 }
@@ -275,5 +275,46 @@ pub(crate) fn gift(case: &Case) -> Result<Outputs> {
             outputs.push((name.into(), term));
         }
     }
+    Ok(outputs)
+}
+
+/// A layer with a sigmoid.
+pub(crate) fn demosaicking(case: &Case) -> Result<Outputs> {
+    let (weight, bias) = (case.input("weight")?, case.input("bias")?);
+    let network = |x: &Tensor| {
+        let y = Conv2d::new(weight.clone()).padding(1).forward(x)?;
+        sigmoid(&y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?)
+    };
+    let pattern = |name: &Value| match name.as_str() {
+        Some("BGGR") => Ok(Bayer::Bggr),
+        Some("GBRG") => Ok(Bayer::Gbrg),
+        Some("GRBG") => Ok(Bayer::Grbg),
+        _ => candle_core::bail!("the pattern {name} is not known here"),
+    };
+    let patterns = case.settings["patterns"].as_array().into_iter().flatten();
+    let patterns = patterns.map(pattern).collect::<Result<Vec<_>>>()?;
+    let (input, raw) = (case.input("input")?, case.input("raw")?);
+    let found = periodic_consistency(network, &input, &raw, &patterns, Translation::Published)?;
+    // The published code numbers its predictions by pattern, the raw image's own being the first; a file may number them in turn.
+    let by_pattern = patterns.iter().map(|pattern| match pattern {
+        Bayer::Rggb => 1,
+        Bayer::Bggr => 2,
+        Bayer::Gbrg => 3,
+        Bayer::Grbg => 4,
+    });
+    let names = |numbers: &mut dyn Iterator<Item = usize>| -> Vec<String> {
+        numbers.map(|number| format!("prediction{number}")).collect()
+    };
+    let mut named = names(&mut by_pattern.into_iter());
+    if !named.iter().all(|name| case.tensors.contains_key(&format!("output/{name}"))) {
+        named = names(&mut (2..2 + patterns.len()));
+    }
+    let mut outputs: Outputs = named.into_iter().zip(found.predictions).collect();
+    // The file's input is its raw image filled in.
+    let off = (bilinear(&raw)? - input)?.abs()?.to_dtype(DType::F64)?.max_all()?.to_scalar::<f64>()?;
+    if off > 1e-6 {
+        candle_core::bail!("the interpolation is off by {off:e}");
+    }
+    outputs.push(("loss".to_owned(), found.loss));
     Ok(outputs)
 }

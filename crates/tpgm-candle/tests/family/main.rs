@@ -1,15 +1,20 @@
-//! The golden cases of the wider family: losses, pulls, merges and gradients that published code computed.
+//! The golden cases of the wider family: losses, teachers, pulls, changes of gradients, merges, prompts, searches and
+//! adaptation, as published code computed them.
 //!
 //! `cargo test` runs the committed cases. `cargo xtask parity DIR` runs this program on any folder that is laid out like
-//! them: `family --dir DIR [--filter TEXT] [--verbose]`. A folder of cases that nothing here computes is named, and counts neither as
+//! them: `family --dir DIR [--filter TEXT] [--verbose]`. A method that nothing here computes is named, and counts neither as
 //! passed nor as failed. A subject is a function from a case to its outputs: see `SUBJECTS`.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program that reports")]
 
+mod adapt;
 mod case;
 mod gradients;
 mod losses;
 mod merges;
+mod prompts;
 mod pulls;
+#[cfg(feature = "search")]
+mod search;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,22 +32,33 @@ type Subject = fn(&Case) -> CandleResult<Outputs>;
 const USUAL: Limit = Limit { f64: 1e-10, f32: 1e-3, of_largest: false };
 /// Directions without variance are divided by 1e-6.
 const CONCORDANT: Limit = Limit { f64: 1e-10, f32: 5e-3, of_largest: true };
+/// Several steps of the same.
+const LOOP: Limit = Limit { f64: 1e-8, ..CONCORDANT };
 
-/// What computes the cases of a folder, and how far it may be off.
+/// What computes the cases of a method, and how far it may be off.
 const SUBJECTS: &[(&str, Limit, Subject)] = &[
     ("autoft", USUAL, losses::autoft),
     ("carot", USUAL, losses::carot),
+    ("carot_teacher", USUAL, adapt::carot_teacher),
     ("cross_entropy", USUAL, losses::cross_entropy),
     ("dawin_coefficients", USUAL, merges::dawin_coefficients),
     ("dawin_mixture", USUAL, merges::dawin_mixture),
+    ("demosaicking", USUAL, losses::demosaicking),
     ("drm_inference", USUAL, merges::drm_inference),
+    ("fstta_fast", LOOP, adapt::fstta_fast),
     ("fstta_gradient", CONCORDANT, gradients::fstta_gradient),
+    ("fstta_slow", CONCORDANT, adapt::fstta_slow),
     ("gift", USUAL, losses::gift),
     ("gradient_pair", USUAL, gradients::gradient_pair),
+    ("graph_prompt", USUAL, prompts::graph_prompt),
     ("l2_sp", USUAL, pulls::l2_sp),
     ("lipsum", USUAL, losses::lipsum),
     ("model_stock", USUAL, merges::model_stock),
+    ("prompt_allocation", USUAL, prompts::prompt_allocation),
     ("selekt", USUAL, merges::selekt),
+    #[cfg(feature = "search")]
+    ("tpe", USUAL, search::tpe),
+    ("visual_prompt", USUAL, prompts::visual_prompt),
 ];
 
 struct Options {
@@ -66,9 +82,7 @@ fn main() -> ExitCode {
         }
     }
     if options.dirs.is_empty() {
-        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        options.dirs.push(crates.join("tpgm-nn/tests/reference/family"));
-        options.dirs.push(crates.join("tpgm-candle/tests/family/cases"));
+        options.dirs.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/family/cases"));
     }
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
@@ -89,15 +103,16 @@ fn run(options: &Options) -> Result<bool> {
             if !name.contains(&options.filter) {
                 continue;
             }
-            let folder = name.split('/').next().unwrap_or_default();
-            let Some((_, limit, subject)) = SUBJECTS.iter().find(|(subject, ..)| *subject == folder) else {
-                *without.entry(folder.to_owned()).or_default() += 1;
+            let description = json_of(&dir.join(&json))?;
+            let method = description["method"].as_str().with_context(|| format!("{name} has no `method`"))?;
+            let Some((_, limit, subject)) = SUBJECTS.iter().find(|(subject, ..)| *subject == method) else {
+                *without.entry(method.to_owned()).or_default() += 1;
                 continue;
             };
             let mut problems = Vec::new();
             for (kind, file) in &files {
                 let limit_of = if kind == "f64" { limit.f64 } else { limit.f32 };
-                let result = Case::load(&dir.join(&json), &dir.join(file), limit_of, limit.of_largest)
+                let result = Case::load(&description, &dir.join(file), limit_of, limit.of_largest)
                     .and_then(|case| Ok(case.check(&subject(&case)?)?));
                 match result {
                     Ok(found) => {
@@ -119,11 +134,16 @@ fn run(options: &Options) -> Result<bool> {
             }
         }
     }
-    for (folder, count) in &without {
-        println!("no subject here: {folder} ({count} cases, neither passed nor failed)");
+    for (method, count) in &without {
+        println!("no subject here: {method} ({count} cases, neither passed nor failed)");
     }
     println!("{passed} passed, {failed} failed");
     Ok(failed == 0)
+}
+
+fn json_of(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("`{}`", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("`{}`", path.display()))
 }
 
 /// Name, description and files by element type.
@@ -133,8 +153,7 @@ type Listed = (String, PathBuf, BTreeMap<String, PathBuf>);
 fn cases(dir: &Path) -> Result<Vec<Listed>> {
     let index = dir.join("index.json");
     if index.is_file() {
-        let text = std::fs::read_to_string(&index).with_context(|| format!("`{}`", index.display()))?;
-        let index: Value = serde_json::from_str(&text).with_context(|| format!("`{}`", index.display()))?;
+        let index = json_of(&index)?;
         let entries = index["cases"].as_array().context("`index.json` has no list `cases`")?;
         let text = |value: &Value| value.as_str().map(str::to_owned);
         return entries

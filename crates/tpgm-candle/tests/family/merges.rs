@@ -1,17 +1,17 @@
 //! Merges, projections and predictions.
 
-use candle_core::{D, DType, Device, Result, Tensor};
-use candle_nn::ops::softmax_last_dim;
+use candle_core::{DType, Device, Result, Tensor};
 use tpgm_candle::core::sparse::{Selekt, SelektIo};
 use tpgm_candle::core::weight_space::dawin::{Offset, coefficients, entropies};
 use tpgm_candle::core::weight_space::{
     BetaClusters, BetaMixture, ModelStock, StockEntry, StockRange, StockUnit,
 };
 use tpgm_candle::core::{Buffer, Error, ParamSet};
-use tpgm_candle::weight_space::ensemble;
+use tpgm_candle::nn::losses::{mixed_probabilities, zero_shot_head};
 
 use crate::case::{Case, Outputs};
 use crate::gradients::buffer;
+use crate::losses::unit;
 
 fn wrap(error: Error) -> candle_core::Error {
     candle_core::Error::wrap(error)
@@ -148,21 +148,13 @@ fn parameters(outputs: &mut Outputs, prefix: &str, fit: &BetaClusters, order: &[
     Ok(())
 }
 
-fn unit(x: &Tensor) -> Result<Tensor> {
-    x.broadcast_div(&x.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
-}
-
-/// The heads are made of candle's operations; the mixture is ours.
+/// The file has heads as columns or as rows.
 pub(crate) fn drm_inference(case: &Case) -> Result<Outputs> {
     let scale = case.input("logit_scale")?.exp()?;
-    let concept = unit(&case.input("concept_text")?)?.broadcast_mul(&scale)?;
-    // Templates are in the middle: unit vectors, their mean, unit again.
-    let class = unit(&unit(&case.input("class_text")?)?.mean(1)?)?.broadcast_mul(&scale)?;
+    let concept = zero_shot_head(&case.input("concept_text")?, &scale)?;
+    let class = zero_shot_head(&case.input("class_text")?, &scale)?;
     let image = unit(&case.input("image")?)?;
-    let predict = |head: &Tensor| softmax_last_dim(&image.matmul(&head.t()?)?);
-    let beta = case.number("/beta")?;
-    let mixed = ensemble(&[&predict(&class)?, &predict(&concept)?], &[beta, 1.0 - beta])
-        .map_err(candle_core::Error::wrap)?;
+    let mixed = mixed_probabilities(&image, &class, &concept, case.number("/beta")?)?;
     let shaped = |name: &str, head: Tensor| -> Result<(String, Tensor)> {
         let transposed = case.tensors.get(&format!("output/{name}")).is_some_and(|x| x.dims() != head.dims());
         Ok((name.to_owned(), if transposed { head.t()?.contiguous()? } else { head }))

@@ -6,14 +6,17 @@
 //! | [`KernelProjection`] | removes what would change the outputs of kept samples | arXiv 2404.11013, our reading |
 //! | [`OrthogonalPart`] | adds of a second gradient what does not work against it | GradMF (ICASSP 2024), PCGrad (arXiv 2001.06782) |
 //!
-//! They run on the current rayon pool and give the same bits for any number of threads. Gradients are read and written in their own
-//! type; sums and products are in f64.
+//! [`slow_gradient`] makes a gradient of where several states of the weights have gone (FSTTA's slow half).
+//!
+//! They run on the current rayon pool and give the same bits for any number of threads. Gradients are read and written in their
+//! own type; sums and products are in f64.
 
 mod concordant;
 mod eigen;
 mod kernel_projection;
 mod linear;
 mod orthogonal_part;
+mod slow;
 
 use crate::blocks::{check_count, check_len};
 use crate::element::{Slice, SliceMut};
@@ -23,6 +26,7 @@ use crate::params::ParamSet;
 pub use self::concordant::{Concordant, concordant};
 pub use self::kernel_projection::KernelProjection;
 pub use self::orthogonal_part::{Conflict, OrthogonalPart};
+pub use self::slow::{SlowDirection, slow_gradient};
 
 /// The gradients of a set, in set order; tensors without one are left alone.
 pub type Grads<'g, 's> = &'g mut [Option<SliceMut<'s>>];

@@ -9,6 +9,9 @@
 //! | [`multi_margin`] | AutoFT |
 //! | [`energy_gap`], of [`RandomTexts`] | Lipsum-FT |
 //! | [`orthogonality`], [`cross_norm`] | CaRot |
+//! | [`periodic_consistency`] of mosaics ([`Bayer`]) | demosaicking networks, on raw images alone |
+//!
+//! [`nearest`] retrieves pairs for a contrastive loss from a pool (ARF).
 //!
 //! At inference, [`zero_shot_head`] and [`mixed_probabilities`] are DRM's two heads and their ensemble.
 //!
@@ -19,14 +22,18 @@
 mod contrastive;
 mod distributions;
 mod mix;
+mod mosaic;
 mod penalties;
 mod random_texts;
+mod retrieval;
 mod zero_shot;
 
 pub use self::contrastive::{Contrastive, contrastive, same_text_targets};
 pub use self::distributions::{Divergence, distillation, entropy, entropy_of_mistakes, multi_margin};
 pub use self::mix::{CutMix, Mixed, Mixup, one_hot};
+pub use self::mosaic::{Bayer, PeriodicConsistency, Translation, bilinear, periodic_consistency};
 pub use self::penalties::{cross_norm, energy_gap, orthogonality};
 pub use self::random_texts::RandomTexts;
+pub use self::retrieval::{Retrieved, nearest};
 pub use self::zero_shot::{mixed_probabilities, zero_shot_head};
 pub use crate::layers::{cross_entropy_soft, cross_entropy_soft_smoothed};

@@ -5,11 +5,11 @@ use candle_core::{DType, IndexOp, Result, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
+use super::{insert_uniform, named};
 use crate::dtype::cast;
 use crate::error::{Error, Result as OurResult};
 use crate::layers::shape_error;
 use crate::lora::Factors;
-use crate::random::SplitMix64;
 
 const OP: &str = "visual prompts";
 
@@ -110,15 +110,8 @@ impl VisualPrompts {
         factors: &F,
     ) -> OurResult<Self, F::Error> {
         let count = placed(&shape, &placement)?;
-        let name = if name.is_empty() { NAME.to_owned() } else { format!("{name}.{NAME}") };
-        let (bound, mut random) = (shape.bound(), SplitMix64::named(seed, &name));
-        let values: Vec<f32> =
-            (0..count * shape.width).map(|_| (bound * (2.0 * random.uniform() - 1.0)) as f32).collect();
-        let vb = factors.var_builder();
-        let values = cast(&Tensor::from_vec(values, (count, shape.width), vb.device())?, vb.dtype())?;
-        let var = Var::from_tensor(&values)?;
-        let prompts = var.as_tensor().clone();
-        factors.insert(name, var)?;
+        let rows = [count, shape.width];
+        let prompts = insert_uniform(factors, named(name, NAME), &rows, shape.bound(), seed)?;
         Ok(Self::with_prompts(shape, placement, &prompts)?)
     }
 

@@ -48,8 +48,8 @@ fn predictions(width: usize, seed: u64, data: &[Tensor; 3]) -> Tensor {
     g.matmul(&f.t().unwrap().matmul(&duals).unwrap()).unwrap().squeeze(1).unwrap()
 }
 
-/// Over-parameterization (arXiv 2403.17592): beyond the number of samples the
-/// loss under a shift falls with the width of random ReLU features, and so it does with the number of such models that are averaged.
+/// Over-parameterization (arXiv 2403.17592): beyond the number of samples the loss under a shift falls with the width of random
+/// ReLU features, and so it does with the number of such models that are averaged.
 #[test]
 fn width_and_ensembles_lower_the_loss_under_a_shift() {
     const SAMPLES: usize = 40;
@@ -85,16 +85,48 @@ fn width_and_ensembles_lower_the_loss_under_a_shift() {
 struct Gin([Linear; 2]);
 
 impl Gin {
-    fn forward(&self, features: &Tensor, edges: &[(u32, u32)]) -> Result<Tensor> {
-        let both: Vec<_> = edges.iter().flat_map(|&(a, b)| [(a, b), (b, a)]).collect();
-        let from = Tensor::from_vec(both.iter().map(|edge| edge.0).collect(), both.len(), &Device::Cpu)?;
-        let to = Tensor::from_vec(both.iter().map(|edge| edge.1).collect(), both.len(), &Device::Cpu)?;
+    fn forward(&self, features: &Tensor, batch: &Batch) -> Result<Tensor> {
         let mut h = features.clone();
         for layer in &self.0 {
-            let sums = h.index_add(&to, &h.index_select(&from, 0)?, 0)?;
+            let sums = h.index_add(&batch.to, &h.index_select(&batch.from, 0)?, 0)?;
             h = relu(&layer.forward(&sums)?)?;
         }
-        h.mean(0)
+        batch.means.matmul(&h)
+    }
+}
+
+/// Graphs side by side: all nodes, all edges in both directions, the matrix that takes the mean over each graph, and the classes.
+struct Batch {
+    features: Tensor,
+    from: Tensor,
+    to: Tensor,
+    means: Tensor,
+    labels: Tensor,
+}
+
+impl Batch {
+    fn new(graphs: &[Graph]) -> Self {
+        let nodes: Vec<usize> = graphs.iter().map(|graph| graph.0.dims()[0]).collect();
+        let all: usize = nodes.iter().sum();
+        let (mut from, mut to, mut means, mut start) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for ((_, edges, _), nodes) in graphs.iter().zip(nodes) {
+            for (a, b) in edges.iter().map(|(a, b)| (a + start as u32, b + start as u32)) {
+                from.extend([a, b]);
+                to.extend([b, a]);
+            }
+            let share = |i| if (start..start + nodes).contains(&i) { 1.0 / nodes as f64 } else { 0.0 };
+            means.extend((0..all).map(share));
+            start += nodes;
+        }
+        let features: Vec<&Tensor> = graphs.iter().map(|graph| &graph.0).collect();
+        let labels: Vec<u32> = graphs.iter().map(|graph| graph.2).collect();
+        Self {
+            features: Tensor::cat(&features, 0).unwrap(),
+            from: Tensor::new(from, &Device::Cpu).unwrap(),
+            to: Tensor::new(to, &Device::Cpu).unwrap(),
+            means: Tensor::from_vec(means, (graphs.len(), all), &Device::Cpu).unwrap(),
+            labels: Tensor::new(labels, &Device::Cpu).unwrap(),
+        }
     }
 }
 
@@ -133,21 +165,17 @@ fn prompts_train_a_frozen_graph_network() {
         let values: Vec<f64> = (0..var.elem_count()).map(|_| 0.3 * random.normal()).collect();
         var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
     }
-    let logits = |graphs: &[Graph]| -> Result<(Tensor, Tensor)> {
-        let rows = graphs.iter().map(|(features, edges, _)| gin.forward(&prompts.forward(features)?, edges));
-        let rows = Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0)?;
-        let labels: Vec<u32> = graphs.iter().map(|graph| graph.2).collect();
-        Ok((head.forward(&rows)?, Tensor::from_vec(labels, graphs.len(), &Device::Cpu)?))
-    };
+    let logits = |batch: &Batch| head.forward(&gin.forward(&prompts.forward(&batch.features)?, batch)?);
     let options = ParamsAdamW { lr: 0.05, weight_decay: 0.0, ..Default::default() };
     let mut optimizer = AdamW::new(vars.all_vars(), options).unwrap();
     let first = prompts.forward(&graphs[0].0).unwrap();
+    let (train, test) = (Batch::new(train), Batch::new(test));
     for _ in 0..300 {
-        let (logits, labels) = logits(train).unwrap();
-        optimizer.backward_step(&cross_entropy(&logits, &labels).unwrap()).unwrap();
+        let loss = cross_entropy(&logits(&train).unwrap(), &train.labels).unwrap();
+        optimizer.backward_step(&loss).unwrap();
     }
-    let (answers, labels) = logits(test).unwrap();
-    let right = answers.argmax(D::Minus1).unwrap().eq(&labels).unwrap().to_vec1::<u8>().unwrap();
+    let answers = logits(&test).unwrap();
+    let right = answers.argmax(D::Minus1).unwrap().eq(&test.labels).unwrap().to_vec1::<u8>().unwrap();
     let right = right.iter().filter(|right| **right == 1).count();
     assert!(right >= 180, "{right} of 200");
     let moved = (prompts.forward(&graphs[0].0).unwrap() - first).unwrap().abs().unwrap().max_all().unwrap();

@@ -9,7 +9,6 @@ mod conv;
 mod conv_norm;
 mod cross_entropy;
 mod dropout;
-mod golden;
 mod gradients;
 mod linear;
 mod losses;
