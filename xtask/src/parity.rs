@@ -1,7 +1,7 @@
 //! `cargo xtask parity DIR`: golden cases through an implementation.
 //!
-//! Folders of optimizers' trajectories go through a backend here; those of the wider family (losses, pulls, merges, gradients) through
-//! the test program `family` of `tpgm-candle`, which knows candle.
+//! Folders of optimizers' trajectories go through a backend here; those of the wider family (losses, teachers, pulls, merges,
+//! gradients, prompts, searches, adaptation) through the test program `family` of `tpgm-candle`, which knows candle.
 
 use std::path::{Path, PathBuf};
 
