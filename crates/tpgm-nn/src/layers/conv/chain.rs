@@ -23,6 +23,9 @@ use crate::layers::storage::pieces;
 /// Elements of the largest image between two layers that a task has at a time, at most, unless a single image has more.
 const ELEMENTS: usize = 128 * 1024;
 
+/// Images that a task may have beyond that if there are many of them, so that few tasks share out the work: one of so many.
+const SHARES: usize = 16;
+
 /// A convolution with what follows it.
 #[derive(Debug)]
 pub(super) struct Layer<C> {
@@ -102,7 +105,10 @@ impl<C: Float> Chain<C> {
     ) -> Self {
         let sizes = layers.iter().map(|layer| &layer.step.sizes);
         let largest = sizes.map(|s| s.input().len().max(s.output().len())).max().unwrap_or(0);
-        let images = (ELEMENTS / largest.max(1)).clamp(1, batch.max(1));
+        // Each task reads all weights, and writes their gradients: where they are larger than the images, for more images at once.
+        let weights: usize = layers.iter().map(|layer| layer.step.sizes.weight()).sum();
+        let for_weights = (weights / largest.max(1)).min((batch / SHARES).max(2));
+        let images = (ELEMENTS / largest.max(1)).max(for_weights).clamp(1, batch.max(1));
         // A power of two shares out evenly among the usual numbers of threads.
         let tasks = batch.div_ceil(images).next_power_of_two();
         let images = batch.div_ceil(tasks).max(1);

@@ -61,6 +61,11 @@ impl Sizes {
         self.taps() * self.inputs / self.groups
     }
 
+    /// Elements of all kernels.
+    pub(super) fn weight(&self) -> usize {
+        self.outputs * self.kernel()
+    }
+
     /// Whether each channel has a kernel of its own.
     pub(super) fn is_depthwise(&self) -> bool {
         self.groups > 1 && self.inputs == self.groups && self.outputs == self.groups
@@ -322,28 +327,59 @@ impl<C: Float> Step<C> {
         }
     }
 
-    /// Adds the gradient of the weight, in the order of the weight.
-    pub(super) fn add_weight_gradient(&self, x: &[C], grad: &[C], sums: &mut [C], room: &mut Vec<C>) {
+    /// Adds the gradient of the weight, in the order of the weight, to `sums`, which become it if they are empty.
+    pub(super) fn add_weight_gradient(&self, x: &[C], grad: &[C], sums: &mut Vec<C>, room: &mut Vec<C>) {
         let Sizes { inputs, outputs, groups, .. } = self.sizes;
+        self.assert_fit(x.len(), grad.len());
+        let len = self.sizes.weight();
+        if grad.is_empty() {
+            return sums.resize(len, C::ZERO);
+        }
+        // What lies in new memory is not read.
+        let is_new = sums.is_empty();
+        let put = |a: View<'_, C>, b: View<'_, C>, sums: &mut [MaybeUninit<C>], row, add| {
+            if add {
+                // SAFETY: the first product, which was not added, is in all of these rows; or the sums were there before.
+                add_product(a, b, unsafe { written(sums) }, row);
+            } else {
+                multiply(a, b, sums, row);
+            }
+        };
         match &self.kind {
             Kind::Plain => {
                 let rows = grad.len() / outputs;
                 let (grad, x) = (View::new(grad, rows, outputs, outputs), View::new(x, rows, inputs, inputs));
-                add_product(grad.t(), x, sums, inputs);
+                put(grad.t(), x, place(sums, len), inputs, !is_new);
             }
             Kind::Windows(columns) => columns.for_each_piece(x, room, |group, rows, columns| {
                 let (of_group, kernel) = (outputs / groups, self.sizes.kernel());
+                let add = !is_new || rows.start > 0;
                 let grad = &grad[rows.start * outputs + group * of_group..];
                 let grad = View::new(grad, rows.len(), of_group, outputs);
-                add_product(grad.t(), columns, &mut sums[group * of_group * kernel..], kernel);
+                let start = group * of_group * kernel;
+                let sums = &mut place(sums, len)[start..start + of_group * kernel];
+                put(grad.t(), columns, sums, kernel, add);
             }),
             Kind::Depthwise { .. } => {
+                sums.resize(len, C::ZERO);
                 let (from, to) = (self.sizes.from() * inputs, self.sizes.to() * outputs);
-                for (x, grad) in x.chunks(from.max(1)).zip(grad.chunks(to.max(1))) {
+                for (x, grad) in x.chunks(from).zip(grad.chunks(to)) {
                     stencil::add_weight_gradient(&self.sizes.axes, x, grad, inputs, sums);
                 }
             }
         }
+        // SAFETY: there is at least one row, and so a product of each group in its part of the memory, and no gap between them.
+        unsafe { sums.set_len(len) };
+    }
+}
+
+/// The memory of `len` elements, which are there or come.
+fn place<C: Float>(sums: &mut Vec<C>, len: usize) -> &mut [MaybeUninit<C>] {
+    if sums.is_empty() {
+        sums.reserve_exact(len);
+        &mut sums.spare_capacity_mut()[..len]
+    } else {
+        uninit(&mut sums[..len])
     }
 }
 

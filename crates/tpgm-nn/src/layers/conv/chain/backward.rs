@@ -24,7 +24,7 @@ pub(in crate::layers::conv) struct Wanted {
 }
 
 /// Gradients of a layer from some of the images, those that were wanted: of the weight, in the order of
-/// [`Step`](crate::layers::conv::step::Step), and of the shift.
+/// [`Step`](crate::layers::conv::step::Step) and empty before the first of the images, and of the shift.
 #[derive(Debug)]
 pub(in crate::layers::conv) struct Sums<C> {
     pub(in crate::layers::conv) weight: Vec<C>,
@@ -66,8 +66,9 @@ impl<C: Float> Chain<C> {
             .into_par_iter()
             .enumerate()
             .map_init(Rooms::default, |rooms, (i, dx)| {
-                let mut sums: Vec<_> =
-                    self.layers.iter().zip(wanted).map(|(layer, &wanted)| layer.sums(wanted)).collect();
+                let none =
+                    |layer: &Layer<C>| Sums { weight: vec![], shift: vec![0.0; layer.step.sizes.outputs] };
+                let mut sums: Vec<_> = self.layers.iter().map(none).collect();
                 let all = i * images..self.batch.min((i + 1) * images);
                 for start in all.clone().step_by(self.images) {
                     let some = start..all.end.min(start + self.images);
@@ -226,13 +227,5 @@ impl<C: Float> Chain<C> {
         } else if wanted.shift {
             column_sums(grads, &mut sums.shift, room);
         }
-    }
-}
-
-impl<C: Float> Layer<C> {
-    fn sums(&self, wanted: Wanted) -> Sums<C> {
-        let sizes = &self.step.sizes;
-        let len = if wanted.weight { sizes.outputs * sizes.kernel() } else { 0 };
-        Sums { weight: vec![C::ZERO; len], shift: vec![0.0; sizes.outputs] }
     }
 }
