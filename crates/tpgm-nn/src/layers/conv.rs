@@ -7,6 +7,7 @@ mod layout;
 mod multiply;
 mod operation;
 mod padding;
+mod sizes;
 mod stencil;
 mod step;
 
@@ -18,7 +19,7 @@ pub(crate) use self::layout::Order;
 pub(super) use self::operation::{Norm, Part, Parts, convolve};
 pub(super) use self::padding::Axis;
 pub use self::padding::Padding;
-pub(super) use self::step::Sizes;
+pub(super) use self::sizes::Sizes;
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::conv_norm::ConvActivation;

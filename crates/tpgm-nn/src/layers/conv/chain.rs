@@ -14,8 +14,9 @@ use tpgm_core::{Element, Slice};
 
 pub(super) use self::backward::Wanted;
 use super::finish::{activate_in_place, add, add_shift, shift_and_activate};
-use super::layout::{Image, Order, grown, pixels, uninit, write_pixels};
-use super::step::{Sizes, Step};
+use super::layout::{Image, Order, copy, grown, pixels, uninit, write_pixels};
+use super::sizes::Sizes;
+use super::step::Step;
 use crate::layers::conv_norm::ConvActivation;
 use crate::layers::float::Float;
 use crate::layers::storage::pieces;
@@ -225,7 +226,7 @@ impl<C: Float> Chain<C> {
                     add(&around[elements.clone()], y);
                 }
                 if !of_sum.is_empty() {
-                    of_sum[elements].write_copy_of_slice(y);
+                    copy(y, &mut of_sum[elements]);
                 }
                 activate_in_place(self.activation, y);
             });
@@ -251,10 +252,10 @@ impl<C: Float> Layer<C> {
                 self.finish(y);
             } else if self.activation.slope_from_result() {
                 self.finish(y);
-                kept[elements].write_copy_of_slice(y);
+                copy(y, &mut kept[elements]);
             } else {
                 add_shift(&self.shift, y);
-                kept[elements].write_copy_of_slice(y);
+                copy(y, &mut kept[elements]);
                 activate_in_place(self.activation, y);
             }
             done(rows, y);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::layout::grown;
 use super::multiply::View;
 use super::padding::Axis;
-use super::step::Sizes;
+use super::sizes::Sizes;
 use crate::layers::float::Float;
 
 /// Elements of the matrix that are made at a time: what stays in the L2 cache until it is multiplied.

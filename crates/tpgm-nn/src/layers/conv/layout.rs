@@ -152,6 +152,11 @@ pub(super) fn write_pixels<T: Element, C: Float>(
     }
 }
 
+/// Copies elements to where none are.
+pub(super) fn copy<C: Float>(x: &[C], to: &mut [MaybeUninit<C>]) {
+    to.iter_mut().zip(x).for_each(|(to, &x)| *to = MaybeUninit::new(x));
+}
+
 /// Memory as a place to write to.
 pub(super) fn uninit<C: Float>(x: &mut [C]) -> &mut [MaybeUninit<C>] {
     // SAFETY: `MaybeUninit<C>` is laid out as `C`, and nobody in this module writes anything but elements to such places.

@@ -7,7 +7,8 @@ use tpgm_core::Element;
 
 use super::chain::{Around, Chain, Kept, Layer, Wanted};
 use super::layout::Order;
-use super::step::{Sizes, Step};
+use super::sizes::Sizes;
+use super::step::Step;
 use crate::layers::conv_norm::ConvActivation;
 use crate::layers::float::Float;
 use crate::layers::fused::{Many, apply_many};
@@ -81,15 +82,14 @@ struct Fold {
     factor: Vec<f64>,
 }
 
+/// Layers, and of each the norm that was folded.
+type Folded<C> = (Vec<Layer<C>>, Vec<Option<Fold>>);
+
 type Described = (Sizes, Option<(Vec<f64>, Vec<f64>)>, ConvActivation);
 
 /// The layers with their norms folded into weights and shifts. `args` are the input, and for each layer its weight, and weight and
 /// bias of its norm.
-fn build<C: Float>(
-    name: &'static str,
-    args: &[Tensor],
-    layers: Vec<Described>,
-) -> Result<(Vec<Layer<C>>, Vec<Option<Fold>>)> {
+fn build<C: Float>(name: &'static str, args: &[Tensor], layers: Vec<Described>) -> Result<Folded<C>> {
     let mut rest = args[1..].iter();
     let mut next = || rest.next().map(|arg| Operand::new(name, arg)).expect("there is an argument for each");
     let (mut built, mut norms) = (vec![], vec![]);

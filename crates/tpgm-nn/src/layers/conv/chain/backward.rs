@@ -133,7 +133,7 @@ impl<C: Float> Chain<C> {
             if dx.is_some() { 0 } else { wanted[..=last].iter().position(needed).unwrap_or(path.len()) };
         let finish = |i: usize, rows, grads: &mut [C], sums: &mut Sums<C>, room: &mut Vec<C>| {
             let kept = if self.is_result(i) { y } else { kept(i) };
-            self.finish(i, wanted[i], kept, rows, grads, sums, room);
+            self.layers[i].finish_gradient(wanted[i], kept, rows, grads, sums, room);
         };
         // Whether the gradient that goes on is that of the sum, or in `own`.
         let mut is_of_sum = true;
@@ -206,12 +206,13 @@ impl<C: Float> Chain<C> {
             }
         });
     }
+}
 
-    /// Brings the gradient of rows of a layer's result in front of its activation, and sums it. `kept` is what says the slope of
-    /// all rows.
-    fn finish(
+impl<C: Float> Layer<C> {
+    /// Brings the gradient of rows of the result in front of the activation, and sums it. `kept` is what says the slope of all
+    /// rows.
+    fn finish_gradient(
         &self,
-        layer: usize,
         wanted: Wanted,
         kept: &[C],
         rows: Range<usize>,
@@ -219,11 +220,10 @@ impl<C: Float> Chain<C> {
         sums: &mut Sums<C>,
         room: &mut Vec<C>,
     ) {
-        let layer = &self.layers[layer];
-        let channels = layer.step.sizes.outputs;
-        if layer.activation != ConvActivation::None {
+        let channels = self.step.sizes.outputs;
+        if self.activation != ConvActivation::None {
             let kept = &kept[rows.start * channels..rows.end * channels];
-            slope_and_sums(layer.activation, kept, grads, &mut sums.shift, room);
+            slope_and_sums(self.activation, kept, grads, &mut sums.shift, room);
         } else if wanted.shift {
             column_sums(grads, &mut sums.shift, room);
         }
