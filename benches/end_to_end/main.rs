@@ -82,6 +82,7 @@ fn main() -> Result<()> {
         return server::serve(suffix, threads, &args.place().open()?);
     }
     environment::for_threads(threads);
+    environment::join_pool(threads);
     let device = args.place().open()?;
     let (name, driver) = match args.place() {
         Place::Cpu => ("cpu".to_owned(), None),
@@ -93,7 +94,7 @@ fn main() -> Result<()> {
         let checkpoint = network.checkpoint()?;
         let mut peers = start_peers(&args, network, &checkpoint, threads);
         let mut contestants =
-            contestants(network, &checkpoint, threads, &device, &mut peers, |method| args.trains_by(method))?;
+            contestants(network, &checkpoint, &device, &mut peers, |method| args.trains_by(method))?;
         let ticks = Ticks::now(peers.iter().map(Peers::process));
         rounds(&mut contestants, &mut peers, args.rounds, &device)?;
         let others = ticks
@@ -151,7 +152,6 @@ fn start_peers(args: &Args, network: Network, checkpoint: &Checkpoint, threads: 
 fn contestants(
     network: Network,
     checkpoint: &Checkpoint,
-    threads: usize,
     device: &Device,
     processes: &mut [Peers],
     wanted: impl Fn(&str) -> bool,
@@ -165,7 +165,7 @@ fn contestants(
         failed: false,
     };
     for (method, constraint, peers) in methods().into_iter().filter(|(method, ..)| wanted(method)) {
-        let mut ours = Training::new(network, checkpoint, Recipe::Ours(constraint), threads, device)?;
+        let mut ours = Training::new(network, checkpoint, Recipe::Ours(constraint), device)?;
         let losses = ours.losses()?;
         all.push(contestant(method, Who::Ours(Box::new(ours))));
         for peer in peers {
@@ -299,7 +299,7 @@ mod tests {
     fn every_method_takes_its_steps_and_every_row_is_there() {
         let cpu = Device::Cpu;
         let checkpoint = Network::Mini.checkpoint().unwrap();
-        let mut contestants = contestants(Network::Mini, &checkpoint, 1, &cpu, &mut [], |_| true).unwrap();
+        let mut contestants = contestants(Network::Mini, &checkpoint, &cpu, &mut [], |_| true).unwrap();
         rounds(&mut contestants, &mut [], 1, &cpu).unwrap();
         let rows = rows(&contestants, Some(0.0));
         for (method, ..) in methods() {
@@ -318,7 +318,7 @@ mod tests {
     fn one_method_is_trained_if_it_is_asked_for() {
         let checkpoint = Network::Mini.checkpoint().unwrap();
         let some = |method: &str| method == "adamw+spd";
-        let contestants = contestants(Network::Mini, &checkpoint, 1, &Device::Cpu, &mut [], some).unwrap();
+        let contestants = contestants(Network::Mini, &checkpoint, &Device::Cpu, &mut [], some).unwrap();
         assert_eq!(contestants.iter().map(|one| one.method).collect::<Vec<_>>(), ["adamw+spd"]);
     }
 

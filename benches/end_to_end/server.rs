@@ -63,7 +63,7 @@ impl Server<'_> {
                 let plain = name.strip_suffix(self.suffix).unwrap_or(name);
                 let recipe = RECIPES.iter().find(|(recipe, _)| *recipe == plain);
                 let (_, recipe) = recipe.with_context(|| format!("no peer `{name}`"))?;
-                let training = Training::new(*network, checkpoint, *recipe, self.threads, self.device)?;
+                let training = Training::new(*network, checkpoint, *recipe, self.device)?;
                 self.live.insert(name.to_owned(), training);
             }
             ("run", name) => {

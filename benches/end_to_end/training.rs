@@ -67,7 +67,6 @@ impl Training {
         network: Network,
         checkpoint: &Checkpoint,
         recipe: Recipe,
-        threads: usize,
         device: &Device,
     ) -> Result<Self> {
         let params = Params::open(checkpoint.path(), device)?.head(format!("{}.*", network.head()));
@@ -84,7 +83,7 @@ impl Training {
             Recipe::Ours(constraint) => {
                 let rule = AdamW::default().lr(RATE).weight_decay(WEIGHT_DECAY);
                 let builder = RobustOptimizer::builder(&params).rule(rule).constraint(constraint);
-                let mut optimizer = Box::new(builder.threads(threads).build()?);
+                let mut optimizer = Box::new(builder.build()?);
                 if let Constraint::Tpgm(_) = constraint {
                     // Every step is followed by an update of the radii, which projects.
                     optimizer.set_projection(Projection::Defer);

@@ -18,7 +18,7 @@ pub fn threads_of(runs: usize) -> usize {
 
 /// Runs `work` on every task, at most `workers` at a time, and returns the results in the order of the tasks.
 ///
-/// Each worker has a thread pool of its own with `threads` threads: small models train faster side by side than one after
+/// Each worker has a thread pool of its own with `threads` threads, of which it is one: small models train faster side by side than one after
 /// the other on several threads, because much of candle's work is not parallel.
 ///
 /// # Errors
@@ -35,8 +35,9 @@ pub fn run<T: Send, R: Send>(
     let results = Mutex::new(Vec::with_capacity(count));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let worker = || -> Result<()> {
-        let pool =
-            rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("no thread for a worker")?;
+        // See `environment::join_pool`. Such a pool is never freed, but its threads end.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).use_current_thread();
+        let pool = pool.build().context("no thread for a worker")?;
         pool.install(|| {
             while let Some((number, task)) = next() {
                 let result = work(task).inspect_err(|_| {

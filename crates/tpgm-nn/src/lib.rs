@@ -41,6 +41,9 @@
 //! - Inputs may be strided, of any leading shape, and without elements.
 //! - The result, and every gradient, has the same bits on any number of threads: work is cut into pieces of fixed size, and
 //!   sums over rows add the pieces in order, in f64.
+//! - Small networks train fastest on a thread that is one of rayon's: a thread outside of the pool and the pool wake each other at
+//!   every layer. Before anything else uses rayon, `rayon::ThreadPoolBuilder::new().num_threads(n).use_current_thread()
+//!   .build_global()` makes the caller's thread one of n (at least two, if other threads use the pool while it waits for them).
 //! - Each has its own backward pass, which reads the input (or the result) once more and keeps nothing else; [`ConvBlock`] keeps
 //!   what lies between its layers. Gradients are first-order: a second derivative through these layers is not supported.
 //! - On other devices than the CPU they compute the same function from candle's own operations: see [`composed`].

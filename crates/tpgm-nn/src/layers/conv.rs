@@ -7,16 +7,19 @@ mod layout;
 mod multiply;
 mod operation;
 mod padding;
+mod sizes;
 mod stencil;
 mod step;
 
 use candle_core::{Module, Result, Tensor};
 use candle_nn::{Init, VarBuilder, init};
 
-pub(super) use self::operation::{Norm, Part, convolve};
+pub(super) use self::chain::Around;
+pub(crate) use self::layout::Order;
+pub(super) use self::operation::{Norm, Part, Parts, convolve};
 pub(super) use self::padding::Axis;
 pub use self::padding::Padding;
-pub(super) use self::step::Sizes;
+pub(super) use self::sizes::Sizes;
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::conv_norm::ConvActivation;
@@ -121,7 +124,9 @@ impl Module for Conv2d {
         match Path::of(x) {
             Path::Fused => {
                 let (weight, activation) = (self.weight.clone(), ConvActivation::None);
-                convolve(NAME, x, vec![Part { sizes, weight, norm: None, activation }], false)
+                let layers = vec![Part { sizes, weight, norm: None, activation }];
+                let orders = [Order::Planes; 2];
+                convolve(NAME, x, Parts { layers, around: Around::Nothing, activation, orders })
             }
             Path::Composed => composed::conv2d(x, &self.weight, stride, padding, groups),
         }

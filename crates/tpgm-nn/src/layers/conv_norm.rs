@@ -5,7 +5,7 @@ use candle_core::{Module, ModuleT, Result, Tensor};
 use super::activation::{hard_swish, relu, relu6, silu};
 use super::batch_norm::BatchNorm;
 use super::check::{Path, same_kind, shape_error};
-use super::conv::{Conv2d, Part, Sizes, convolve};
+use super::conv::{Around, Conv2d, Order, Part, Parts, Sizes, convolve};
 
 const NAME: &str = "conv-norm";
 
@@ -76,6 +76,21 @@ impl ConvNorm {
         self.activation
     }
 
+    /// Whether it is computed as one operation: its norm is folded.
+    pub(crate) fn is_whole(&self, x: &Tensor, train: bool) -> bool {
+        Path::of(x) == Path::Fused && !self.norm.takes_batch(train)
+    }
+
+    /// The forward pass for images in a given order, to another. Only where it [is whole](Self::is_whole) may they not be planes.
+    pub(crate) fn forward_ordered(&self, x: &Tensor, orders: [Order; 2], train: bool) -> Result<Tensor> {
+        forward(std::slice::from_ref(self), x, &Shortcut::None, ConvActivation::None, orders, train)
+    }
+
+    /// The layers one after the other.
+    fn apart(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+        self.activation.apply(&self.norm.forward_t(&self.conv.forward(x)?, train)?)
+    }
+
     /// The part of a chain that it is where its norm is folded.
     fn part(&self, sizes: Sizes) -> Result<Part> {
         let norm = self.norm.folded()?;
@@ -102,21 +117,23 @@ impl ModuleT for ConvNorm {
     ///
     /// Those of [`Conv2d`] and [`BatchNorm`].
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        forward(std::slice::from_ref(self), x, Shortcut::None, train)
+        self.forward_ordered(x, [Order::Planes; 2], train)
     }
 }
 
 /// What [`ConvBlock`] adds to the result of its layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Shortcut {
     /// Nothing.
     None,
     /// Its input.
     Input,
+    /// What another layer makes of its input: where a ResNet halves the image or changes the channels.
+    Projection(Box<ConvNorm>),
 }
 
-/// Several [`ConvNorm`] one after the other, and a shortcut around them: the inverted residual of MobileNetV2, the block of
-/// EfficientNet without squeeze-excite, or any other piece of a network without branches.
+/// Several [`ConvNorm`] one after the other, a shortcut around them, and an activation of the sum: the blocks of ResNet, the
+/// inverted residual of MobileNetV2, the block of EfficientNet without squeeze-excite, or any other piece of a network.
 ///
 /// Where all norms take their running statistics it is one operation: a few images at a time go through all layers while they are
 /// in the cache. Give it as many layers as follow each other.
@@ -124,17 +141,39 @@ pub enum Shortcut {
 pub struct ConvBlock {
     layers: Vec<ConvNorm>,
     shortcut: Shortcut,
+    activation: ConvActivation,
 }
 
 impl ConvBlock {
-    /// Such a block.
+    /// Such a block, without an activation of the sum.
     pub fn new(layers: Vec<ConvNorm>, shortcut: Shortcut) -> Self {
-        Self { layers, shortcut }
+        Self { layers, shortcut, activation: ConvActivation::None }
+    }
+
+    /// What follows the sum of layers and shortcut.
+    #[must_use]
+    pub fn activation(self, activation: ConvActivation) -> Self {
+        Self { activation, ..self }
     }
 
     /// Its layers, in order.
     pub fn layers(&self) -> &[ConvNorm] {
         &self.layers
+    }
+
+    /// What is added to their result.
+    pub fn shortcut(&self) -> &Shortcut {
+        &self.shortcut
+    }
+
+    /// Whether it is computed as one operation.
+    pub(crate) fn is_whole(&self, x: &Tensor, train: bool) -> bool {
+        is_whole(&self.layers, &self.shortcut, x, train)
+    }
+
+    /// The forward pass for images in a given order, to another. Only where it [is whole](Self::is_whole) may they not be planes.
+    pub(crate) fn forward_ordered(&self, x: &Tensor, orders: [Order; 2], train: bool) -> Result<Tensor> {
+        forward(&self.layers, x, &self.shortcut, self.activation, orders, train)
     }
 }
 
@@ -143,33 +182,72 @@ impl ModuleT for ConvBlock {
     ///
     /// # Errors
     ///
-    /// Those of its layers, or if the input is to be added to a result of another shape.
+    /// Those of its layers, or if the input, or what the shortcut makes of it, is to be added to a result of another shape.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        forward(&self.layers, x, self.shortcut, train)
+        self.forward_ordered(x, [Order::Planes; 2], train)
     }
 }
 
-fn forward(layers: &[ConvNorm], x: &Tensor, shortcut: Shortcut, train: bool) -> Result<Tensor> {
+fn is_whole(layers: &[ConvNorm], shortcut: &Shortcut, x: &Tensor, train: bool) -> bool {
+    let around = match shortcut {
+        Shortcut::Projection(layer) => Some(&**layer),
+        Shortcut::None | Shortcut::Input => None,
+    };
+    !layers.is_empty() && layers.iter().chain(around).all(|layer| layer.is_whole(x, train))
+}
+
+fn forward(
+    layers: &[ConvNorm],
+    x: &Tensor,
+    shortcut: &Shortcut,
+    activation: ConvActivation,
+    orders: [Order; 2],
+    train: bool,
+) -> Result<Tensor> {
+    let input = orders[0].dims(x.dims());
+    let after = |layer: &ConvNorm, dims: &[usize]| {
+        let sizes = layer.sizes(x, dims)?;
+        Ok::<_, candle_core::Error>((
+            sizes,
+            vec![dims[0], sizes.outputs, sizes.axes[0].out, sizes.axes[1].out],
+        ))
+    };
     let mut parts = vec![];
-    let mut dims = x.dims().to_vec();
+    let mut dims = input.clone();
     for layer in layers {
-        let sizes = layer.sizes(x, &dims)?;
-        dims = vec![dims[0], sizes.outputs, sizes.axes[0].out, sizes.axes[1].out];
+        let (sizes, result) = after(layer, &dims)?;
+        dims = result;
         parts.push((layer, sizes));
     }
-    if shortcut == Shortcut::Input && dims != x.dims() {
-        let expected = "an input that is added must have the shape of the result";
-        let weights = layers.iter().map(|layer| layer.conv.weight());
-        return Err(shape_error(NAME, expected, &std::iter::once(x).chain(weights).collect::<Vec<_>>()));
-    }
-    let folds = layers.iter().all(|layer| !layer.norm.takes_batch(train));
-    if Path::of(x) == Path::Fused && folds && !layers.is_empty() {
-        let parts = parts.into_iter().map(|(layer, sizes)| layer.part(sizes)).collect::<Result<_>>()?;
-        return convolve(NAME, x, parts, shortcut == Shortcut::Input);
-    }
-    let one = |y: Tensor, layer: &ConvNorm| {
-        layer.activation.apply(&layer.norm.forward_t(&layer.conv.forward(&y)?, train)?)
+    let weights = || layers.iter().map(|layer| layer.conv.weight());
+    let refuse = |expected, more| {
+        Err(shape_error(NAME, expected, &[x].into_iter().chain(weights()).chain(more).collect::<Vec<_>>()))
     };
-    let y = layers.iter().try_fold(x.clone(), one)?;
-    if shortcut == Shortcut::Input { y + x } else { Ok(y) }
+    let around = match shortcut {
+        Shortcut::None => Around::Nothing,
+        Shortcut::Input if dims != input => {
+            return refuse("an input that is added must have the shape of the result", None);
+        }
+        Shortcut::Input => Around::Input,
+        Shortcut::Projection(layer) => {
+            let (sizes, result) = after(layer, &input)?;
+            if result != dims {
+                let expected =
+                    "the shortcut's projection (the last weight) must give the shape of the layers' result";
+                return refuse(expected, Some(layer.conv.weight()));
+            }
+            parts.push((layer, sizes));
+            Around::Layer
+        }
+    };
+    if is_whole(layers, shortcut, x, train) {
+        let layers = parts.into_iter().map(|(layer, sizes)| layer.part(sizes)).collect::<Result<_>>()?;
+        return convolve(NAME, x, Parts { layers, around, activation, orders });
+    }
+    let y = layers.iter().try_fold(x.clone(), |y, layer| layer.apart(&y, train))?;
+    activation.apply(&match shortcut {
+        Shortcut::None => y,
+        Shortcut::Input => (y + x)?,
+        Shortcut::Projection(layer) => (y + layer.apart(x, train)?)?,
+    })
 }

@@ -24,6 +24,7 @@ mod storage;
 pub use activation::{gelu, gelu_tanh, hard_sigmoid, hard_swish, quick_gelu, relu, relu6, sigmoid, silu};
 pub use batch_norm::{BatchNorm, Statistics, batch_norm};
 pub(crate) use check::shape_error;
+pub(crate) use conv::Order;
 pub use conv::{Conv2d, Padding, conv2d_no_bias};
 pub use conv_norm::{ConvActivation, ConvBlock, ConvNorm, Shortcut};
 pub(crate) use cross_entropy::checked_labels;

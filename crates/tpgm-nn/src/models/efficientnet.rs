@@ -50,7 +50,7 @@ pub use self::config::{
 pub use self::names::EfficientNetLayout;
 use self::names::Place;
 use crate::error::Result as OurResult;
-use crate::layers::{ConvActivation, ConvNorm, Dropout, DropoutRng, Linear, global_avg_pool, linear};
+use crate::layers::{ConvActivation, ConvNorm, Dropout, DropoutRng, Linear, Order, global_avg_pool, linear};
 
 /// The encoder: a vector per image.
 #[derive(Debug, Clone)]
@@ -130,11 +130,21 @@ impl EfficientNet {
                 "images of shape {shape:?}: the model takes (batch, {channels}, height, width)"
             )
         }
-        let mut x = self.stem.forward_t(images, train)?;
-        for block in &self.blocks {
-            x = block.forward(&x, train)?;
+        // Between pieces that are one operation each go pixels, which spares their transposition.
+        let whole: Vec<bool> = std::iter::once(self.stem.is_whole(images, train))
+            .chain(self.blocks.iter().map(|block| block.is_whole(images, train)))
+            .chain([self.last.is_whole(images, train)])
+            .collect();
+        let between = |piece: usize| match whole[piece] && whole[piece + 1] {
+            true => Order::Pixels,
+            false => Order::Planes,
+        };
+        let mut x = self.stem.forward_ordered(images, [Order::Planes, between(0)], train)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, [between(i), between(i + 1)], train)?;
         }
-        let mut x = global_avg_pool(&self.last.forward_t(&x, train)?)?;
+        let orders = [between(self.blocks.len()), Order::Planes];
+        let mut x = global_avg_pool(&self.last.forward_ordered(&x, orders, train)?)?;
         if let Some((layer, activation)) = &self.hidden {
             x = activation.apply(&layer.forward(&x)?)?;
         }

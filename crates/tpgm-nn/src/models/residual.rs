@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::hook::{Hook, tapped_in_place};
 use crate::layers::{
-    ConvActivation, ConvBlock, ConvNorm, Shortcut, Statistics, batch_norm, conv2d_no_bias, relu,
+    ConvActivation, ConvBlock, ConvNorm, Order, Shortcut, Statistics, batch_norm, conv2d_no_bias, relu,
 };
 
 /// Epsilon of all batch norms.
@@ -96,25 +96,39 @@ impl Stages {
         Ok(Self { blocks })
     }
 
-    /// Maps (batch, width, height, width of the image) to (batch, [`StagesShape::outputs`], an eighth, an eighth).
-    pub(super) fn forward(&self, x: &Tensor, train: bool, hook: &mut Hook<'_>) -> Result<Tensor> {
+    /// Maps (batch, width, height, width of the image) to (batch, [`StagesShape::outputs`], an eighth, an eighth). Without a hook,
+    /// pixels go from block to block where blocks are one operation: nothing has to be transposed.
+    pub(super) fn forward(&self, x: &Tensor, train: bool, hook: Option<&mut Hook<'_>>) -> Result<Tensor> {
         const WHY: &str = "convolutions have no tokens";
         let mut x = x.clone();
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&tapped_in_place(hook, i, x, WHY)?, train)?;
+        if let Some(hook) = hook {
+            for (i, block) in self.blocks.iter().enumerate() {
+                x = block.forward(&tapped_in_place(hook, i, x, WHY)?, [Order::Planes; 2], train)?;
+            }
+            return tapped_in_place(hook, self.blocks.len(), x, WHY);
         }
-        tapped_in_place(hook, self.blocks.len(), x, WHY)
+        let whole: Vec<bool> = self.blocks.iter().map(|block| block.is_whole(&x, train)).collect();
+        let mut from = Order::Planes;
+        for (i, block) in self.blocks.iter().enumerate() {
+            let to = if whole[i] && whole.get(i + 1) == Some(&true) { Order::Pixels } else { Order::Planes };
+            x = block.forward(&x, [from, to], train)?;
+            from = to;
+        }
+        Ok(x)
     }
 }
 
 #[derive(Debug, Clone)]
-struct Block {
-    /// Its convolutions up to where it averages: all of them if it does not.
-    convs: ConvBlock,
-    last: Option<ConvBlock>,
-    shortcut: Option<ConvNorm>,
-    /// Averages over windows of this side behind the second convolution and in front of the shortcut's.
-    average: usize,
+enum Block {
+    /// All of it is one piece.
+    Whole(ConvBlock),
+    Averaged {
+        /// Its convolutions up to where it averages, and those behind.
+        convs: [ConvBlock; 2],
+        shortcut: ConvNorm,
+        /// Averages over windows of this side behind the second convolution and in front of the shortcut's.
+        average: usize,
+    },
 }
 
 impl Block {
@@ -139,26 +153,35 @@ impl Block {
                 layer((width, outputs), (1, 1), none, ["conv3", "bn3"])?,
             ],
         };
-        let last = if average > 1 { convs.split_off(2) } else { vec![] };
-        let shortcut = (stride * average > 1 || inputs != outputs)
-            .then(|| layer((inputs, outputs), (1, stride), none, ["downsample.0", "downsample.1"]))
-            .transpose()?;
-        let block = |convs| ConvBlock::new(convs, Shortcut::None);
-        Ok(Self { convs: block(convs), last: (!last.is_empty()).then(|| block(last)), shortcut, average })
+        let projection = || layer((inputs, outputs), (1, stride), none, ["downsample.0", "downsample.1"]);
+        if average > 1 {
+            let last = convs.split_off(2);
+            let convs = [convs, last].map(|convs| ConvBlock::new(convs, Shortcut::None));
+            return Ok(Self::Averaged { convs, shortcut: projection()?, average });
+        }
+        let shortcut = if stride > 1 || inputs != outputs {
+            Shortcut::Projection(Box::new(projection()?))
+        } else {
+            Shortcut::Input
+        };
+        Ok(Self::Whole(ConvBlock::new(convs, shortcut).activation(relu)))
     }
 
-    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut y = self.convs.forward_t(x, train)?;
-        if let Some(last) = &self.last {
-            y = last.forward_t(&self.averaged(&y)?, train)?;
-        }
-        match &self.shortcut {
-            Some(shortcut) => relu(&(y + shortcut.forward_t(&self.averaged(x)?, train)?)?),
-            None => relu(&(y + x)?),
+    /// Whether it is computed as one operation, and can take and return pixels.
+    fn is_whole(&self, x: &Tensor, train: bool) -> bool {
+        match self {
+            Self::Whole(block) => block.is_whole(x, train),
+            Self::Averaged { .. } => false,
         }
     }
 
-    fn averaged(&self, x: &Tensor) -> Result<Tensor> {
-        if self.average == 1 { Ok(x.clone()) } else { x.avg_pool2d(self.average) }
+    fn forward(&self, x: &Tensor, orders: [Order; 2], train: bool) -> Result<Tensor> {
+        match self {
+            Self::Whole(block) => block.forward_ordered(x, orders, train),
+            Self::Averaged { convs: [first, last], shortcut, average } => {
+                let y = last.forward_t(&first.forward_t(x, train)?.avg_pool2d(*average)?, train)?;
+                relu(&(y + shortcut.forward_t(&x.avg_pool2d(*average)?, train)?)?)
+            }
+        }
     }
 }

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::{Kind, check_sizes, in_file};
-use super::hook::untouched;
+use super::hook::Hook;
 pub use super::residual::ResNetBlock;
 use super::residual::{Halving, Stages, StagesShape, conv_norm};
 use crate::error::{Error, Result as OurResult};
@@ -182,7 +182,7 @@ impl ResNet {
     ///
     /// Images of other channels than the model's, or as [`BatchNorm`](crate::BatchNorm) while training.
     pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_with(images, train, untouched)
+        self.run(images, train, None)
     }
 
     /// [`ResNet::forward`] with a hook: see [hidden states](crate::models#hidden-states). Hidden states have the shape (batch,
@@ -197,6 +197,10 @@ impl ResNet {
         train: bool,
         mut hook: impl FnMut(usize, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
+        self.run(images, train, Some(&mut hook))
+    }
+
+    fn run(&self, images: &Tensor, train: bool, hook: Option<&mut Hook<'_>>) -> Result<Tensor> {
         if images.rank() != 4 || images.dim(1)? != self.channels {
             let (shape, channels) = (images.dims(), self.channels);
             candle_core::bail!(
@@ -205,7 +209,7 @@ impl ResNet {
         }
         let x = self.stem.forward_t(images, train)?;
         let x = MaxPool2d::new((3, 3), (2, 2)).padding((1, 1)).forward(&x)?;
-        global_avg_pool(&self.stages.forward(&x, train, &mut hook)?)
+        global_avg_pool(&self.stages.forward(&x, train, hook)?)
     }
 }
 

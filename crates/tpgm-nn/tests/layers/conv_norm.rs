@@ -22,25 +22,59 @@ const ACTIVATIONS: [ConvActivation; 5] = [
 /// Outputs, inputs of a group, kernel, stride, padding, groups.
 type Layer = (usize, usize, usize, usize, Padding, usize);
 
-/// Shape of the image, layers, whether the input is added.
-type Case = ([usize; 4], &'static [Layer], Shortcut);
+/// What is added to the result of the layers, and what follows the sum, as a number of [`ACTIVATIONS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Nothing,
+    Input,
+    InputAnd(usize),
+    Projection(Layer),
+    /// With an activation of its own.
+    ProjectionAnd(Layer, usize, usize),
+    /// Nothing is added.
+    And(usize),
+}
 
-const CASES: [Case; 8] = [
+impl Way {
+    /// The projection and its activation.
+    fn projection(self) -> Option<(Layer, usize)> {
+        match self {
+            Way::Projection(layer) => Some((layer, 0)),
+            Way::ProjectionAnd(layer, own, _) => Some((layer, own)),
+            _ => None,
+        }
+    }
+
+    /// What follows the sum.
+    fn activation(self) -> ConvActivation {
+        match self {
+            Way::InputAnd(activation) | Way::And(activation) | Way::ProjectionAnd(_, _, activation) => {
+                ACTIVATIONS[activation]
+            }
+            _ => ConvActivation::None,
+        }
+    }
+}
+
+/// Shape of the image, layers, what goes around them.
+type Case = ([usize; 4], &'static [Layer], Way);
+
+const CASES: [Case; 15] = [
     // One by one, ordinary, depthwise, in groups.
-    ([3, 5, 6, 7], &[(4, 5, 1, 1, Padding::Symmetric(0), 1)], Shortcut::None),
-    ([2, 3, 7, 6], &[(5, 3, 3, 2, Padding::Same, 1)], Shortcut::None),
-    ([2, 18, 6, 5], &[(18, 1, 3, 1, Padding::Symmetric(1), 18)], Shortcut::Input),
-    ([2, 4, 6, 5], &[(6, 2, 3, 2, Padding::Symmetric(1), 2)], Shortcut::None),
+    ([3, 5, 6, 7], &[(4, 5, 1, 1, Padding::Symmetric(0), 1)], Way::Nothing),
+    ([2, 3, 7, 6], &[(5, 3, 3, 2, Padding::Same, 1)], Way::Nothing),
+    ([2, 18, 6, 5], &[(18, 1, 3, 1, Padding::Symmetric(1), 18)], Way::Input),
+    ([2, 4, 6, 5], &[(6, 2, 3, 2, Padding::Symmetric(1), 2)], Way::Nothing),
     // Inverted residuals, with and without the input.
     (
         [3, 4, 6, 8],
         &[(24, 4, 1, 1, Padding::Same, 1), (24, 1, 5, 2, Padding::Same, 24), (6, 24, 1, 1, Padding::Same, 1)],
-        Shortcut::None,
+        Way::Nothing,
     ),
     (
         [9, 4, 3, 3],
         &[(12, 4, 1, 1, Padding::Same, 1), (12, 1, 3, 1, Padding::Same, 12), (4, 12, 1, 1, Padding::Same, 1)],
-        Shortcut::Input,
+        Way::Input,
     ),
     // A bottleneck, and an image of one element.
     (
@@ -50,15 +84,49 @@ const CASES: [Case; 8] = [
             (3, 3, 3, 1, Padding::Symmetric(1), 1),
             (8, 3, 1, 1, Padding::Symmetric(0), 1),
         ],
-        Shortcut::Input,
+        Way::Input,
     ),
-    ([5, 2, 1, 1], &[(2, 2, 1, 1, Padding::Same, 1), (2, 1, 5, 1, Padding::Same, 2)], Shortcut::Input),
+    ([5, 2, 1, 1], &[(2, 2, 1, 1, Padding::Same, 1), (2, 1, 5, 1, Padding::Same, 2)], Way::Input),
+    // The blocks of ResNet.
+    (
+        [2, 8, 5, 5],
+        &[
+            (3, 8, 1, 1, Padding::Symmetric(0), 1),
+            (3, 3, 3, 1, Padding::Symmetric(1), 1),
+            (8, 3, 1, 1, Padding::Symmetric(0), 1),
+        ],
+        Way::InputAnd(1),
+    ),
+    (
+        [3, 5, 7, 6],
+        &[
+            (3, 5, 1, 1, Padding::Symmetric(0), 1),
+            (3, 3, 3, 2, Padding::Symmetric(1), 1),
+            (9, 3, 1, 1, Padding::Symmetric(0), 1),
+        ],
+        Way::ProjectionAnd((9, 5, 1, 2, Padding::Symmetric(0), 1), 0, 1),
+    ),
+    (
+        [1, 4, 6, 5],
+        &[(6, 4, 3, 2, Padding::Symmetric(1), 1), (6, 6, 3, 1, Padding::Symmetric(1), 1)],
+        Way::ProjectionAnd((6, 4, 1, 2, Padding::Symmetric(0), 1), 0, 2),
+    ),
+    // What no published network has: activations that need what they were applied to, other projections, one layer.
+    ([3, 4, 5, 3], &[(4, 4, 1, 1, Padding::Same, 1)], Way::InputAnd(4)),
+    (
+        [2, 18, 5, 6],
+        &[(18, 1, 3, 2, Padding::Same, 18)],
+        Way::ProjectionAnd((18, 1, 3, 2, Padding::Same, 18), 3, 3),
+    ),
+    ([2, 4, 6, 5], &[(6, 2, 3, 1, Padding::Same, 2)], Way::Projection((6, 4, 3, 1, Padding::Same, 1))),
+    ([2, 4, 6, 5], &[(6, 4, 1, 1, Padding::Same, 1)], Way::And(3)),
 ];
 
 /// The image, and weight and the norm's weight and bias of each layer.
 fn inputs(case: Case) -> Vec<Tensor> {
     let mut all = vec![values(&case.0[..], 1).affine(2.0, 0.3).unwrap()];
-    for (i, &(outputs, of_group, kernel, ..)) in case.1.iter().enumerate() {
+    let projection = case.2.projection().map(|(layer, _)| layer);
+    for (i, (outputs, of_group, kernel, ..)) in case.1.iter().copied().chain(projection).enumerate() {
         let seed = 10 * i as u64;
         all.push(values((outputs, of_group, kernel, kernel), seed + 2));
         all.push(values(outputs, seed + 3).affine(1.0, 0.2).unwrap());
@@ -78,15 +146,30 @@ fn activation_of(activation: usize, layer: usize) -> ConvActivation {
     ACTIVATIONS[(activation + layer) % ACTIVATIONS.len()]
 }
 
+/// Layer number `i` of a case; the projection comes last.
+fn layer(x: &[Tensor], i: usize, layer: Layer, activation: ConvActivation) -> Result<ConvNorm> {
+    let (outputs, _, _, stride, padding, groups) = layer;
+    let [mean, variance] = running(outputs, x[0].dtype());
+    let conv = Conv2d::new(x[3 * i + 1].clone()).stride(stride).padding(padding).groups(groups);
+    let norm = BatchNorm::new(x[3 * i + 2].clone(), x[3 * i + 3].clone(), &mean, &variance, EPS)?;
+    Ok(ConvNorm::new(conv, norm, activation))
+}
+
 fn block(x: &[Tensor], case: Case, activation: usize, statistics: Statistics) -> Result<ConvBlock> {
-    let layer = |(i, layer): (usize, &Layer)| {
-        let &(outputs, _, _, stride, padding, groups) = layer;
-        let [mean, variance] = running(outputs, x[0].dtype());
-        let conv = Conv2d::new(x[3 * i + 1].clone()).stride(stride).padding(padding).groups(groups);
-        let norm = BatchNorm::new(x[3 * i + 2].clone(), x[3 * i + 3].clone(), &mean, &variance, EPS)?;
-        Ok(ConvNorm::new(conv, norm.statistics(statistics), activation_of(activation, i)))
+    let with = |layer: ConvNorm| {
+        let norm = layer.norm().clone().statistics(statistics);
+        ConvNorm::new(layer.conv().clone(), norm, layer.activation())
     };
-    Ok(ConvBlock::new(case.1.iter().enumerate().map(layer).collect::<Result<_>>()?, case.2))
+    let layers = case.1.iter().enumerate();
+    let layers = layers.map(|(i, &one)| layer(x, i, one, activation_of(activation, i)).map(with));
+    let projection = case.2.projection();
+    let projection = projection.map(|(one, own)| layer(x, case.1.len(), one, ACTIVATIONS[own]).map(with));
+    let shortcut = match (projection.transpose()?, case.2) {
+        (Some(layer), _) => Shortcut::Projection(Box::new(layer)),
+        (None, Way::Input | Way::InputAnd(_)) => Shortcut::Input,
+        (None, _) => Shortcut::None,
+    };
+    Ok(ConvBlock::new(layers.collect::<Result<_>>()?, shortcut).activation(case.2.activation()))
 }
 
 fn fused(x: &[Tensor], case: Case, activation: usize) -> Result<Tensor> {
@@ -95,20 +178,30 @@ fn fused(x: &[Tensor], case: Case, activation: usize) -> Result<Tensor> {
 
 /// The same composed of candle's operations.
 fn reference(x: &[Tensor], case: Case, activation: usize) -> Result<Tensor> {
-    let mut y = x[0].clone();
-    for (i, &(outputs, _, _, stride, padding, groups)) in case.1.iter().enumerate() {
+    let apply = |y: Tensor, activation: ConvActivation| match activation {
+        ConvActivation::None => Ok(y),
+        ConvActivation::Relu => composed::relu(&y),
+        ConvActivation::Relu6 => composed::relu6(&y),
+        ConvActivation::HardSwish => composed::hard_swish(&y),
+        ConvActivation::Silu => composed::silu(&y),
+    };
+    let layer = |y: &Tensor, i: usize, layer: Layer, activation: ConvActivation| {
+        let (outputs, _, _, stride, padding, groups) = layer;
         let [mean, variance] = running(outputs, x[0].dtype());
-        y = composed::conv2d(&y, &x[3 * i + 1], stride, padding, groups)?;
-        y = composed::batch_norm(&y, &x[3 * i + 2], &x[3 * i + 3], &mean, &variance, EPS)?;
-        y = match activation_of(activation, i) {
-            ConvActivation::None => y,
-            ConvActivation::Relu => composed::relu(&y)?,
-            ConvActivation::Relu6 => composed::relu6(&y)?,
-            ConvActivation::HardSwish => composed::hard_swish(&y)?,
-            ConvActivation::Silu => composed::silu(&y)?,
-        };
+        let y = composed::conv2d(y, &x[3 * i + 1], stride, padding, groups)?;
+        let y = composed::batch_norm(&y, &x[3 * i + 2], &x[3 * i + 3], &mean, &variance, EPS)?;
+        apply(y, activation)
+    };
+    let mut y = x[0].clone();
+    for (i, &one) in case.1.iter().enumerate() {
+        y = layer(&y, i, one, activation_of(activation, i))?;
     }
-    if case.2 == Shortcut::Input { y + &x[0] } else { Ok(y) }
+    let y = match (case.2.projection(), case.2) {
+        (Some((one, own)), _) => (y + layer(&x[0], case.1.len(), one, ACTIVATIONS[own])?)?,
+        (None, Way::Input | Way::InputAnd(_)) => (y + &x[0])?,
+        (None, _) => y,
+    };
+    apply(y, case.2.activation())
 }
 
 #[test]
@@ -286,11 +379,14 @@ fn errors_name_what_is_wrong() {
     let text = message(layer.forward_t(&inputs[0], false));
     assert!(text.contains("conv-norm") && text.contains("outputs of the convolution"), "{text}");
     assert!(text.contains("[24, 4, 1, 1]") && text.contains("[5]"), "{text}");
-    let added = (case.0, case.1, Shortcut::Input);
+    let added = (case.0, case.1, Way::Input);
     let text = message(fused(&inputs, added, 1));
     assert!(text.contains("must have the shape of the result") && text.contains("[3, 4, 6, 8]"), "{text}");
     let text = message(fused(&[&[values((3, 5, 6, 8), 1)], &inputs[1..]].concat(), case, 1));
     assert!(text.contains("channels") && text.contains("[3, 5, 6, 8]"), "{text}");
+    let around: Case = (case.0, case.1, Way::Projection((6, 4, 1, 1, Padding::Same, 1)));
+    let text = message(fused(&crate::conv_norm::inputs(around), around, 1));
+    assert!(text.contains("projection") && text.contains("[6, 4, 1, 1]"), "{text}");
     let wrong = [&[inputs[0].to_dtype(DType::F32).unwrap()], &inputs[1..]].concat();
     assert!(message(fused(&wrong, case, 1)).contains("F32"));
     let empty = ConvBlock::new(vec![], Shortcut::None);

@@ -8,9 +8,9 @@ use tpgm_nn::models::resnet::{ResNet, ResNetConfig};
 use tpgm_nn::models::vit::{Vit, VitConfig, VitLayout};
 use tpgm_nn::models::{LayerEnsemble, Shares};
 use tpgm_nn::prompts::{Placement, VisualPromptShape, VisualPrompts};
-use tpgm_nn::{DropoutRng, cross_entropy};
+use tpgm_nn::{DropoutRng, Statistics, cross_entropy};
 
-use crate::gradients::{assert_close, check_gradients, flat, message, values};
+use crate::gradients::{assert_close, check_gradients, flat, message, values, weighted_sum};
 
 fn vb(vars: &VarMap) -> VarBuilder<'static> {
     VarBuilder::from_varmap(vars, DType::F64, &Device::Cpu)
@@ -50,6 +50,31 @@ fn seen(
         forward(&mut |layer, hidden| if layer == 1 { candle_core::bail!("stop here") } else { Ok(hidden) });
     assert!(message(fails).contains("stop here"));
     seen
+}
+
+/// Without a hook, ResNet's blocks hand each other pixels, and planes with one: gradients are the same, and finite differences.
+#[test]
+fn a_hook_changes_no_gradient_of_a_resnet() {
+    for config in [
+        ResNetConfig { width: 4, layers: [1, 2, 1, 1], ..ResNetConfig::resnet18() },
+        ResNetConfig { width: 2, layers: [2, 1, 1, 2], ..ResNetConfig::resnet50() },
+    ] {
+        let vars = VarMap::new();
+        let config = config.statistics(Statistics::Running);
+        let (model, images) = (ResNet::new(&config, vb(&vars)).unwrap(), values((3, 3, 40, 36), 1));
+        let grads = |y: Tensor| weighted_sum(&y).unwrap().backward().unwrap();
+        let pixels = grads(model.forward(&images, true).unwrap());
+        let planes = grads(model.forward_with(&images, true, |_, hidden| Ok(hidden)).unwrap());
+        let mut trained = 0;
+        for (name, var) in vars.data().lock().unwrap().iter().filter(|(name, _)| !name.contains("running")) {
+            let [pixels, planes] = [&pixels, &planes].map(|grads| grads.get(var.as_tensor()).unwrap());
+            assert!(flat(pixels).iter().any(|&x| x != 0.0), "{name}");
+            assert_close(name, pixels, planes, 1e-12);
+            trained += 1;
+        }
+        assert!(trained > 40, "{trained}");
+        check_gradients("images", &[images], |x| model.forward(&x[0], true));
+    }
 }
 
 #[test]

@@ -49,9 +49,40 @@ fn images(x: &[Tensor]) -> Result<Tensor> {
     conv(7).groups(3).padding(1).forward(&y)
 }
 
+/// The blocks of a ResNet: one with a projection, one with its input, whose weights are larger than its images.
+fn residuals(x: &[Tensor]) -> Result<Tensor> {
+    let layer = |i: usize, stride: usize, activation| {
+        let conv = Conv2d::new(x[i].clone()).stride(stride).padding(x[i].dims()[2] / 2);
+        let (channels, dtype) = (x[i].dims()[0], x[i].dtype());
+        let ones = Tensor::ones(channels, dtype, &Device::Cpu)?;
+        let zeros = ones.zeros_like()?;
+        let norm = BatchNorm::new(ones.clone(), zeros.clone(), &zeros, &ones, 1e-5)?;
+        Ok::<_, candle_core::Error>(ConvNorm::new(conv, norm.statistics(Statistics::Running), activation))
+    };
+    let (relu, none) = (ConvActivation::Relu, ConvActivation::None);
+    let convs = vec![layer(1, 1, relu)?, layer(2, 2, relu)?, layer(3, 1, none)?];
+    let shortcut = Shortcut::Projection(Box::new(layer(4, 2, none)?));
+    let y = ConvBlock::new(convs, shortcut).activation(relu).forward_t(&x[0], true)?;
+    let convs = vec![layer(5, 1, relu)?, layer(6, 1, none)?];
+    ConvBlock::new(convs, Shortcut::Input).activation(relu).forward_t(&y, true)
+}
+
 #[test]
 fn same_bits_on_any_number_of_threads() {
     for dtype in [DType::F32, DType::BF16] {
+        let inputs: Vec<Tensor> = [
+            values((33, 24, 19, 17), 1),
+            values((16, 24, 1, 1), 2),
+            values((16, 16, 3, 3), 3),
+            values((64, 16, 1, 1), 4),
+            values((64, 24, 1, 1), 5),
+            values((64, 64, 3, 3), 6),
+            values((64, 64, 3, 3), 7),
+        ]
+        .iter()
+        .map(|x| x.affine(0.5, 0.0).unwrap().to_dtype(dtype).unwrap())
+        .collect();
+        same_bits(&inputs, dtype, residuals);
         let inputs: Vec<Tensor> = [
             values((33, 3, 40, 38), 1),
             values((16, 3, 3, 3), 2),

@@ -5,12 +5,14 @@ use std::ops::Range;
 use super::layout::grown;
 use super::multiply::View;
 use super::padding::Axis;
-use super::step::Sizes;
+use super::sizes::Sizes;
 use crate::layers::float::Float;
 
-/// Elements of the matrix that are made at a time, at most, unless a single row has more: what stays in the L2 cache until it is
-/// multiplied.
+/// Elements of the matrix that are made at a time: what stays in the L2 cache until it is multiplied.
 const ELEMENTS: usize = 96 * 1024;
+
+/// Rows that are made at a time, at least: for each such piece the whole weight is read, and its whole gradient written.
+const ROWS: usize = 256;
 
 /// How windows become rows: (taps, inputs of the group) each.
 #[derive(Debug)]
@@ -20,15 +22,12 @@ pub(super) struct Columns {
     groups: usize,
     /// Rows that are made at a time.
     piece: usize,
-    /// Whether windows reach beyond the image.
-    has_outside: bool,
 }
 
 impl Columns {
     pub(super) fn new(sizes: &Sizes) -> Self {
-        let piece = (ELEMENTS / sizes.kernel().max(1)).max(1);
-        let has_outside = sizes.axes.iter().any(|axis| axis.before + axis.after > 0);
-        Self { axes: sizes.axes, inputs: sizes.inputs, groups: sizes.groups, piece, has_outside }
+        let piece = (ELEMENTS / sizes.kernel().max(1)).max(ROWS);
+        Self { axes: sizes.axes, inputs: sizes.inputs, groups: sizes.groups, piece }
     }
 
     fn positions(&self) -> usize {
@@ -50,7 +49,7 @@ impl Columns {
         (0..rows.div_ceil(piece)).map(move |i| i * piece..rows.min((i + 1) * piece))
     }
 
-    /// Calls `f` with each group, rows and the matrix of these rows.
+    /// Calls `f` with each group, rows and the matrix of these rows, in the order of rows.
     pub(super) fn for_each_piece<C: Float>(
         &self,
         x: &[C],
@@ -61,11 +60,12 @@ impl Columns {
         for rows in self.pieces(x.len() / self.image().max(1)) {
             for group in 0..self.groups {
                 let room = grown(room, rows.len() * width);
-                if self.has_outside {
-                    room.fill(C::ZERO);
-                }
+                // What lies in front of the next line, beyond the edges, is zero.
+                let mut done = 0;
                 self.for_each_line(rows.clone(), |at, from, taps| {
-                    let to = &mut room[at..at + taps * of_group];
+                    room[done..at].fill(C::ZERO);
+                    done = at + taps * of_group;
+                    let to = &mut room[at..done];
                     if self.groups == 1 {
                         to.copy_from_slice(&x[from..from + to.len()]);
                     } else {
@@ -75,12 +75,13 @@ impl Columns {
                         }
                     }
                 });
+                room[done..].fill(C::ZERO);
                 f(group, rows.clone(), View::new(room, rows.len(), width, width));
             }
         }
     }
 
-    /// Adds the rows that `f` writes up where their elements lie in `dx`. It gets a group, rows, the place for the matrix, and
+    /// Adds the rows that `f` writes to where their elements lie in `dx`. It gets a group, rows, the place for the matrix, and
     /// its width.
     pub(super) fn add_up<C: Float>(
         &self,
@@ -89,7 +90,6 @@ impl Columns {
         mut f: impl FnMut(usize, Range<usize>, &mut [C], usize),
     ) {
         let (width, of_group) = (self.width(), self.inputs / self.groups);
-        dx.fill(C::ZERO);
         for rows in self.pieces(dx.len() / self.image().max(1)) {
             for group in 0..self.groups {
                 let room = grown(room, rows.len() * width);
@@ -109,8 +109,8 @@ impl Columns {
         }
     }
 
-    /// Calls `f` with every line of a window inside the image: where it starts in the rows and in the images, and how many
-    /// elements of the kernel it has.
+    /// Calls `f` with every line of a window inside the image, in order: where it starts in the rows and in the images, and how
+    /// many elements of the kernel it has.
     #[inline(always)]
     fn for_each_line(&self, rows: Range<usize>, mut f: impl FnMut(usize, usize, usize)) {
         let [height, width] = &self.axes;

@@ -59,6 +59,50 @@ vectorized! {
     }
 }
 
+vectorized! {
+    /// Applies an activation in place.
+    pub(super) fn activate_in_place<C>(activation: ConvActivation, y: &mut [C]) {
+        let six = C::from_f64(6.0);
+        match activation {
+            ConvActivation::None => {}
+            ConvActivation::Relu => y.iter_mut().for_each(|y| *y = if *y < C::ZERO { C::ZERO } else { *y }),
+            ConvActivation::Relu6 => y.iter_mut().for_each(|y| *y = between(*y, C::ZERO, six)),
+            ConvActivation::HardSwish => y.iter_mut().for_each(|y| *y = hard_swish_at(*y).0),
+            ConvActivation::Silu => y.iter_mut().for_each(|y| *y = *y * logistic(*y).0),
+        }
+    }
+}
+
+vectorized! {
+    /// Adds `x` to `y`.
+    pub(super) fn add<C>(x: &[C], y: &mut [C]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
+vectorized! {
+    /// The gradient in front of an activation, from the one behind it.
+    pub(super) fn slope<C>(activation: ConvActivation, kept: &[C], grad: &[C], to: &mut [C]) {
+        let six = C::from_f64(6.0);
+        let all = to.iter_mut().zip(grad).zip(kept);
+        match activation {
+            ConvActivation::None => to.copy_from_slice(grad),
+            ConvActivation::Relu => all.for_each(|((to, &grad), &y)| *to = if y > C::ZERO { grad } else { C::ZERO }),
+            ConvActivation::Relu6 => all.for_each(|((to, &grad), &y)| {
+                let passed = if y < six { grad } else { C::ZERO };
+                *to = if y > C::ZERO { passed } else { C::ZERO };
+            }),
+            ConvActivation::HardSwish => all.for_each(|((to, &grad), &x)| *to = grad * hard_swish_at(x).1),
+            ConvActivation::Silu => all.for_each(|((to, &grad), &x)| {
+                let (s, slope) = logistic(x);
+                *to = grad * (s + x * slope);
+            }),
+        }
+    }
+}
+
 /// Rows that are summed in the compute type before the sum is added to one in f64.
 const ROWS: usize = 32;
 
@@ -73,12 +117,29 @@ pub(super) fn slope_and_sums<C: Float>(
     let channels = sums.len();
     let piece = (ROWS * channels).max(1);
     for (i, grad) in grad.chunks_mut(piece).enumerate() {
-        let kept =
-            if activation == ConvActivation::None { &[] } else { &kept[i * piece..i * piece + grad.len()] };
         let room = grown(room, channels);
         room.fill(C::ZERO);
-        slope_and_sum(activation, kept, grad, room);
+        slope_and_sum(activation, &kept[i * piece..i * piece + grad.len()], grad, room);
         sums.iter_mut().zip(room.iter()).for_each(|(sum, x)| *sum += x.to_f64());
+    }
+}
+
+/// Adds up rows of channels.
+pub(super) fn column_sums<C: Float>(grad: &[C], sums: &mut [f64], room: &mut Vec<C>) {
+    let channels = sums.len();
+    for grad in grad.chunks((ROWS * channels).max(1)) {
+        let room = grown(room, channels);
+        room.fill(C::ZERO);
+        sum_rows(grad, room);
+        sums.iter_mut().zip(room.iter()).for_each(|(sum, x)| *sum += x.to_f64());
+    }
+}
+
+vectorized! {
+    fn sum_rows<C>(rows: &[C], sums: &mut [C]) {
+        for row in rows.chunks(sums.len().max(1)) {
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+        }
     }
 }
 
@@ -86,16 +147,10 @@ vectorized! {
     fn slope_and_sum<C>(activation: ConvActivation, kept: &[C], grad: &mut [C], sums: &mut [C]) {
         let n = sums.len().max(1);
         let six = C::from_f64(6.0);
-        if activation == ConvActivation::None {
-            for grad in grad.chunks(n) {
-                sums.iter_mut().zip(grad).for_each(|(sum, &grad)| *sum += grad);
-            }
-            return;
-        }
         for (grad, kept) in grad.chunks_mut(n).zip(kept.chunks(n)) {
             let all = grad.iter_mut().zip(kept).zip(sums.iter_mut());
             match activation {
-                ConvActivation::None => {}
+                ConvActivation::None => all.for_each(|((grad, _), sum)| *sum += *grad),
                 ConvActivation::Relu => all.for_each(|((grad, &y), sum)| {
                     *grad = if y > C::ZERO { *grad } else { C::ZERO };
                     *sum += *grad;

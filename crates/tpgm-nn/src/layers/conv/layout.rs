@@ -1,8 +1,13 @@
 //! Channels side by side, and planes one behind the other: how tensors have images, and how they are convolved.
 
+use std::any::TypeId;
+use std::mem::MaybeUninit;
+
+use candle_core::Shape;
 use tpgm_core::{Element, Slice};
 
 use crate::layers::float::{Float, vectorized};
+use crate::layers::storage::{cleared, load, store};
 
 /// Elements of a square that is transposed in registers.
 const TILE: usize = 8;
@@ -53,46 +58,109 @@ fn transpose_tile<C: Float>(
     }
 }
 
-/// Images of `planes` planes of `size` elements each, in the compute type and with their channels side by side.
-pub(super) fn side_by_side<T: Element, C: Float>(x: Slice<'_>, planes: usize, size: usize, to: &mut [C]) {
-    let image = planes * size;
-    let mut wide = vec![C::ZERO; if T::DTYPE == C::DTYPE { 0 } else { image }];
-    for (i, to) in to.chunks_mut(image.max(1)).enumerate() {
-        let x = x.sub(i * image..(i + 1) * image);
-        let x = crate::layers::storage::load(x, &mut wide);
-        transpose(x, planes, to);
-    }
+/// How the elements of an image lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// (channels, height, width): as everywhere in candle.
+    Planes,
+    /// (height, width, channels): between operations that take and return it, where nothing needs to be transposed.
+    Pixels,
 }
 
-/// The way back. What `more` has, elements of the same images as planes, is added.
-pub(super) fn planes<T: Element, C: Float>(
-    x: &[C],
-    planes: usize,
-    size: usize,
-    more: Option<Slice<'_>>,
-    to: &mut [T],
-) {
-    let image = planes * size;
-    let mut wide = vec![C::ZERO; if T::DTYPE == C::DTYPE { 0 } else { image }];
-    let mut more_wide = vec![C::ZERO; if T::DTYPE == C::DTYPE || more.is_none() { 0 } else { image }];
-    for (i, (x, to)) in x.chunks(image.max(1)).zip(to.chunks_mut(image.max(1))).enumerate() {
-        crate::layers::storage::store(to, &mut wide, |to: &mut [C]| {
-            transpose(x, size, to);
-            if let Some(more) = more {
-                let more = more.sub(i * image..(i + 1) * image);
-                add(crate::layers::storage::load(more, &mut more_wide), to);
-            }
-        });
-    }
-}
-
-vectorized! {
-    /// Adds `x` to `y`.
-    fn add<C>(x: &[C], y: &mut [C]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y += x;
+impl Order {
+    /// The shape of a tensor of so many images.
+    pub(crate) fn shape(self, batch: usize, channels: usize, height: usize, width: usize) -> Shape {
+        match self {
+            Order::Planes => (batch, channels, height, width).into(),
+            Order::Pixels => (batch, height, width, channels).into(),
         }
     }
+
+    /// (batch, channels, height, width) of a tensor of images.
+    pub(crate) fn dims(self, shape: &[usize]) -> Vec<usize> {
+        match (self, shape) {
+            (Order::Pixels, &[batch, height, width, channels]) => vec![batch, channels, height, width],
+            _ => shape.to_vec(),
+        }
+    }
+}
+
+/// The sizes of an image: its channels, and the elements of each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Image {
+    pub(super) channels: usize,
+    pub(super) size: usize,
+}
+
+impl Image {
+    pub(super) fn len(self) -> usize {
+        self.channels * self.size
+    }
+}
+
+/// Images in the compute type with their channels side by side: where they are if they can be read there, else in `room`.
+pub(super) fn pixels<'a, C: Float>(
+    x: Slice<'a>,
+    order: Order,
+    image: Image,
+    room: &'a mut Vec<C>,
+) -> &'a [C] {
+    match (order, C::direct(x)) {
+        (Order::Pixels, Some(x)) => x,
+        (Order::Pixels, None) => {
+            let room = grown(room, x.len());
+            C::load(x, room);
+            room
+        }
+        (Order::Planes, direct) => {
+            let room = grown(room, x.len());
+            let len = image.len().max(1);
+            let mut wide = vec![C::ZERO; if direct.is_some() { 0 } else { len }];
+            for (i, to) in room.chunks_mut(len).enumerate() {
+                transpose(load(x.sub(i * len..(i + 1) * len), &mut wide), image.channels, to);
+            }
+            room
+        }
+    }
+}
+
+/// Lets `f` write images in the compute type with their channels side by side, all elements of them: where they will be if they
+/// can be written there, else in `room`.
+pub(super) fn write_pixels<T: Element, C: Float>(
+    y: &mut [MaybeUninit<T>],
+    order: Order,
+    image: Image,
+    room: &mut Vec<C>,
+    f: impl FnOnce(&mut [MaybeUninit<C>]),
+) {
+    if order == Order::Pixels && TypeId::of::<T>() == TypeId::of::<C>() {
+        // SAFETY: the types are the same.
+        return f(unsafe { &mut *(std::ptr::from_mut(y) as *mut [MaybeUninit<C>]) });
+    }
+    let room = grown(room, y.len());
+    f(uninit(room));
+    let y = cleared(y);
+    match order {
+        Order::Pixels => C::store(room, T::slice_mut(y)),
+        Order::Planes => {
+            let len = image.len().max(1);
+            let mut wide = vec![C::ZERO; if T::DTYPE == C::DTYPE { 0 } else { len }];
+            for (x, y) in room.chunks(len).zip(y.chunks_mut(len)) {
+                store(y, &mut wide, |y: &mut [C]| transpose(x, image.size, y));
+            }
+        }
+    }
+}
+
+/// Copies elements to where none are.
+pub(super) fn copy<C: Float>(x: &[C], to: &mut [MaybeUninit<C>]) {
+    to.iter_mut().zip(x).for_each(|(to, &x)| *to = MaybeUninit::new(x));
+}
+
+/// Memory as a place to write to.
+pub(super) fn uninit<C: Float>(x: &mut [C]) -> &mut [MaybeUninit<C>] {
+    // SAFETY: `MaybeUninit<C>` is laid out as `C`, and nobody in this module writes anything but elements to such places.
+    unsafe { &mut *(std::ptr::from_mut(x) as *mut [MaybeUninit<C>]) }
 }
 
 /// The first `len` elements of memory that is used again and again; they hold anything.

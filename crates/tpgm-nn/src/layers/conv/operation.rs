@@ -5,8 +5,10 @@ use std::marker::PhantomData;
 use candle_core::{Result, Tensor};
 use tpgm_core::Element;
 
-use super::chain::{Chain, Kept, Layer, Wanted};
-use super::step::{Sizes, Step};
+use super::chain::{Around, Chain, Kept, Layer, Wanted};
+use super::layout::Order;
+use super::sizes::Sizes;
+use super::step::Step;
 use crate::layers::conv_norm::ConvActivation;
 use crate::layers::float::Float;
 use crate::layers::fused::{Many, apply_many};
@@ -31,8 +33,20 @@ pub(crate) struct Norm {
     pub(crate) scale: Vec<f64>,
 }
 
-/// Convolves `x` of shape (batch, inputs, height, width). Sizes and element types were checked.
-pub(crate) fn convolve(name: &'static str, x: &Tensor, parts: Vec<Part>, shortcut: bool) -> Result<Tensor> {
+/// Several of them, and what goes around them: if it is a layer, that is the last part.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) layers: Vec<Part>,
+    pub(crate) around: Around,
+    /// What follows the sum.
+    pub(crate) activation: ConvActivation,
+    /// Those of the input and the result.
+    pub(crate) orders: [Order; 2],
+}
+
+/// Convolves images `x`. Sizes and element types were checked.
+pub(crate) fn convolve(name: &'static str, x: &Tensor, parts: Parts) -> Result<Tensor> {
+    let Parts { layers: parts, around, activation, orders } = parts;
     let x = x.contiguous()?;
     let mut args = vec![x.clone()];
     let mut layers = vec![];
@@ -46,11 +60,13 @@ pub(crate) fn convolve(name: &'static str, x: &Tensor, parts: Vec<Part>, shortcu
     }
     let keep = args.iter().any(Tensor::track_op);
     let last = layers.last().map(|(sizes, ..)| *sizes).expect("there is a convolution");
-    let shape = (x.dims()[0], last.outputs, last.axes[0].out, last.axes[1].out).into();
+    let [height, width] = last.axes.map(|axis| axis.out);
+    let shape = orders[1].shape(x.dims()[0], last.outputs, height, width);
     let x_data = Operand::new(name, &x);
     let x_slice = x_data.slice()?;
     by_dtype!(x_slice.dtype(), T, C => {
-        let (chain, norms) = build::<C>(name, &args, layers, shortcut)?;
+        let (layers, norms) = build::<C>(name, &args, layers)?;
+        let chain = Chain::new(layers, around, activation, orders, x.dims()[0]);
         let (y, kept) = chain.forward::<T>(x_slice, keep);
         let op = Convolutions { name, chain, kept, norms, element: PhantomData::<T> };
         drop(x_data);
@@ -66,16 +82,14 @@ struct Fold {
     factor: Vec<f64>,
 }
 
+/// Layers, and of each the norm that was folded.
+type Folded<C> = (Vec<Layer<C>>, Vec<Option<Fold>>);
+
 type Described = (Sizes, Option<(Vec<f64>, Vec<f64>)>, ConvActivation);
 
 /// The layers with their norms folded into weights and shifts. `args` are the input, and for each layer its weight, and weight and
 /// bias of its norm.
-fn build<C: Float>(
-    name: &'static str,
-    args: &[Tensor],
-    layers: Vec<Described>,
-    shortcut: bool,
-) -> Result<(Chain<C>, Vec<Option<Fold>>)> {
+fn build<C: Float>(name: &'static str, args: &[Tensor], layers: Vec<Described>) -> Result<Folded<C>> {
     let mut rest = args[1..].iter();
     let mut next = || rest.next().map(|arg| Operand::new(name, arg)).expect("there is an argument for each");
     let (mut built, mut norms) = (vec![], vec![]);
@@ -98,7 +112,7 @@ fn build<C: Float>(
         built.push(Layer { step: Step::new(sizes, weight), shift, activation });
         norms.push(fold);
     }
-    Ok((Chain::new(built, args[0].dims()[0], shortcut), norms))
+    Ok((built, norms))
 }
 
 struct Convolutions<T, C> {
@@ -139,27 +153,32 @@ impl<T: Element, C: Float> Many for Convolutions<T, C> {
         let mut grads = vec![None; args.len()];
         grads[0] = dx.map(|dx| into_tensor(T::buffer(dx), args[0].shape())).transpose()?;
         let sizes = self.chain.sizes();
-        for (((sizes, sums), norm), i) in sizes.zip(sums).zip(&self.norms).zip(starts) {
+        for (layer, ((sizes, norm), i)) in sizes.zip(&self.norms).zip(starts).enumerate() {
             let mut products = vec![];
-            if !sums.weight.is_empty() {
+            if wanted[layer].weight {
                 let weight = Operand::new(self.name, &args[i]);
                 let weight = widen::<C>(weight.slice()?);
                 let factor = |output: usize| norm.as_ref().map_or(1.0, |norm| norm.factor[output]);
-                let (dw, of_outputs) = sizes.unfold::<T, C>(&sums.weight, &weight, factor);
+                let parts: Vec<&[C]> = sums.iter().map(|sums| sums[layer].weight.as_slice()).collect();
+                let (dw, of_outputs) = sizes.unfold::<T, C>(&parts, &weight, factor);
                 products = of_outputs;
                 grads[i] = Some(into_tensor(T::buffer(dw), args[i].shape())?);
             }
             let Some(norm) = norm else { continue };
+            let mut shifts = vec![0.0; sizes.outputs];
+            for sums in &sums {
+                shifts.iter_mut().zip(&sums[layer].shift).for_each(|(total, x)| *total += x);
+            }
             let parameter = |values: &[f64], i: usize| into_tensor(T::buffer(round(values)), args[i].shape());
             if tracked(i + 1) {
                 // The factor is scale * gamma, and the shift beta - mean * factor.
-                let gamma = products.iter().zip(&sums.shift).zip(norm.mean.iter().zip(&norm.scale));
+                let gamma = products.iter().zip(&shifts).zip(norm.mean.iter().zip(&norm.scale));
                 let gamma: Vec<f64> =
                     gamma.map(|((product, shift), (mean, scale))| scale * (product - mean * shift)).collect();
                 grads[i + 1] = Some(parameter(&gamma, i + 1)?);
             }
             if tracked(i + 2) {
-                grads[i + 2] = Some(parameter(&sums.shift, i + 2)?);
+                grads[i + 2] = Some(parameter(&shifts, i + 2)?);
             }
         }
         Ok(grads)

@@ -1,121 +1,21 @@
 //! One convolution of images whose channels lie side by side: its kernels, and the gradients.
 
-use rayon::prelude::*;
-use tpgm_core::Element;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::columns::Columns;
-use super::multiply::{Into, View, multiply};
-use super::padding::Axis;
+use super::layout::uninit;
+use super::multiply::{View, add_product, multiply};
+use super::sizes::Sizes;
 use super::stencil::{self, Stencil};
 use crate::layers::float::Float;
-use crate::layers::storage::{fill, rows_per_piece};
+use crate::layers::storage::cleared;
 
-/// The sizes of one convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Sizes {
-    pub(crate) inputs: usize,
-    pub(crate) outputs: usize,
-    pub(crate) groups: usize,
-    /// Rows and columns.
-    pub(crate) axes: [Axis; 2],
-}
+/// Elements of rows that a product gives at a time: they stay in the L2 cache for what follows.
+const ELEMENTS: usize = 96 * 1024;
 
-impl Sizes {
-    /// Elements of a channel of an image.
-    pub(super) fn from(&self) -> usize {
-        self.axes[0].size * self.axes[1].size
-    }
-
-    /// Elements of a channel of its result.
-    pub(super) fn to(&self) -> usize {
-        self.axes[0].out * self.axes[1].out
-    }
-
-    /// Elements of a channel of the kernel.
-    pub(super) fn taps(&self) -> usize {
-        self.axes[0].kernel * self.axes[1].kernel
-    }
-
-    /// Elements of the kernel of one output.
-    pub(super) fn kernel(&self) -> usize {
-        self.taps() * self.inputs / self.groups
-    }
-
-    /// Whether each channel has a kernel of its own.
-    pub(super) fn is_depthwise(&self) -> bool {
-        self.groups > 1 && self.inputs == self.groups && self.outputs == self.groups
-    }
-
-    /// Whether it is a matrix product with the image itself.
-    fn is_plain(&self) -> bool {
-        let plain = |axis: &Axis| axis.kernel == 1 && axis.stride == 1 && axis.out == axis.size;
-        self.groups == 1 && self.axes.iter().all(plain)
-    }
-
-    /// A weight in candle's order, (outputs, inputs of the group, taps), in that of [`Step`], each output times its factor.
-    pub(super) fn fold<C: Float>(&self, weight: &[C], factor: impl Fn(usize) -> C + Sync) -> Vec<C> {
-        let (taps, of_group) = (self.taps(), self.inputs / self.groups);
-        let mut folded = vec![C::ZERO; weight.len()];
-        if self.is_depthwise() {
-            for (output, weight) in weight.chunks(taps).enumerate() {
-                let factor = factor(output);
-                for (tap, &w) in weight.iter().enumerate() {
-                    folded[tap * self.outputs + output] = w * factor;
-                }
-            }
-            return folded;
-        }
-        let kernel = self.kernel();
-        let rows = rows_per_piece(kernel);
-        folded.par_chunks_mut(rows * kernel).enumerate().for_each(|(i, piece)| {
-            for (j, to) in piece.chunks_mut(kernel).enumerate() {
-                let output = i * rows + j;
-                let (weight, factor) = (&weight[output * kernel..(output + 1) * kernel], factor(output));
-                for (tap, to) in to.chunks_mut(of_group).enumerate() {
-                    let weight = weight[tap..].iter().step_by(taps);
-                    to.iter_mut().zip(weight).for_each(|(to, &w)| *to = w * factor);
-                }
-            }
-        });
-        folded
-    }
-
-    /// The way back for a gradient. Also, for each output, the sum of its products with the weight.
-    pub(super) fn unfold<T: Element, C: Float>(
-        &self,
-        gradient: &[f64],
-        weight: &[C],
-        factor: impl Fn(usize) -> f64 + Sync,
-    ) -> (Vec<T>, Vec<f64>) {
-        let (taps, of_group, kernel) = (self.taps(), self.inputs / self.groups, self.kernel());
-        let rows = rows_per_piece(kernel);
-        let (unfolded, products) = fill::<T, Vec<f64>>(weight.len(), rows * kernel, |range, piece| {
-            let weight = weight[range.clone()].chunks(kernel);
-            let mut products = vec![];
-            for (j, (to, weight)) in piece.chunks_mut(kernel).zip(weight).enumerate() {
-                let output = range.start / kernel + j;
-                let factor = factor(output);
-                // Where the gradient of the first tap is, and how far those of two taps are apart.
-                let (first, of_tap) = match self.is_depthwise() {
-                    true => (output, self.outputs),
-                    false => (output * kernel, of_group),
-                };
-                let mut product = 0.0;
-                let inputs = to.chunks_mut(taps).zip(weight.chunks(taps)).enumerate();
-                for (input, (to, weight)) in inputs {
-                    let gradient = gradient[first + input..].iter().step_by(of_tap);
-                    for ((to, w), gradient) in to.iter_mut().zip(weight).zip(gradient) {
-                        product += gradient * w.to_f64();
-                        *to = T::from_f64(gradient * factor);
-                    }
-                }
-                products.push(product);
-            }
-            products
-        });
-        (unfolded, products.concat())
-    }
-}
+/// Such rows, at least: for each block the whole weight is read.
+const ROWS: usize = 512;
 
 /// A convolution as it is computed.
 #[derive(Debug)]
@@ -173,71 +73,191 @@ impl<C: Float> Step<C> {
         View::new(&self.weight[group * outputs * kernel..], outputs, kernel, kernel)
     }
 
-    /// The result `y` for some images `x`.
-    pub(super) fn forward(&self, x: &[C], y: &mut [C], room: &mut Vec<C>) {
+    /// Elements of as many images.
+    fn assert_fit(&self, x: usize, y: usize) {
+        let (from, to) = (self.sizes.input().len(), self.sizes.output().len());
+        assert!(x.is_multiple_of(from) && x / from * to == y, "{x} and {y} elements of as many images");
+    }
+
+    /// Writes the result `y` for some images `x`, and calls `done` with rows of it, all of them in order, while they are in the
+    /// cache.
+    pub(super) fn forward<'a>(
+        &self,
+        x: &[C],
+        y: &'a mut [MaybeUninit<C>],
+        room: &mut Vec<C>,
+        mut done: impl FnMut(Range<usize>, &mut [C]),
+    ) -> &'a mut [C] {
         let Sizes { inputs, outputs, groups, .. } = self.sizes;
+        self.assert_fit(x.len(), y.len());
         match &self.kind {
             Kind::Plain => {
-                let x = View::new(x, y.len() / outputs, inputs, inputs);
-                multiply(x, self.weight(0).t(), y, outputs, Into::Replace);
+                for rows in blocks(y.len() / outputs, inputs.max(outputs)) {
+                    let x = View::new(&x[rows.start * inputs..], rows.len(), inputs, inputs);
+                    let y = &mut y[rows.start * outputs..rows.end * outputs];
+                    multiply(x, self.weight(0).t(), y, outputs);
+                    // SAFETY: the product is in all of its rows, which have no gaps.
+                    done(rows, unsafe { written(y) });
+                }
             }
             Kind::Windows(columns) => columns.for_each_piece(x, room, |group, rows, columns| {
-                let y = &mut y[rows.start * outputs + group * (outputs / groups)..];
-                multiply(columns, self.weight(group).t(), y, outputs, Into::Replace);
+                let y = &mut y[rows.start * outputs..rows.end * outputs];
+                multiply(columns, self.weight(group).t(), &mut y[group * (outputs / groups)..], outputs);
+                if group + 1 == groups {
+                    // SAFETY: the products of all groups are in all of its rows, without gaps.
+                    done(rows, unsafe { written(y) });
+                }
             }),
             Kind::Depthwise { forward, .. } => {
-                let (from, to) = (self.sizes.from() * inputs, self.sizes.to() * outputs);
-                for (x, y) in x.chunks(from.max(1)).zip(y.chunks_mut(to.max(1))) {
+                let (from, to) = (self.sizes.from(), self.sizes.to());
+                let images = x.chunks(from * inputs).zip(y.chunks_mut(to * outputs)).enumerate();
+                for (i, (x, y)) in images {
+                    let y = cleared(y);
                     stencil::apply(forward, x, &self.weight, inputs, y);
+                    done(i * to..(i + 1) * to, y);
                 }
             }
         }
+        // SAFETY: each kind goes through all rows of the result.
+        unsafe { written(y) }
     }
 
-    /// The gradient `dx` of some images, whose result has the gradient `grad`.
-    pub(super) fn input_gradient(&self, grad: &[C], dx: &mut [C], room: &mut Vec<C>) {
+    /// Writes the gradient `dx` of some images, whose result has the gradient `grad`, and calls `done` with rows of it, all of
+    /// them in order, while they are in the cache.
+    pub(super) fn input_gradient<'a>(
+        &self,
+        grad: &[C],
+        dx: &'a mut [MaybeUninit<C>],
+        room: &mut Vec<C>,
+        mut done: impl FnMut(Range<usize>, &mut [C]),
+    ) -> &'a mut [C] {
+        let Sizes { inputs, outputs, .. } = self.sizes;
+        self.assert_fit(dx.len(), grad.len());
+        match &self.kind {
+            Kind::Plain => {
+                for rows in blocks(grad.len() / outputs, inputs.max(outputs)) {
+                    let grad = View::new(&grad[rows.start * outputs..], rows.len(), outputs, outputs);
+                    let dx = &mut dx[rows.start * inputs..rows.end * inputs];
+                    multiply(grad, self.weight(0), dx, inputs);
+                    // SAFETY: the product is in all of its rows, which have no gaps.
+                    done(rows, unsafe { written(dx) });
+                }
+            }
+            Kind::Windows(_) => {
+                // As many images as have enough rows.
+                let images = (ROWS / self.sizes.to()).max(1);
+                let (from, to) = (images * self.sizes.from(), images * self.sizes.to());
+                let pieces = dx.chunks_mut(from * inputs).zip(grad.chunks(to * outputs)).enumerate();
+                for (i, (dx, grad)) in pieces {
+                    let dx = cleared(dx);
+                    self.add_input_gradient(grad, dx, room);
+                    done(i * from..i * from + dx.len() / inputs, dx);
+                }
+            }
+            Kind::Depthwise { backward, .. } => {
+                let (from, to) = (self.sizes.from(), self.sizes.to());
+                let images = grad.chunks(to * outputs).zip(dx.chunks_mut(from * inputs)).enumerate();
+                for (i, (grad, dx)) in images {
+                    let dx = cleared(dx);
+                    stencil::apply(backward, grad, &self.weight, inputs, dx);
+                    done(i * from..(i + 1) * from, dx);
+                }
+            }
+        }
+        // SAFETY: each kind goes through all rows of the gradient.
+        unsafe { written(dx) }
+    }
+
+    /// Adds the gradient of some images, whose result has the gradient `grad`, to `dx`.
+    pub(super) fn add_input_gradient(&self, grad: &[C], dx: &mut [C], room: &mut Vec<C>) {
         let Sizes { inputs, outputs, groups, .. } = self.sizes;
         match &self.kind {
             Kind::Plain => {
                 let grad = View::new(grad, grad.len() / outputs, outputs, outputs);
-                multiply(grad, self.weight(0), dx, inputs, Into::Replace);
+                add_product(grad, self.weight(0), dx, inputs);
             }
             Kind::Windows(columns) => columns.add_up(dx, room, |group, rows, columns, width| {
                 let of_group = outputs / groups;
                 let grad = &grad[rows.start * outputs + group * of_group..];
                 let grad = View::new(grad, rows.len(), of_group, outputs);
-                multiply(grad, self.weight(group), columns, width, Into::Replace);
+                multiply(grad, self.weight(group), uninit(columns), width);
             }),
-            Kind::Depthwise { backward, .. } => {
-                let (from, to) = (self.sizes.from() * inputs, self.sizes.to() * outputs);
-                for (grad, dx) in grad.chunks(to.max(1)).zip(dx.chunks_mut(from.max(1))) {
-                    stencil::apply(backward, grad, &self.weight, inputs, dx);
-                }
+            Kind::Depthwise { .. } => {
+                let mut own = vec![C::ZERO; dx.len()];
+                self.input_gradient(grad, uninit(&mut own), room, |_, _| ());
+                dx.iter_mut().zip(own).for_each(|(dx, x)| *dx += x);
             }
         }
     }
 
-    /// Adds the gradient of the weight, in the order of the weight.
-    pub(super) fn add_weight_gradient(&self, x: &[C], grad: &[C], sums: &mut [C], room: &mut Vec<C>) {
+    /// Adds the gradient of the weight, in the order of the weight, to `sums`, which become it if they are empty.
+    pub(super) fn add_weight_gradient(&self, x: &[C], grad: &[C], sums: &mut Vec<C>, room: &mut Vec<C>) {
         let Sizes { inputs, outputs, groups, .. } = self.sizes;
+        self.assert_fit(x.len(), grad.len());
+        let len = self.sizes.weight();
+        if grad.is_empty() {
+            return sums.resize(len, C::ZERO);
+        }
+        // What lies in new memory is not read.
+        let is_new = sums.is_empty();
+        let put = |a: View<'_, C>, b: View<'_, C>, sums: &mut [MaybeUninit<C>], row, add| {
+            if add {
+                // SAFETY: the first product, which was not added, is in all of these rows; or the sums were there before.
+                add_product(a, b, unsafe { written(sums) }, row);
+            } else {
+                multiply(a, b, sums, row);
+            }
+        };
         match &self.kind {
             Kind::Plain => {
                 let rows = grad.len() / outputs;
                 let (grad, x) = (View::new(grad, rows, outputs, outputs), View::new(x, rows, inputs, inputs));
-                multiply(grad.t(), x, sums, inputs, Into::Add);
+                put(grad.t(), x, place(sums, len), inputs, !is_new);
             }
             Kind::Windows(columns) => columns.for_each_piece(x, room, |group, rows, columns| {
                 let (of_group, kernel) = (outputs / groups, self.sizes.kernel());
+                let add = !is_new || rows.start > 0;
                 let grad = &grad[rows.start * outputs + group * of_group..];
                 let grad = View::new(grad, rows.len(), of_group, outputs);
-                multiply(grad.t(), columns, &mut sums[group * of_group * kernel..], kernel, Into::Add);
+                let start = group * of_group * kernel;
+                let sums = &mut place(sums, len)[start..start + of_group * kernel];
+                put(grad.t(), columns, sums, kernel, add);
             }),
             Kind::Depthwise { .. } => {
+                sums.resize(len, C::ZERO);
                 let (from, to) = (self.sizes.from() * inputs, self.sizes.to() * outputs);
-                for (x, grad) in x.chunks(from.max(1)).zip(grad.chunks(to.max(1))) {
+                for (x, grad) in x.chunks(from).zip(grad.chunks(to)) {
                     stencil::add_weight_gradient(&self.sizes.axes, x, grad, inputs, sums);
                 }
             }
         }
+        // SAFETY: there is at least one row, and so a product of each group in its part of the memory, and no gap between them.
+        unsafe { sums.set_len(len) };
     }
+}
+
+/// The memory of `len` elements, which are there or come.
+fn place<C: Float>(sums: &mut Vec<C>, len: usize) -> &mut [MaybeUninit<C>] {
+    if sums.is_empty() {
+        sums.reserve_exact(len);
+        &mut sums.spare_capacity_mut()[..len]
+    } else {
+        uninit(&mut sums[..len])
+    }
+}
+
+/// All of so many rows of so many elements, a block at a time.
+fn blocks(rows: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
+    let block = (ELEMENTS / width.max(1)).max(ROWS);
+    (0..rows.div_ceil(block)).map(move |i| i * block..rows.min((i + 1) * block))
+}
+
+/// What was written.
+///
+/// # Safety
+///
+/// All elements have values.
+unsafe fn written<C: Float>(x: &mut [MaybeUninit<C>]) -> &mut [C] {
+    // SAFETY: `MaybeUninit<C>` is laid out as `C`; the rest is what this function asks for.
+    unsafe { &mut *(std::ptr::from_mut(x) as *mut [C]) }
 }

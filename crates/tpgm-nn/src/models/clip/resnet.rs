@@ -57,7 +57,7 @@ impl ClipResNet {
             )
         }
         let x = self.stem.forward_t(images, train)?;
-        self.pool.forward(&self.stages.forward(&x.avg_pool2d(2)?, train, hook)?)
+        self.pool.forward(&self.stages.forward(&x.avg_pool2d(2)?, train, Some(hook))?)
     }
 }
 

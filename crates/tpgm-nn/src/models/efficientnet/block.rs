@@ -9,8 +9,8 @@ use super::{
 };
 use crate::error::Result as OurResult;
 use crate::layers::{
-    Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, Linear, Padding, Shortcut, batch_norm,
-    global_avg_pool, hard_sigmoid, scale_channels, sigmoid,
+    Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, Linear, Order, Padding, Shortcut,
+    batch_norm, global_avg_pool, hard_sigmoid, scale_channels, sigmoid,
 };
 
 const KERNELS: Init = init::DEFAULT_KAIMING_NORMAL;
@@ -115,9 +115,14 @@ impl Block {
         })
     }
 
+    /// Whether it is computed as one operation, and can take and return pixels.
+    pub(super) fn is_whole(&self, x: &Tensor, train: bool) -> bool {
+        self.squeezed.is_none() && self.residual.is_none() && self.convs.is_whole(x, train)
+    }
+
     /// Maps (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride), rounded up.
-    pub(super) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut y = self.convs.forward_t(x, train)?;
+    pub(super) fn forward(&self, x: &Tensor, orders: [Order; 2], train: bool) -> Result<Tensor> {
+        let mut y = self.convs.forward_ordered(x, orders, train)?;
         if let Some((squeeze, project)) = &self.squeezed {
             y = project.forward_t(&squeeze.forward(&y)?, train)?;
         }
