@@ -122,6 +122,7 @@ mod tests {
 {"reason":"compiler-artifact","target":{"name":"side_by_side"},"profile":{"test":false},"executable":"/t/side_by_side"}
 {"reason":"compiler-artifact","target":{"name":"tpgm_cuda"},"profile":{"test":false},"executable":null}
 {"reason":"compiler-artifact","target":{"name":"gpu"},"profile":{"test":true},"executable":"/t/gpu-1"}
+{"reason":"compiler-artifact","target":{"name":"cuda"},"profile":{"test":true},"executable":"/t/cuda-1"}
 {"reason":"build-finished","success":true}"#;
         let found = CORE.found_in(messages).unwrap();
         let program = |name, path: &str| Program { name, path: path.into() };
