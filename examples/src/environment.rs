@@ -1,6 +1,7 @@
 //! What other libraries read from the environment when a process starts.
 
 use std::env;
+use std::num::NonZero;
 #[cfg(unix)]
 use std::{os::unix::process::CommandExt, process::Command};
 
@@ -9,6 +10,10 @@ use std::{os::unix::process::CommandExt, process::Command};
 /// `domainnet_mini`. So each model gets its share of the processors.
 #[cfg(unix)]
 const THREADS: &str = "CANDLE_NUM_THREADS";
+
+/// Asked by candle for every matrix product, and where it is not set, the number of processors is read from `/proc/cpuinfo` each time.
+#[cfg(unix)]
+const OF_PRODUCTS: &str = "RAYON_NUM_THREADS";
 
 /// The C library of Linux hands freed memory back to the system, and every tensor gets fresh pages: a fifth of the
 /// processor time of `domainnet_mini`.
@@ -27,12 +32,19 @@ pub fn for_threads(threads: usize) {
     if let (None, Ok(program)) = (env::var_os(THREADS), env::current_exe()) {
         let mut command = Command::new(program);
         command.args(env::args_os().skip(1)).env(THREADS, threads.to_string()).envs(KEEP_MEMORY);
+        if env::var_os(OF_PRODUCTS).is_none() {
+            command.env(OF_PRODUCTS, threads.to_string());
+        }
         // Returns only if it fails; then the program is merely slower.
         let _error = command.exec();
     }
-    // A thread that is alone in the pool could wait for one that reads images, and that one for the pool.
     if threads > 1 {
         join_pool(threads);
+    } else {
+        // A thread that is alone in the pool could wait for one that reads images, and that one for the pool. So that reads on all
+        // processors, and models train in pools of their own.
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let _error = rayon::ThreadPoolBuilder::new().num_threads(processors).build_global();
     }
 }
 
