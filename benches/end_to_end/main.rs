@@ -78,11 +78,12 @@ fn main() -> Result<()> {
     let args = Args::parse();
     args.check()?;
     let threads = args.threads()?;
+    // First, also with one thread, for which `for_threads` would make a pool of all processors; and for copies as for us.
+    environment::join_pool(threads);
     if let Some(suffix) = &args.serve {
         return server::serve(suffix, threads, &args.place().open()?);
     }
     environment::for_threads(threads);
-    environment::join_pool(threads);
     let device = args.place().open()?;
     let (name, driver) = match args.place() {
         Place::Cpu => ("cpu".to_owned(), None),

@@ -26,7 +26,8 @@ const KEEP_MEMORY: [(&str, &str); 3] = [
 
 /// Starts the program anew, in its place, with an environment for models of `threads` threads each: candle uses no more,
 /// and freed memory is kept. Does nothing of this if `CANDLE_NUM_THREADS` is set, or on systems where a program cannot be
-/// replaced. With more than one thread, the caller's [joins the pool](join_pool).
+/// replaced. With more than one thread, the caller's [joins the pool](join_pool);
+/// with one, rayon's pool has all processors, for reading data, and models train in pools of their own.
 pub fn for_threads(threads: usize) {
     #[cfg(unix)]
     if let (None, Ok(program)) = (env::var_os(THREADS), env::current_exe()) {
@@ -49,7 +50,7 @@ pub fn for_threads(threads: usize) {
 }
 
 /// Makes the caller's thread, which trains, one of `threads` in rayon's pool. A thread outside of it sleeps while the pool works,
-/// and the pool while the thread does: waking each other a few hundred times per step costs a small network a quarter of its time.
+/// and the pool while the thread does: waking each other at every operation costs a small network a quarter of its time.
 /// Does nothing if there is a pool already.
 ///
 /// With one thread, nobody else may ask the pool for anything while the caller waits for them.

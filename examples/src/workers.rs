@@ -18,8 +18,8 @@ pub fn threads_of(runs: usize) -> usize {
 
 /// Runs `work` on every task, at most `workers` at a time, and returns the results in the order of the tasks.
 ///
-/// Each worker has a thread pool of its own with `threads` threads, of which it is one: small models train faster side by side than one after
-/// the other on several threads, because much of candle's work is not parallel.
+/// Each worker has a thread pool of its own with `threads` threads, of which it is one: small models train faster side by side
+/// than one after the other on several threads, because much of candle's work is not parallel.
 ///
 /// # Errors
 ///

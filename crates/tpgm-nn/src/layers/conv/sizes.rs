@@ -65,7 +65,8 @@ impl Sizes {
         self.groups == 1 && self.axes.iter().all(plain)
     }
 
-    /// A weight in candle's order, (outputs, inputs of the group, taps), in that of [`Step`](super::step::Step), each output times its factor.
+    /// A weight in candle's order, (outputs, inputs of the group, taps), in that of [`Step`](super::step::Step), each output times
+    /// its factor.
     pub(super) fn fold<C: Float>(&self, weight: &[C], factor: impl Fn(usize) -> C + Sync) -> Vec<C> {
         let (taps, of_group) = (self.taps(), self.inputs / self.groups);
         let mut folded = vec![C::ZERO; weight.len()];
