@@ -41,12 +41,9 @@ fi
 : >"$output"
 "#;
 
-/// Each is linted by itself: code that leans on the other one's imports fails.
-const FEATURES: [(&str, &[&str]); 3] = [
-    ("tpgm-candle/cuda", &["tpgm-candle", "tpgm-cuda"]),
-    ("tpgm-candle/nccl,tpgm-examples/nccl", &["tpgm-candle", "tpgm-examples"]),
-    ("tpgm-benches/cuda", &["tpgm-benches", "tpgm-examples"]),
-];
+/// The CUDA features of the libraries by themselves, then all: code that leans on the other ones' imports fails in the first.
+/// Over the whole workspace, with the features of the other lints: so dependencies are what they are there, and shared.
+const FEATURES: [&str; 2] = ["tpgm-candle/cuda", "tpgm-candle/nccl,tpgm-examples/nccl,tpgm-benches/cuda"];
 
 /// The packages that ask for the toolkit get other options than in any other build: so they, and what depends on them, lie apart
 /// in the target folder, and all else is shared with the other lints.
@@ -62,15 +59,15 @@ pub(crate) fn run(_: &Args) -> Result<()> {
     let bin = write_nvcc(&stub)?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(bin.clone()).chain(std::env::split_paths(&path)))?;
-    for (feature, packages) in FEATURES {
-        println!("{feature}");
+    for features in FEATURES {
+        println!("{features}");
         let status =
-            cargo(&["clippy", "--all-targets"])
-                .args(packages.iter().flat_map(|package| ["--package", package]))
+            cargo(&["clippy", "--workspace", "--all-targets"])
                 .args(APART.iter().flat_map(|name| {
                     ["--config".to_owned(), format!("profile.dev.package.{name}.opt-level=1")]
                 }))
-                .args(["--features", feature, "--", "-D", "warnings"])
+                .args(["--features", &format!("{},{features}", crate::test::FEATURES)])
+                .args(["--", "-D", "warnings"])
                 .env("PATH", &path)
                 .env("NVCC", bin.join("nvcc"))
                 .env("CUDA_HOME", &stub)
@@ -79,7 +76,7 @@ pub(crate) fn run(_: &Args) -> Result<()> {
                 .env_remove("CUDARC_CUDA_VERSION")
                 .status()
                 .context("cannot start cargo")?;
-        ensure!(status.success(), "the lints with {feature} ended with {status}");
+        ensure!(status.success(), "the lints with {features} ended with {status}");
     }
     Ok(())
 }

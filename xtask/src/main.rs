@@ -47,7 +47,7 @@ enum Command {
     Ptx(ptx::Args),
     /// Hands readers of untrusted files what a fuzzer thinks up
     Fuzz(fuzz::Args),
-    /// Packs the library crates and builds each from its package
+    /// Packs the library crates and compiles each from its package
     Packages(packages::Args),
     /// Packs a day on a GPU into one folder, tries it here, and takes its results in
     GpuDay(gpu_day::Args),

@@ -1,11 +1,17 @@
 //! `cargo xtask test`: what CI runs and the README calls the test command.
 
+mod output;
 mod record;
 
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
+use std::{env, thread};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
+use self::output::Output;
 use self::record::{Record, digest};
 use crate::cargo;
 
@@ -36,6 +42,7 @@ struct Stage {
     /// All that its outcome hangs on, if that is a small part of the workspace: then it runs only where something of it changed
     /// since it passed.
     inputs: Option<&'static [&'static str]>,
+    turn: Turn,
     /// Why the stage cannot run here, if so.
     skip: fn() -> Result<Option<&'static str>>,
 }
@@ -51,13 +58,30 @@ enum Quick {
     Not,
 }
 
+/// Where in a run a stage has its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// One after the other
+    First,
+    /// Then these, one after the other
+    Then,
+    /// And these beside them, one after the other: they compile one crate after another, which keeps one processor busy
+    Beside,
+    /// By themselves again: they measure, or take no time
+    Last,
+}
+
 const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage { name, args, env: &[], quick: Quick::Not, inputs: None, skip: || Ok(None) }
+    Stage { name, args, env: &[], quick: Quick::Not, inputs: None, turn: Turn::First, skip: || Ok(None) }
 }
 
 /// A stage over the kernels.
 const fn kernels(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage { inputs: Some(KERNELS), ..stage(name, args) }
+    Stage { inputs: Some(KERNELS), turn: Turn::Then, ..stage(name, args) }
+}
+
+const fn last(name: &'static str, args: &'static [&'static str]) -> Stage {
+    Stage { turn: Turn::Last, ..stage(name, args) }
 }
 
 /// What the kernels, their tests and the commands over them are made of.
@@ -96,14 +120,24 @@ const STAGES: &[Stage] = &[
     stage("documentation tests", &["test", "--workspace", "--features", FEATURES, "--doc"]),
     Stage {
         env: &[("RUSTDOCFLAGS", "-D warnings")],
+        turn: Turn::Beside,
         ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
     },
     // A short turn from every seed; what needs longer is found by hand.
     Stage {
         skip: crate::fuzz::missing,
+        turn: Turn::Beside,
         ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "1"])
     },
-    stage("lints of the CUDA features", &["xtask", "cuda-check"]),
+    Stage { turn: Turn::Beside, ..stage("lints of the CUDA features", &["xtask", "cuda-check"]) },
+    Stage {
+        skip: || {
+            Ok(crate::cuda_tools::offline()
+                .then_some("TPGM_OFFLINE=1, and packing asks the registry for its index"))
+        },
+        turn: Turn::Beside,
+        ..stage("packages", &["xtask", "packages"])
+    },
     Stage { skip: crate::ptx::missing, ..kernels("committed kernels", &["xtask", "ptx", "--check"]) },
     kernels("kernels on the CPU", &["xtask", "emulate"]),
     kernels("kernels with a GPU's blocks", &["xtask", "emulate", "--threads", "256"]),
@@ -122,16 +156,9 @@ const STAGES: &[Stage] = &[
         ..kernels("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
     },
     // Only ratios within the run count: a machine that is merely slow passes.
-    stage("speed against that of memory", &["xtask", "bench", "--quick"]),
-    stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
-    stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
-    Stage {
-        skip: || {
-            Ok(crate::cuda_tools::offline()
-                .then_some("TPGM_OFFLINE=1, and packing asks the registry for its index"))
-        },
-        ..stage("packages", &["xtask", "packages"])
-    },
+    last("speed against that of memory", &["xtask", "bench", "--quick"]),
+    last("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
+    last("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
 ];
 
 impl Stage {
@@ -150,6 +177,55 @@ impl Stage {
     fn runs(&self, quick: bool) -> bool {
         self.quick == Quick::Too || (self.quick == Quick::Only) == quick
     }
+
+    /// Runs it, unless there is a reason not to.
+    fn run(&self, program: &Path, all: bool, record: &Mutex<Record>, output: &mut Output) -> Result<Outcome> {
+        output.say(&format!("\n== {}: {}", self.name, self.command()))?;
+        if let Some(reason) = (self.skip)()? {
+            output.say(&format!("skipped: {reason}"))?;
+            return Ok(Outcome { line: format!("skipped {}: {reason}", self.name), failed: None });
+        }
+        let root = crate::root()?;
+        let files = match self.inputs.map(|inputs| digest(root, inputs)).transpose() {
+            Ok(files) => files,
+            Err(error) => {
+                output.say(&format!("it runs whether its files changed or not: {error:#}"))?;
+                None
+            }
+        };
+        let record = || record.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all && files.as_ref().is_some_and(|files| record().passed(self.name, files)) {
+            output.say("unchanged since it passed here; --all repeats it")?;
+            let line = format!("ok      {} (unchanged since it passed)", self.name);
+            return Ok(Outcome { line, failed: None });
+        }
+        let start = Instant::now();
+        let mut command = match self.args {
+            // This program itself: as cargo would start it, without waiting for what else is being built.
+            ["xtask", args @ ..] => {
+                let mut command = Command::new(program);
+                command.args(args);
+                command
+            }
+            args => cargo(args),
+        };
+        command.current_dir(root).envs(self.env.iter().copied());
+        let success = output.run(command).context("cannot start cargo")?.success();
+        let took = start.elapsed().as_secs();
+        record().add(self.name, took, files.filter(|_| success))?;
+        let verdict = if success { "ok" } else { "FAILED" };
+        Ok(Outcome {
+            line: format!("{verdict:<7} {} ({took} s)", self.name),
+            failed: (!success).then_some(self.name),
+        })
+    }
+}
+
+/// What became of a stage.
+struct Outcome {
+    /// For the summary.
+    line: String,
+    failed: Option<&'static str>,
 }
 
 /// Runs every stage, also after one has failed, and ends with a summary. A stage over a small part of the workspace that passed
@@ -159,59 +235,54 @@ impl Stage {
 ///
 /// If a stage fails or cargo cannot be started.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let mut record = Record::read()?;
+    let record = Record::read()?;
     let stages = || STAGES.iter().filter(|stage| stage.runs(args.quick));
     if args.list {
         let last =
             |name| record.seconds(name).map_or_else(|| "-".to_owned(), |seconds| format!("{seconds} s"));
         stages().for_each(|stage| println!("{:>7}  {}: {}", last(stage.name), stage.name, stage.command()));
-        let total: u64 = stages().filter_map(|stage| record.seconds(stage.name)).sum();
+        let of = |turn| -> u64 {
+            stages().filter(|stage| stage.turn == turn).filter_map(|stage| record.seconds(stage.name)).sum()
+        };
+        let total = of(Turn::First) + of(Turn::Then).max(of(Turn::Beside)) + of(Turn::Last);
         println!("{:>7}  in all", format!("{total} s"));
         return Ok(());
     }
-    let root = crate::root()?;
-    let mut lines = Vec::new();
-    let mut failed = Vec::new();
-    for stage in stages() {
-        println!("\n== {}: {}", stage.name, stage.command());
-        if let Some(reason) = (stage.skip)()? {
-            println!("skipped: {reason}");
-            lines.push(format!("skipped {}: {reason}", stage.name));
-            continue;
-        }
-        let files = stage.inputs.map(|inputs| digest(root, inputs)).transpose().unwrap_or_else(|error| {
-            println!("it runs whether its files changed or not: {error:#}");
-            None
+    // Asked for now: the tests build the program anew, and it is in its place then.
+    let program = env::current_exe().context("where this program is")?;
+    let record = Mutex::new(record);
+    let of = |turn: Turn, output: &mut Output| -> Result<Vec<Outcome>> {
+        stages()
+            .filter(|stage| stage.turn == turn)
+            .map(|stage| stage.run(&program, args.all, &record, output))
+            .collect()
+    };
+    let mut outcomes = of(Turn::First, &mut Output::Shown)?;
+    outcomes.extend(thread::scope(|scope| {
+        let beside = scope.spawn(|| {
+            let mut output = Output::kept();
+            of(Turn::Beside, &mut output).map(|outcomes| (outcomes, output))
         });
-        if !args.all && files.as_ref().is_some_and(|files| record.passed(stage.name, files)) {
-            println!("unchanged since it passed here; --all repeats it");
-            lines.push(format!("ok      {} (unchanged since it passed)", stage.name));
-            continue;
-        }
-        let start = Instant::now();
-        let mut command = cargo(stage.args);
-        command.current_dir(root).envs(stage.env.iter().copied());
-        let success = command.status().context("cannot start cargo")?.success();
-        let took = start.elapsed().as_secs();
-        record.add(stage.name, took, files.filter(|_| success))?;
-        let verdict = if success { "ok" } else { "FAILED" };
-        lines.push(format!("{verdict:<7} {} ({took} s)", stage.name));
-        if !success {
-            failed.push(stage);
-        }
-    }
+        let mut outcomes = of(Turn::Then, &mut Output::Shown)?;
+        let (others, output) = beside.join().map_err(|_| anyhow!("a stage panicked"))??;
+        output.show()?;
+        outcomes.extend(others);
+        anyhow::Ok(outcomes)
+    })?);
+    outcomes.extend(of(Turn::Last, &mut Output::Shown)?);
+    let lines: Vec<_> = outcomes.iter().map(|outcome| outcome.line.as_str()).collect();
     println!("\n== summary\n{}", lines.join("\n"));
-    for stage in &failed {
+    let failed: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.failed).collect();
+    for stage in STAGES.iter().filter(|stage| failed.contains(&stage.name)) {
         println!("to repeat {} alone: {}", stage.name, stage.command());
     }
-    let names: Vec<_> = failed.iter().map(|stage| stage.name).collect();
-    ensure!(names.is_empty(), "failed: {}", names.join(", "));
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::collections::BTreeSet;
 
     use super::*;
 
@@ -231,6 +302,16 @@ mod tests {
         };
         assert_eq!(names(true), ["formatting", "lints", "unit tests"]);
         assert!(names(false).starts_with(&["formatting", "lints", "tests"]));
+    }
+
+    /// The benchmark measures, so nothing runs beside it; the inner loop is shown as it comes.
+    #[test]
+    fn stages_have_their_turns() {
+        let turns = |turn| STAGES.iter().filter(move |stage| stage.turn == turn);
+        assert!(turns(Turn::Then).all(|stage| stage.inputs.is_some()));
+        assert!(turns(Turn::Last).any(|stage| stage.args.contains(&"bench")));
+        assert!(turns(Turn::Beside).all(|stage| !stage.args.contains(&"bench")));
+        assert!(STAGES.iter().filter(|stage| stage.runs(true)).all(|stage| stage.turn == Turn::First));
     }
 
     /// Otherwise a change there would be missed.
@@ -255,6 +336,27 @@ mod tests {
             assert!(KERNELS.iter().any(|input| folder.starts_with(input)), "{}", folder.display());
         }
         assert!(needed.contains(&"tpgm-core"), "{needed:?}");
+        Ok(())
+    }
+
+    /// Otherwise they, and `tpgm-core` above them, are built twice: see `Cargo.toml`.
+    #[test]
+    fn what_is_built_for_this_program_has_the_features_that_the_tests_give_it() -> Result<()> {
+        // Packages with their features, on one kind of machine.
+        let tree = |args: &[&str]| -> Result<BTreeSet<String>> {
+            let common =
+                ["tree", "--target", "x86_64-unknown-linux-gnu", "--prefix", "none", "--format", "{p} {f}"];
+            let output = cargo(&common).args(args).output()?;
+            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let lines = String::from_utf8(output.stdout)?;
+            Ok(lines.lines().map(|line| line.trim_end_matches(" (*)").trim_end().to_owned()).collect())
+        };
+        let here = tree(&["--package", "xtask", "--edges", "normal,build"])?;
+        let tests = tree(&["--workspace", "--features", FEATURES])?;
+        // Of the benchmarks, only what takes no candle is used here.
+        let twice: Vec<_> =
+            here.difference(&tests).filter(|package| !package.starts_with("tpgm-benches ")).collect();
+        assert!(here.len() > 50 && twice.is_empty(), "{twice:#?}");
         Ok(())
     }
 }
