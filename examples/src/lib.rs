@@ -20,7 +20,8 @@ pub mod table;
 pub mod timing;
 pub mod workers;
 
-/// Runs the examples of the workspace's README as documentation tests.
+/// Runs the examples of the workspace's pages as documentation tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
-struct ReadmeDoctests;
+#[doc = include_str!("../../docs/candle.md")]
+struct PagesDoctests;
