@@ -13,6 +13,7 @@ mod server;
 mod training;
 
 use std::io::Write;
+use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use tpgm_benches::{Memory, Peers, Samples, gpu};
 use tpgm_candle::core::{Constraint, DType, Ftp, Spd, Tpgm};
 use tpgm_examples::device::Place;
 use tpgm_examples::environment;
+use tpgm_examples::failure;
 
 use crate::network::{Checkpoint, Network};
 use crate::options::{Args, Peer};
@@ -74,7 +76,11 @@ struct Contestant {
     failed: bool,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    failure::exit_code(start())
+}
+
+fn start() -> Result<()> {
     let args = Args::parse();
     args.check()?;
     let threads = args.threads()?;

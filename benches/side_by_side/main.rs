@@ -13,6 +13,7 @@ mod scaling;
 
 use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -27,7 +28,18 @@ use tpgm_cuda::{CudaDevice, Emulator};
 use crate::compare::Bench;
 use crate::options::{Args, Peer, Place};
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    // Never with a stack of frames, which `RUST_BACKTRACE=1` would ask of a returned error.
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> Result<()> {
     let args = Args::parse();
     args.check()?;
     if args.page {

@@ -4,6 +4,7 @@ pub mod bars;
 pub mod data;
 pub mod device;
 pub mod environment;
+pub mod failure;
 pub mod files;
 pub mod fingerprint;
 pub mod folder;

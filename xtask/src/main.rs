@@ -17,6 +17,7 @@ mod simd;
 mod test;
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -55,7 +56,18 @@ enum Command {
     Simd(simd::Args),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    // Never with a stack of frames, which `RUST_BACKTRACE=1` would ask of a returned error.
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> Result<()> {
     match Cli::parse().command {
         Command::Parity(args) => parity::run(&args),
         Command::Test(args) => test::run(&args),

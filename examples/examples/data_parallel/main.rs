@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
@@ -22,6 +23,7 @@ use tpgm_candle::distributed::{Communicator, InProcess};
 use tpgm_candle::{Param, Params, RobustOptimizer, nn};
 use tpgm_examples::device::Place;
 use tpgm_examples::environment;
+use tpgm_examples::failure;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::table::Table;
 
@@ -50,7 +52,11 @@ const SIZES: [usize; 4] = [2, 64, 64, ARMS];
 /// How far the arms of the new task are turned from those of pre-training.
 const TURN: f64 = 0.4;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    failure::exit_code(start())
+}
+
+fn start() -> Result<()> {
     environment::for_threads(1);
     let args = Args::parse();
     let ranks = args.ranks as usize;

@@ -13,13 +13,20 @@ mod start;
 mod task;
 mod zero_shot;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 use tpgm_examples::environment;
+use tpgm_examples::failure;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    failure::exit_code(start())
+}
+
+fn start() -> Result<()> {
     let args = options::Args::parse();
     environment::for_threads(args.threads());
     let stop = Stop::never();

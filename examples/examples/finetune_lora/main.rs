@@ -8,13 +8,20 @@ mod text;
 mod tiny;
 mod train;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 use tpgm_examples::environment;
+use tpgm_examples::failure;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    failure::exit_code(start())
+}
+
+fn start() -> Result<()> {
     let args = cli::Args::parse();
     // Before any thread is there: this starts the program anew.
     if args.tiny {

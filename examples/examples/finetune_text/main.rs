@@ -6,13 +6,20 @@ mod pooling;
 mod task;
 mod texts;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 use tpgm_examples::environment;
+use tpgm_examples::failure;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    failure::exit_code(start())
+}
+
+fn start() -> Result<()> {
     let args = cli::Args::parse();
     environment::for_threads(args.threads()?);
     let stop = Stop::never();

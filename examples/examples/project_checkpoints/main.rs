@@ -5,10 +5,17 @@
 mod cli;
 mod report;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
+use tpgm_examples::failure;
 use tpgm_examples::progress::Progress;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    failure::exit_code(start())
+}
+
+fn start() -> Result<()> {
     cli::run(&cli::Args::parse(), &Progress::terminal())
 }

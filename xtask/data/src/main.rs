@@ -12,6 +12,7 @@ mod sentences;
 mod write;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -49,7 +50,18 @@ struct Plain {
     store: Store,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    // Never with a stack of frames, which `RUST_BACKTRACE=1` would ask of a returned error.
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start() -> Result<()> {
     match Cli::parse().command {
         Command::Emoji(args) => emoji::run(&args),
         Command::EfficientnetLite0(args) => unpacked(&args, "efficientnet-lite0", |name| {
