@@ -1,8 +1,12 @@
 //! Several ranks train as one.
 #![allow(clippy::unwrap_used)]
 
+mod checkpoints;
+mod divided;
+mod divided_failures;
 mod failures;
 mod means;
+mod timeouts;
 mod training;
 
 use std::thread;
