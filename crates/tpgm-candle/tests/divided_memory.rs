@@ -128,7 +128,7 @@ fn a_rank_holds_its_share_of_the_state_of_vit_b_16() {
     assert!(whole.state > 16 * numel as isize && whole.state < 17 * numel as isize, "{whole:?}");
     let megabytes = |bytes: isize| bytes as f64 / 1e6;
     println!("undivided: {:.1} MB, at most {:.1} MB", megabytes(whole.state), megabytes(whole.peak));
-    for ranks in 1..=4 {
+    for ranks in [2, 3, 4] {
         let group = InProcess::group(ranks).into_iter();
         let threads: Vec<_> = group.map(|end| thread::spawn(|| (end.rank(), measure(Some(end))))).collect();
         let share = whole.state as f64 / ranks as f64;
