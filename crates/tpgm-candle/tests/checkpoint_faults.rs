@@ -1,6 +1,6 @@
 //! Checkpoints when things go wrong around them: killed processes, full disks, folders that cannot be written.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
 use std::fs;
 use std::path::Path;

@@ -108,7 +108,7 @@ mod tests {
     fn every_tensor_is_in_one_bucket() {
         let division = Division::new(&set(&[BUCKET - 1, 1, 1, 3 * BUCKET, 0, 5, BUCKET]), 3);
         assert_eq!(division.buckets(), [0..2, 2..3, 3..4, 4..6, 6..7]);
-        assert_eq!(Division::new(&set(&[]), 3).buckets(), []);
+        assert!(Division::new(&set(&[]), 3).buckets().is_empty());
         let own: Vec<usize> = (0..3).flat_map(|rank| division.of(rank, &(0..7))).collect();
         assert_eq!(own.len(), 7);
     }

@@ -262,7 +262,7 @@ impl OptimizerBuilder {
                 for (name, current, anchor) in variances {
                     parts.set_variance(&name, current, anchor)?;
                 }
-                Engine::Divided(parts)
+                Engine::Divided(Box::new(parts))
             }
             (false, _) => {
                 operands = operands.with_anchors(&params, &settings)?;

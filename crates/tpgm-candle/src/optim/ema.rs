@@ -71,7 +71,7 @@ impl Ema {
             let (operands, place) = (Operands::new(&params)?, Place::of(&params, None)?);
             let engine = |part: &ParamSet, operands: &Operands| Ok(place.clone().ema(part, operands)?);
             let parts = Parts::new(communicator.clone(), &params, &set, &settings, engine)?;
-            Ok::<_, Error>(Self { set, operands, engine: Engine::Divided(parts), decay })
+            Ok::<_, Error>(Self { set, operands, engine: Engine::Divided(Box::new(parts)), decay })
         };
         let this = or_refuse(Some(&*communicator), prepare())?;
         communicator.barrier()?;

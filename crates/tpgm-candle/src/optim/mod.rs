@@ -5,10 +5,12 @@ mod audit;
 mod builder;
 mod config;
 mod divided;
+mod drop_in;
 mod ema;
 mod error;
 mod importance;
 mod position;
+mod radii;
 mod schedule;
 mod sparse;
 mod state;
@@ -17,8 +19,8 @@ mod transform;
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
 use tpgm_core::{Constraint, ParamSet, Projection, Rule, StepOptions, TensorScalars};
 
 use self::accumulate::Accumulator;
@@ -28,7 +30,7 @@ use self::position::Positions;
 use crate::audit::loss_value;
 use crate::distributed::{Communicator, average, or_refuse};
 use crate::engine::{Operands, StepEngine, named};
-use crate::params::{self, Param, Params};
+use crate::params::Params;
 
 pub use self::audit::AuditPolicy;
 pub use self::builder::OptimizerBuilder;
@@ -36,9 +38,10 @@ pub use self::config::OptimizerConfig;
 pub use self::ema::{Averaged, Ema};
 pub use self::error::{Error, Result};
 pub use self::position::PositionProblem;
+pub use self::radii::Radii;
 pub use self::schedule::{Anneal, Schedule};
 pub use self::sparse::{SaftOptimizer, SaftSelection, selekt};
-pub use self::tpgm::{Every, PostHoc, Radii, Tpgm};
+pub use self::tpgm::{Every, PostHoc, Tpgm};
 
 /// What a call of [`RobustOptimizer::step`] or [`RobustOptimizer::backward_step`] did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -273,7 +276,7 @@ impl RobustOptimizer {
                 let engine = engine.radii().ok_or(Error::NoRadii)?;
                 Ok(Radii::whole(&self.operands, WholeRadii { set, engine, communicator }))
             }
-            Engine::Divided(parts) if parts.learns() => Ok(Radii::divided(&self.operands, parts)),
+            Engine::Divided(parts) if parts.learns() => Ok(Radii::divided(&self.operands, &mut **parts)),
             Engine::Divided(_) => Err(Error::NoRadii),
         }
     }
@@ -330,49 +333,5 @@ impl RobustOptimizer {
             Engine::Whole(engine) => Ok(engine.norms(name)?),
             Engine::Divided(parts) => parts.norms(name),
         }
-    }
-}
-
-/// A drop-in for candle-nn's optimizers. Parameters are named by their position (`0000`, `0001`, ...) and anchored where
-/// they are now.
-///
-/// # Resuming
-///
-/// Prefer [`RobustOptimizer::builder`] over [`Params`] (from a checkpoint, or
-/// [`Params::from_var_map`]): it knows names, and anchors that are not where the weights happen to be.
-///
-/// `VarMap::all_vars` has another order in every process, so positions mean nothing to the next one. The state of an optimizer
-/// made here therefore holds a shape and a digest of every weight and anchor, and [`RobustOptimizer::load_state`] finds its
-/// variables by these, in whatever order they are given. To resume: make the optimizer while the variables hold the
-/// *pre-trained* weights, put the saved weights into them, then load the state. Where weights do not match, or are twins
-/// whose state differs, that is [`Error::Position`].
-impl candle_nn::Optimizer for RobustOptimizer {
-    type Config = OptimizerConfig;
-
-    fn new(vars: Vec<Var>, config: OptimizerConfig) -> candle_core::Result<Self> {
-        let param = |(i, var)| Param::anchored_here(format!("{i:04}"), var);
-        let params = vars.into_iter().enumerate().map(param).collect::<params::Result<Vec<_>>>()?;
-        let mut this = Self::builder(&Params::from_params(params)?).config(config).build()?;
-        let settings = this.set.settings(&this.config.rule, &this.config.constraint).map_err(Error::from)?;
-        this.positions = Some(Positions::new(&this.operands, settings)?);
-        Ok(this)
-    }
-
-    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        RobustOptimizer::step(self, grads)?;
-        Ok(())
-    }
-
-    fn learning_rate(&self) -> f64 {
-        self.lr
-    }
-
-    fn set_learning_rate(&mut self, lr: f64) {
-        self.lr = lr;
-    }
-
-    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
-        RobustOptimizer::backward_step(self, loss)?;
-        Ok(())
     }
 }

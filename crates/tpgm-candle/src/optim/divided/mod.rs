@@ -25,7 +25,7 @@ use crate::params::Param;
 /// What does the work: an engine over all tensors, or one for every part of this rank.
 pub(super) enum Engine<E: ?Sized> {
     Whole(Box<E>),
-    Divided(Parts<E>),
+    Divided(Box<Parts<E>>),
 }
 
 /// The tensors of this rank, in parts.

@@ -85,7 +85,7 @@ impl Communicator for Leaving {
 fn meetings(
     dtype: DType,
     constraint: Constraint,
-    call: impl Fn(&Net, &mut RobustOptimizer, std::ops::Range<usize>) -> tpgm_candle::Result<()> + Sync,
+    call: impl Fn(&Net, &mut RobustOptimizer, std::ops::Range<usize>) -> tpgm_candle::optim::Result<()> + Sync,
 ) -> usize {
     for left in 0..100 {
         let done = ranks(3, |inner| {

@@ -4,6 +4,7 @@
 mod checkpoints;
 mod divided;
 mod divided_failures;
+mod divided_state;
 mod failures;
 mod means;
 mod timeouts;
