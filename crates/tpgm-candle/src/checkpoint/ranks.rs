@@ -151,7 +151,15 @@ fn note(dir: &Path, rank: usize) -> PathBuf {
 
 /// Tells the other ranks of an error, or waits until all of them say that they have none.
 fn agreed<T>(communicator: &dyn Communicator, result: Result<T>) -> Result<T> {
-    let value = or_refuse(Some(communicator), result)?;
-    communicator.barrier()?;
-    Ok(value)
+    match result {
+        Ok(value) => {
+            communicator.barrier()?;
+            Ok(value)
+        }
+        Err(error) => {
+            // If the group has ended, that is why: rank 0 has cleared away what this rank was writing.
+            communicator.refuse(&error.to_string())?;
+            Err(error)
+        }
+    }
 }
