@@ -108,7 +108,7 @@ gathered! {
     Optim(optim) below: Core, Candle, Memory, Params, Engine, Audit, Distributed;
     WeightSpace(weight_space) below: Core, Candle, Memory, Files, Params, Engine;
     Lora(lora) below: Nn, Candle, Memory, Files, Params, WeightSpace;
-    Checkpoint(checkpoint) below: Candle, Memory, Files, Params;
+    Checkpoint(checkpoint) below: Candle, Memory, Files, Params, Distributed;
     Data(data) below: Core;
     Adapt(adapt) below: Core, Candle, Memory, Params, Optim;
     Teacher(teacher) below: Core, Candle, Memory, Files, Params, Optim, WeightSpace;

@@ -1,6 +1,6 @@
 //! Checkpoints when things go wrong around them: killed processes, full disks, folders that cannot be written.
 #![cfg(unix)]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // helpers of tests
 
 use std::fs;
 use std::path::Path;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use tpgm_candle::core::{Buffer, StateDict};
+use tpgm_candle::distributed::{Communicator, InProcess};
 use tpgm_candle::{Checkpoint, Checkpointer, TrainState};
 
 /// In a child process: the folder to save into.
@@ -81,16 +82,69 @@ fn child_saves_forever() {
     }
 }
 
+/// What a rank of two saves.
+fn part(step: u64, rank: usize) -> TrainState {
+    let state = if rank == 0 {
+        state(step)
+    } else {
+        TrainState::new(step).state("optimizer", StateDict::new()).unwrap()
+    };
+    let slot =
+        StateDict::from([(format!("rank{rank}/exp_avg"), Buffer::F32(values(step + 2 + rank as u64)))]);
+    state.state("divided", slot).unwrap()
+}
+
+fn check_parts(checkpoint: &Checkpoint) {
+    check(checkpoint);
+    assert_eq!(checkpoint.ranks(), 2);
+    let state = checkpoint.state("divided").unwrap();
+    for rank in 0..2 {
+        let Buffer::F32(slot) = &state[&format!("rank{rank}/exp_avg")] else { panic!("{state:?}") };
+        assert!(
+            slot.iter()
+                .map(|x| x.to_bits())
+                .eq(values(checkpoint.step() + 2 + rank).iter().map(|x| x.to_bits()))
+        );
+    }
+}
+
+#[test]
+#[ignore = "the child of another test"]
+fn child_saves_on_ranks_forever() {
+    let checkpoints = Checkpointer::new(child_dir()).keep(2);
+    let first = checkpoints.latest().unwrap().map_or(0, |entry| entry.step);
+    std::thread::scope(|scope| {
+        for end in InProcess::group(2) {
+            let checkpoints = &checkpoints;
+            scope.spawn(move || {
+                for step in first + 1.. {
+                    checkpoints.save_on_ranks(&part(step, end.rank()), &end).unwrap();
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn a_killed_process_leaves_whole_checkpoints() {
+    kill("child_saves_forever", 60, check);
+}
+
+#[test]
+fn killed_ranks_leave_whole_checkpoints() {
+    kill("child_saves_on_ranks_forever", 20, check_parts);
+}
+
+/// Kills a child function that saves, again and again, and checks what it has left.
+fn kill(saves: &str, times: usize, check: impl Fn(&Checkpoint)) {
     let dir = tempfile::tempdir().unwrap();
     let checkpoints = Checkpointer::new(dir.path()).keep(2);
     let start = Instant::now();
     let (mut kills, mut interrupted, mut newest) = (0, 0, 0);
     // Delays spread over more than the time of a save, in no rhythm with it.
     let mut random = 12345u32;
-    while kills < 60 {
-        let mut child = child("child_saves_forever", dir.path(), None);
+    while kills < times {
+        let mut child = child(saves, dir.path(), None);
         // The clock starts when it has got as far as saving something.
         let before = newest;
         let alive = Instant::now();

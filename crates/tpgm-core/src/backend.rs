@@ -155,6 +155,14 @@ pub trait Backend: Sized {
     ///
     /// When the device fails.
     fn download(&self, data: &Self::Buffer) -> Result<Buffer>;
+    /// A copy of owned memory.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory or device.
+    fn duplicate(&self, data: &Self::Buffer) -> Result<Self::Buffer> {
+        self.upload(&self.download(data)?)
+    }
     /// Copies scalars from the host.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What optimizers and projectors have in common: a set bound to a backend, with its plan and state.
 
-use crate::backend::{Backend, Job, Slots, TensorIo};
+use crate::backend::{Backend, Job, Slot, Slots, TensorIo};
 use crate::constraint::Constraint;
 use crate::element::DType;
 use crate::error::{Error, Result};
@@ -53,6 +53,12 @@ pub(crate) struct Engine<B: Backend> {
     pub(crate) slots: Vec<Slots<B>>,
     pub(crate) scalars: B::Scalars,
     pub(crate) workspace: B::Workspace,
+}
+
+/// State as it was at some moment.
+pub(crate) struct Snapshot<B: Backend> {
+    slots: Vec<(usize, Slot, B::Buffer)>,
+    scalars: Vec<TensorScalars>,
 }
 
 /// Checks number, lengths and types of the weights.
@@ -161,6 +167,29 @@ impl<B: Backend> Engine<B> {
     pub(crate) fn norms(&self, tensor: usize) -> Result<Vec<f64>> {
         let norms = self.backend.norms(&self.workspace)?;
         Ok(norms[self.plan.tensors[tensor].unit_range()].to_vec())
+    }
+
+    /// Copies of all that a pass changes beside weights: scalars, and every slot but what only other calls write.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot<B>> {
+        let mut slots = Vec::new();
+        for (tensor, own) in self.slots.iter().enumerate() {
+            for slot in Slot::ALL {
+                if matches!(slot, Slot::Remembered | Slot::Importance) {
+                    continue;
+                }
+                if let Some(buffer) = own.get(slot) {
+                    slots.push((tensor, slot, self.backend.duplicate(buffer)?));
+                }
+            }
+        }
+        Ok(Snapshot { slots, scalars: self.scalars()? })
+    }
+
+    /// Puts back what [`Engine::snapshot`] copied.
+    pub(crate) fn put_back(&mut self, snapshot: Snapshot<B>) -> Result<()> {
+        self.scalars = self.backend.upload_scalars(&snapshot.scalars)?;
+        snapshot.slots.into_iter().for_each(|(tensor, slot, buffer)| self.slots[tensor].put(slot, buffer));
+        Ok(())
     }
 
     pub(crate) fn state(&self) -> Result<StateDict> {

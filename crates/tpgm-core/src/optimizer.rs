@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Slot, StepReport, TensorIo};
 use crate::constraint::{Constraint, PullWeights};
+use crate::cpu::{self, Cpu};
 use crate::element::Buffer;
 use crate::engine::{Engine, EngineOptions, Needs};
 use crate::error::{Error, Result};
@@ -89,6 +90,32 @@ impl<B: Backend> Optimizer<B> {
         self.projector.idle("Optimizer::step")?;
         let (backend, job) = self.projector.engine.job(io, Needs::Anchors)?;
         backend.step(job, &self.rule, options)
+    }
+
+    /// Runs `work` and takes back what it did to state: see [`Projector::preview`].
+    ///
+    /// ```
+    /// # use tpgm_core::{AdamW, Constraint, Cpu, DType, Optimizer, ParamSet, StepOptions, TensorIo};
+    /// # let set = ParamSet::builder().tensor("w", [2], DType::F32).build()?;
+    /// # let mut optimizer = Optimizer::new(Cpu::new(), &set, AdamW::default(), Constraint::None)?;
+    /// let (before, grad) = ([1.0f32, 2.0], [0.5f32, -0.5]);
+    /// let (mut trial, mut weight) = (before, before);
+    /// let options = StepOptions::default();
+    /// optimizer.preview(|opt| opt.step(&mut [TensorIo::new(&mut trial[..]).grad(&grad[..])], &options))?;
+    /// assert_eq!(optimizer.scalars()?[0].step, 0.0);
+    /// optimizer.step(&mut [TensorIo::new(&mut weight[..]).grad(&grad[..])], &options)?;
+    /// assert_eq!(weight, trial);
+    /// # Ok::<(), tpgm_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, or there is no memory.
+    pub fn preview<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let saved = self.projector.engine.snapshot()?;
+        let outcome = work(self);
+        self.projector.engine.put_back(saved)?;
+        outcome
     }
 
     /// Brings operands and options of a step to the device without taking it. A step that was captured in a CUDA graph
@@ -244,5 +271,22 @@ impl<B: Backend> Optimizer<B> {
     /// A missing, unexpected or misshapen slot; the optimizer is then unchanged.
     pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
         self.projector.load_state(state)
+    }
+}
+
+impl Optimizer<Cpu> {
+    /// The sum of the squares of every gradient in `io`, before [`StepOptions::grad_scale`], in set order; 0 for a tensor
+    /// without one. Added up over the tensors of all [parts](ParamSet::part) of a set, in the order of that set, they give
+    /// the bits of the global norm of a step on the whole: `sqrt(sum) * grad_scale`.
+    ///
+    /// Bytes read per parameter: the first column of the table in [`cpu`]. Nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// Those of a step whose gradients are not finite, or wrong operands.
+    pub fn grad_squares(&mut self, io: &mut [TensorIo<'_, Cpu>]) -> Result<Vec<f64>> {
+        self.projector.idle("Optimizer::grad_squares")?;
+        let (cpu, job) = self.projector.engine.job(io, Needs::Anchors)?;
+        cpu.run(|| cpu::step::grad_squares(cpu, job))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use wildmatch::WildMatch;
 
-use crate::constraint::Constraint;
+use crate::constraint::{Constraint, Pull, PullScale};
 use crate::element::DType;
 use crate::error::{Error, Result};
 use crate::norm::{Norm, rows_of};
@@ -178,6 +178,8 @@ pub struct ParamSet {
     tensors: Vec<TensorSpec>,
     groups: Vec<(Group, Vec<usize>)>,
     index: HashMap<String, usize>,
+    /// Elements of the set that this one is a part of.
+    whole: Option<usize>,
 }
 
 /// Collects tensors and groups for a [`ParamSet`].
@@ -239,7 +241,7 @@ impl ParamSetBuilder {
             let members = select(&self.tensors, &group.patterns)?;
             groups.push((group, members));
         }
-        Ok(ParamSet { tensors: self.tensors, groups, index })
+        Ok(ParamSet { tensors: self.tensors, groups, index, whole: None })
     }
 }
 
@@ -304,8 +306,43 @@ impl ParamSet {
         merged
             .iter()
             .zip(&self.tensors)
-            .map(|(group, spec)| group.resolve(&spec.name, rule, constraint))
+            .map(|(group, spec)| {
+                let settings = group.resolve(&spec.name, rule, constraint)?;
+                Ok(Settings { constraint: self.in_whole(settings.constraint), ..settings })
+            })
             .collect()
+    }
+
+    /// The tensors at `positions` as a set of their own, with the settings that they have in this one: groups go along
+    /// whether they select any of them or not, and what a method divides by the size of the set stays what it was. The
+    /// optimizers of several parts give each tensor the same bits as one optimizer of the whole, except for a global norm,
+    /// which needs all of them: see [`Optimizer::grad_squares`](crate::Optimizer::grad_squares).
+    ///
+    /// # Panics
+    ///
+    /// If a position lies outside.
+    #[must_use]
+    pub fn part(&self, positions: &[usize]) -> ParamSet {
+        let place: HashMap<usize, usize> =
+            positions.iter().enumerate().map(|(to, from)| (*from, to)).collect();
+        let tensors: Vec<TensorSpec> = positions.iter().map(|&i| self.tensors[i].clone()).collect();
+        let members = |members: &Vec<usize>| members.iter().filter_map(|i| place.get(i).copied()).collect();
+        ParamSet {
+            index: tensors.iter().enumerate().map(|(i, spec)| (spec.name.clone(), i)).collect(),
+            groups: self.groups.iter().map(|(group, m)| (group.clone(), members(m))).collect(),
+            tensors,
+            whole: Some(self.whole.unwrap_or(self.numel())),
+        }
+    }
+
+    /// A constraint that looks at the size of the set, as one of the whole set.
+    fn in_whole(&self, constraint: Constraint) -> Constraint {
+        match (self.whole, constraint) {
+            (Some(all), Constraint::Pull(pull)) if pull.scale == PullScale::SetMean => {
+                Pull { strength: pull.factor(0, all), scale: PullScale::Sum, ..pull }.into()
+            }
+            (_, constraint) => constraint,
+        }
     }
 
     /// Where each tensor's displacement is measured from; [`AnchorKind::None`] also for excluded tensors.

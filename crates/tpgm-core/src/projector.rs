@@ -165,6 +165,22 @@ impl<B: Backend> Projector<B> {
         Ok(())
     }
 
+    /// Runs `work` and takes back what it did to state. Weights stay as it left them: put the earlier ones back, and the
+    /// same calls give the same bits. For those who must know what a call will write before they let it happen.
+    ///
+    /// Takes memory for a copy of all state while it runs.
+    ///
+    /// # Errors
+    ///
+    /// Those of `work`, or there is no memory.
+    pub fn preview<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R>) -> Result<R> {
+        let (saved, session) = (self.engine.snapshot()?, self.session);
+        let outcome = work(self);
+        self.session = session;
+        self.engine.put_back(saved)?;
+        outcome
+    }
+
     /// The set.
     pub fn set(&self) -> &ParamSet {
         &self.engine.set

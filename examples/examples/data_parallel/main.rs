@@ -7,6 +7,8 @@
 //! ```sh
 //! cargo run --release -p tpgm-examples --example data_parallel -- --ranks 2
 //! ```
+//!
+//! With `--divide-state` each rank keeps the optimizer's state of its own tensors alone; the weights are the same bits.
 
 use std::collections::BTreeMap;
 use std::f64::consts::TAU;
@@ -40,6 +42,9 @@ struct Args {
     /// Where ranks train: cpu; cuda for a GPU each, of which cuda:1 leaves out the first [default: GPUs if there are enough]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Place>,
+    /// Divide the optimizer's state between the ranks
+    #[arg(long)]
+    divide_state: bool,
     /// Steps of fine-tuning
     #[arg(long, default_value_t = 200)]
     steps: usize,
@@ -80,13 +85,14 @@ fn start() -> Result<()> {
         threads.into_iter().map(join).collect()
     });
 
-    let mut table = Table::new(["rank", "device", "samples", "its loss", "mean loss", "weights"]);
+    let mut table = Table::new(["rank", "device", "samples", "state", "its loss", "mean loss", "weights"]);
     let mut hashes = Vec::new();
     for (number, rank) in done.into_iter().enumerate() {
         let rank = rank.with_context(|| format!("rank {number}"))?;
         let loss = |x: f64| format!("{x:.6}");
         let samples = (args.batch / ranks * args.steps).to_string();
-        let cells = [number.to_string(), rank.device, samples, loss(rank.own), loss(rank.mean)];
+        let state = format!("{:.1} kB", rank.state as f64 / 1e3);
+        let cells = [number.to_string(), rank.device, samples, state, loss(rank.own), loss(rank.mean)];
         table.rows.push(cells.into_iter().chain([format!("{:016x}", rank.hash)]).collect());
         hashes.push(rank.hash);
     }
@@ -108,6 +114,8 @@ struct Worker {
 /// What a rank has done.
 struct Rank {
     device: String,
+    /// Bytes of the optimizer's state.
+    state: usize,
     own: f64,
     mean: f64,
     hash: u64,
@@ -163,11 +171,11 @@ impl Worker {
             Ok(Param::anchored_here(name, Var::from_tensor(&value.to_device(&device)?.copy()?)?)?)
         };
         let params = Params::from_params(start.iter().map(param).collect::<Result<Vec<_>>>()?)?;
-        let mut optimizer = RobustOptimizer::builder(&params)
+        let builder = RobustOptimizer::builder(&params)
             .rule(AdamW::default().lr(3e-3))
             .constraint(Ftp::default())
-            .communicator(communicator.clone())
-            .build()?;
+            .communicator(communicator.clone());
+        let mut optimizer = if args.divide_state { builder.divide_state() } else { builder }.build()?;
         let mut last = None;
         for step in 0..args.steps {
             let part = (0..args.batch).skip(communicator.rank()).step_by(communicator.size());
@@ -181,7 +189,8 @@ impl Worker {
         communicator.all_reduce_mean(&[("loss", &mean)])?;
         let number = |loss: Tensor| -> Result<f64> { Ok(loss.to_dtype(DType::F64)?.to_scalar()?) };
         let place = format!("{:?}", device.location());
-        Ok(Rank { device: place, own: number(loss)?, mean: number(mean)?, hash: hash(&params)? })
+        let state = optimizer.state()?.values().map(|slot| slot.len() * slot.dtype().size()).sum();
+        Ok(Rank { device: place, state, own: number(loss)?, mean: number(mean)?, hash: hash(&params)? })
     }
 }
 

@@ -33,6 +33,12 @@ pub struct Entry {
     name: Name,
 }
 
+impl Entry {
+    pub(super) fn name(&self) -> Name {
+        self.name
+    }
+}
+
 /// The newest intact checkpoint.
 #[derive(Debug)]
 pub struct Found {
@@ -82,20 +88,12 @@ impl Checkpointer {
     /// [`Error::Io`](crate::files::Error::Io) with the file: no space, no permission, a read-only disk. The checkpoints there were are intact
     /// then. An error that names an *older* checkpoint says that it could not be deleted; the new one is saved then.
     pub fn save(&self, state: &TrainState) -> Result<PathBuf> {
-        self.create_dir()?;
-        let _lock = self.lock()?;
-        for path in self.leftovers()? {
-            // Litter must not keep a run from saving; if it is in the way, creating the folder says so.
-            fs::remove_dir_all(path).ok();
-        }
+        let _lock = self.prepare()?;
         let newest = self.list()?.pop().map(|entry| entry.name);
         let name = Name::after(newest, state.step()).to_string();
         let (temporary, path) = (self.dir.join(format!("{TEMPORARY}{name}")), self.dir.join(name));
         fs::create_dir(&temporary).map_err(io(&temporary))?;
-        let written = state.write(&temporary).and_then(|()| {
-            fs::rename(&temporary, &path).map_err(io(&path))?;
-            sync_dir(&self.dir)
-        });
+        let written = state.write(&temporary).and_then(|()| self.publish(&temporary, &path));
         if let Err(error) = written {
             // Only tidies up: the next save would do it too.
             fs::remove_dir_all(&temporary).ok();
@@ -152,6 +150,23 @@ impl Checkpointer {
         }
     }
 
+    /// Makes the folder ready for a save: it is there, locked, and without what killed processes left behind.
+    pub(super) fn prepare(&self) -> Result<File> {
+        self.create_dir()?;
+        let lock = self.lock()?;
+        for path in self.leftovers()? {
+            // Litter must not keep a run from saving; if it is in the way, creating the folder says so.
+            fs::remove_dir_all(path).ok();
+        }
+        Ok(lock)
+    }
+
+    /// Makes a checkpoint of a folder that is complete.
+    pub(super) fn publish(&self, temporary: &Path, path: &Path) -> Result<()> {
+        fs::rename(temporary, path).map_err(io(path))?;
+        sync_dir(&self.dir)
+    }
+
     fn create_dir(&self) -> Result<()> {
         if self.dir.is_dir() {
             return Ok(());
@@ -180,7 +195,7 @@ impl Checkpointer {
         Ok(children.filter_map(|(name, path)| name.starts_with(TEMPORARY).then_some(path)).collect())
     }
 
-    fn remove_old(&self) -> Result<()> {
+    pub(super) fn remove_old(&self) -> Result<()> {
         let entries = self.list()?;
         let newest = entries.len().saturating_sub(self.keep);
         for (i, entry) in entries.iter().enumerate().take(newest) {

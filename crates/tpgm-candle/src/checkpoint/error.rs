@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::problem::{CheckpointProblem, Skipped};
 use crate::room::into_candle;
-use crate::{files, memory, params};
+use crate::{distributed, files, memory, params};
 
 /// What can go wrong where a run is saved or goes on.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum Error {
     /// The parameters are not what is needed.
     #[error(transparent)]
     Params(#[from] params::Error),
+    /// A call that several ranks make together failed.
+    #[error(transparent)]
+    Distributed(#[from] distributed::Error),
     /// A checkpoint is damaged, from another program, or does not fit what it is loaded into.
     #[error("{path}: {problem}")]
     Checkpoint {
@@ -51,7 +54,7 @@ pub enum Error {
 /// A result with this room's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-into_candle!(Candle, Memory, Files, Params);
+into_candle!(Candle, Memory, Files, Params, Distributed);
 
 fn lines(skipped: &[Skipped]) -> String {
     skipped.iter().map(|skipped| format!("\n  {skipped}")).collect()

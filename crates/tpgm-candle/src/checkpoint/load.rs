@@ -9,7 +9,7 @@ use tpgm_core::StateDict;
 
 use super::CheckpointProblem;
 use super::error::{Error, Result};
-use super::manifest::{MANIFEST, Manifest, STATE, SUMS, WEIGHTS, read_sums};
+use super::manifest::{MANIFEST, Manifest, SUMS, WEIGHTS, read_sums, state_file};
 use super::read::{TensorFile, check_sum};
 use crate::params::Params;
 
@@ -19,7 +19,8 @@ pub struct Checkpoint {
     path: PathBuf,
     manifest: Manifest,
     weights: TensorFile,
-    state: TensorFile,
+    /// One per rank that saved.
+    state: Vec<TensorFile>,
 }
 
 impl Checkpoint {
@@ -34,7 +35,9 @@ impl Checkpoint {
         let manifest = Manifest::read(&path.join(MANIFEST))?;
         let sums_path = path.join(SUMS);
         let sums = read_sums(&sums_path)?;
-        for file in [MANIFEST, STATE, WEIGHTS] {
+        let ranks = manifest.ranks();
+        let states: Vec<String> = (0..ranks).map(|rank| state_file(rank, ranks)).collect();
+        for file in [MANIFEST, WEIGHTS].into_iter().chain(states.iter().map(String::as_str)) {
             let sum = sums.get(file).ok_or_else(|| Error::Checkpoint {
                 path: sums_path.clone(),
                 problem: CheckpointProblem::Malformed { reason: format!("it has no line for {file}") },
@@ -42,7 +45,7 @@ impl Checkpoint {
             check_sum(&path.join(file), *sum)?;
         }
         let weights = TensorFile::open(&path.join(WEIGHTS))?;
-        let state = TensorFile::open(&path.join(STATE))?;
+        let state = states.iter().map(|file| TensorFile::open(&path.join(file))).collect::<Result<_>>()?;
         Ok(Self { path, manifest, weights, state })
     }
 
@@ -56,12 +59,17 @@ impl Checkpoint {
         self.manifest.step
     }
 
+    /// How many ranks saved it: see [`Checkpointer::save_on_ranks`](super::Checkpointer::save_on_ranks).
+    pub fn ranks(&self) -> usize {
+        self.manifest.ranks()
+    }
+
     /// Names of the sections of state.
     pub fn sections(&self) -> impl Iterator<Item = &str> {
         self.manifest.sections.iter().map(String::as_str)
     }
 
-    /// Names of the values.
+    /// Names of the values, those of rank 0.
     pub fn values(&self) -> impl Iterator<Item = &str> {
         self.manifest.value_names()
     }
@@ -97,13 +105,25 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Reads a section that [`TrainState::state`](super::TrainState::state) saved.
+    /// Reads a section that [`TrainState::state`](super::TrainState::state) saved: of several ranks, the parts of all of them
+    /// as one. What several gave under one name is that of the lowest rank.
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if there is no such section or it holds other than floating-point tensors.
     pub fn state(&self, section: &str) -> Result<StateDict> {
-        self.keys(section)?.into_iter().map(|(key, name)| Ok((key, self.state.buffer(&name)?))).collect()
+        self.state_where(section, |_| true)
+    }
+
+    /// As [`Checkpoint::state`], of the slots that `wanted` says of their keys alone. The others are not read: a rank whose state
+    /// is divided takes its own, as [`RobustOptimizer::takes`](crate::RobustOptimizer::takes) says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::state`].
+    pub fn state_where(&self, section: &str, wanted: impl Fn(&str) -> bool) -> Result<StateDict> {
+        let slots = self.keys(section)?.into_iter().filter(|(key, _)| wanted(key));
+        slots.map(|(key, (file, name))| Ok((key, file.buffer(&name)?))).collect()
     }
 
     /// Reads a section that [`TrainState::tensors`](super::TrainState::tensors) saved.
@@ -114,33 +134,48 @@ impl Checkpoint {
     pub fn tensors(&self, section: &str, device: &Device) -> Result<BTreeMap<String, Tensor>> {
         self.keys(section)?
             .into_iter()
-            .map(|(key, name)| Ok((key, self.state.tensor(&name, device)?)))
+            .map(|(key, (file, name))| Ok((key, file.tensor(&name, device)?)))
             .collect()
     }
 
-    /// A value that [`TrainState::value`](super::TrainState::value) saved.
+    /// A value that [`TrainState::value`](super::TrainState::value) saved, on rank 0 if there were several.
     ///
     /// # Errors
     ///
     /// [`Error::Checkpoint`] if there is none of this name, or it is of another type.
     pub fn value<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
-        let value = self.manifest.value(name).ok_or_else(|| self.missing(name, self.values()))?;
+        self.value_of_rank(0, name)
+    }
+
+    /// A value that a rank saved: its random generator, for example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkpoint::value`], or there was no such rank.
+    pub fn value_of_rank<T: DeserializeOwned>(&self, rank: usize, name: &str) -> Result<T> {
+        let value = self.manifest.value(rank, name).ok_or_else(|| self.missing(name, self.values()))?;
         serde_json::from_value(value.clone()).map_err(|error| {
             let (name, reason) = (name.to_owned(), error.to_string());
             self.problem(CheckpointProblem::Value { name, reason })
         })
     }
 
-    /// Keys of a section and the names of their tensors in the file.
-    fn keys(&self, section: &str) -> Result<Vec<(String, String)>> {
+    /// Keys of a section, and where their tensors are.
+    fn keys(&self, section: &str) -> Result<BTreeMap<String, (&TensorFile, String)>> {
         if !self.sections().any(|name| name == section) {
             return Err(self.missing(section, self.sections()));
         }
-        let key = |name: String| match name.split_once('/') {
-            Some((head, key)) if head == section => Some((key.to_owned(), name)),
-            _ => None,
-        };
-        Ok(self.state.names().into_iter().filter_map(key).collect())
+        let mut keys = BTreeMap::new();
+        for file in &self.state {
+            for name in file.names() {
+                if let Some((head, key)) = name.split_once('/')
+                    && head == section
+                {
+                    keys.entry(key.to_owned()).or_insert((file, name));
+                }
+            }
+        }
+        Ok(keys)
     }
 
     fn missing<'a>(&self, name: &str, present: impl Iterator<Item = &'a str>) -> Error {

@@ -22,8 +22,9 @@ pub(super) const MANIFEST: &str = "state.json";
 pub(super) const SUMS: &str = "checksums.txt";
 
 const FORMAT: &str = "tpgm-candle checkpoint";
-/// Raised when older programs could no longer read what newer ones write.
-const VERSION: u64 = 1;
+/// Raised when older programs could no longer read what newer ones write. Version 2 has state of several ranks; a checkpoint
+/// of one is written as version 1.
+const VERSION: u64 = 2;
 
 /// `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,11 +36,37 @@ pub(super) struct Manifest {
     pub(super) step: u64,
     /// Names of the sections in `state.safetensors`: an empty one leaves no other trace.
     pub(super) sections: Vec<String>,
+    #[serde(flatten)]
+    values: Values,
+    /// Values of the ranks from 1 on, if several ranks saved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ranks: Vec<Values>,
+}
+
+/// Values of one rank.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Values {
     /// Named values: an object.
     values: Value,
     /// Bits of numbers in `values` that JSON would not keep.
     #[serde(default, skip_serializing_if = "Bits::is_empty")]
     exact: Bits,
+}
+
+impl Values {
+    pub(super) fn new(values: Map<String, Value>) -> Self {
+        let values = Value::Object(values);
+        let exact = inexact(&values);
+        Self { values, exact }
+    }
+}
+
+/// Name of the file with the state that `rank` of `ranks` saved.
+pub(super) fn state_file(rank: usize, ranks: usize) -> String {
+    match ranks {
+        1 => STATE.to_owned(),
+        ranks => format!("state-{rank:05}-of-{ranks:05}.safetensors"),
+    }
 }
 
 /// What every version of `state.json` has.
@@ -50,19 +77,25 @@ struct Preamble {
 }
 
 impl Manifest {
-    pub(super) fn new(step: u64, sections: Vec<String>, values: Map<String, Value>) -> Self {
+    /// `ranks` has the values of the ranks from 1 on.
+    pub(super) fn new(step: u64, sections: Vec<String>, values: Values, ranks: Vec<Values>) -> Self {
         let written_by = concat!("tpgm-candle ", env!("CARGO_PKG_VERSION")).to_owned();
-        let values = Value::Object(values);
-        let exact = inexact(&values);
-        Self { format: FORMAT.to_owned(), version: VERSION, written_by, step, sections, values, exact }
+        let version = if ranks.is_empty() { 1 } else { VERSION };
+        Self { format: FORMAT.to_owned(), version, written_by, step, sections, values, ranks }
     }
 
-    pub(super) fn value(&self, name: &str) -> Option<&Value> {
-        self.values.get(name)
+    /// How many ranks saved.
+    pub(super) fn ranks(&self) -> usize {
+        1 + self.ranks.len()
+    }
+
+    pub(super) fn value(&self, rank: usize, name: &str) -> Option<&Value> {
+        let values = if rank == 0 { Some(&self.values) } else { self.ranks.get(rank - 1) };
+        values.and_then(|values| values.values.get(name))
     }
 
     pub(super) fn value_names(&self) -> impl Iterator<Item = &str> {
-        self.values.as_object().into_iter().flat_map(|values| values.keys().map(String::as_str))
+        self.values.values.as_object().into_iter().flat_map(|values| values.keys().map(String::as_str))
     }
 
     pub(super) fn to_json(&self) -> Vec<u8> {
@@ -87,14 +120,16 @@ impl Manifest {
             _ => return Err(problem(CheckpointProblem::Foreign)),
         }
         let mut manifest: Self = serde_json::from_slice(&json).map_err(no_json)?;
-        restore(&mut manifest.values, &manifest.exact)
-            .map_err(|path| malformed(format!("`exact` has no number for {path}")))?;
+        for of_rank in std::iter::once(&mut manifest.values).chain(&mut manifest.ranks) {
+            restore(&mut of_rank.values, &of_rank.exact)
+                .map_err(|path| malformed(format!("`exact` has no number for {path}")))?;
+        }
         Ok(manifest)
     }
 }
 
 /// The text of `checksums.txt`: CRC-32C in hexadecimal, bytes, name.
-pub(super) fn sums_to_text(sums: &[(&str, Sum)]) -> String {
+pub(super) fn sums_to_text(sums: &[(String, Sum)]) -> String {
     let mut text = String::new();
     for (name, sum) in sums {
         writeln!(text, "{:08x} {} {name}", sum.crc, sum.bytes).expect("a string takes all that is written");

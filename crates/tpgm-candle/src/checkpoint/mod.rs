@@ -45,6 +45,10 @@
 //! | `state.json` | format version, step, named values |
 //! | `checksums.txt` | CRC-32C and length of each |
 //!
+//! Of `n` ranks that save together ([`Checkpointer::save_on_ranks`]), each writes a file of state of its own,
+//! `state-00000-of-00002.safetensors` and so on. Whatever their number was, such a checkpoint loads on any number of ranks, and
+//! undivided.
+//!
 //! A folder rather than one file, because the weights are then usable as they are, and because renaming a folder is as
 //! atomic as renaming a file. The checksums have a file of their own, so that they cover `state.json` too.
 //!
@@ -80,6 +84,7 @@ mod load;
 mod manifest;
 mod name;
 mod problem;
+mod ranks;
 mod read;
 mod state;
 mod write;

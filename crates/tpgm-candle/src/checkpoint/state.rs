@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Tensor;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tpgm_core::{Buffer, StateDict};
 
 use super::error::{Error, Result};
-use super::manifest::{MANIFEST, Manifest, STATE, SUMS, WEIGHTS, sums_to_text};
-use super::write::{Source, sync_dir, write_file, write_tensors};
+use super::manifest::{MANIFEST, Manifest, SUMS, Values, WEIGHTS, state_file, sums_to_text};
+use super::write::{Source, Sum, sync_dir, write_file, write_tensors};
 use crate::files::io;
 
 /// Everything a training run needs to go on: weights, named sections of tensors, named values.
@@ -113,8 +113,12 @@ impl TrainState {
 
     /// Writes all files into an empty folder and waits until they are on the disk.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
-        let weights: Vec<_> =
-            self.weights.iter().map(|(name, t)| (name.clone(), Source::Tensor(t))).collect();
+        let part = self.write_part(dir, 0, 1)?;
+        self.write_rest(dir, part, Vec::new())
+    }
+
+    /// Writes the sections of one of several ranks.
+    pub(super) fn write_part(&self, dir: &Path, rank: usize, ranks: usize) -> Result<Part> {
         let mut state = Vec::new();
         for (section, items) in &self.sections {
             for (key, item) in items {
@@ -125,25 +129,55 @@ impl TrainState {
                 state.push((format!("{section}/{key}"), source));
             }
         }
-        let manifest =
-            Manifest::new(self.step, self.sections.keys().cloned().collect(), self.values.clone()).to_json();
+        let file = state_file(rank, ranks);
+        let sum = write_tensor_file(&dir.join(&file), &state)?;
+        let sections = self.sections.keys().cloned().collect();
+        Ok(Part { file, sum, sections, values: Values::new(self.values.clone()) })
+    }
 
-        let tensors = |file: &str, tensors: &[(String, Source)]| {
-            let path = dir.join(file);
-            write_file(&path, |out| write_tensors(&path, out, tensors))
-        };
-        let bytes = |file: &str, bytes: &[u8]| {
-            let path = dir.join(file);
-            write_file(&path, |out| Ok(std::io::Write::write_all(out, bytes).map_err(io(&path))?))
-        };
-        let sums = [
-            (WEIGHTS, tensors(WEIGHTS, &weights)?),
-            (STATE, tensors(STATE, &state)?),
-            (MANIFEST, bytes(MANIFEST, &manifest)?),
-        ];
-        bytes(SUMS, sums_to_text(&sums).as_bytes())?;
+    /// Writes what there is once, and what the parts of all ranks have to do with each other. `others` are those of the ranks
+    /// from 1 on.
+    pub(super) fn write_rest(&self, dir: &Path, own: Part, others: Vec<Part>) -> Result<()> {
+        let weights: Vec<_> =
+            self.weights.iter().map(|(name, t)| (name.clone(), Source::Tensor(t))).collect();
+        let mut sums = vec![(WEIGHTS.to_owned(), write_tensor_file(&dir.join(WEIGHTS), &weights)?)];
+        sums.push((own.file, own.sum));
+        let mut ranks = Vec::with_capacity(others.len());
+        for (rank, part) in (1..).zip(others) {
+            if part.sections != own.sections {
+                let problem = format!(
+                    "rank 0 has sections {}, but rank {rank} has {}; give the same on all ranks",
+                    own.sections.join(", "),
+                    part.sections.join(", ")
+                );
+                return Err(Error::Unsaveable { name: part.file, problem });
+            }
+            sums.push((part.file, part.sum));
+            ranks.push(part.values);
+        }
+        let manifest = Manifest::new(self.step, own.sections, own.values, ranks).to_json();
+        sums.push((MANIFEST.to_owned(), write_bytes(&dir.join(MANIFEST), &manifest)?));
+        write_bytes(&dir.join(SUMS), sums_to_text(&sums).as_bytes())?;
         sync_dir(dir)
     }
+}
+
+/// What one rank has written, for the manifest.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Part {
+    file: String,
+    sum: Sum,
+    sections: Vec<String>,
+    values: Values,
+}
+
+fn write_tensor_file(path: &Path, tensors: &[(String, Source)]) -> Result<Sum> {
+    write_file(path, |out| write_tensors(path, out, tensors))
+}
+
+/// Writes a new file and waits until it is on the disk.
+pub(super) fn write_bytes(path: &Path, bytes: &[u8]) -> Result<Sum> {
+    write_file(path, |out| Ok(std::io::Write::write_all(out, bytes).map_err(io(path))?))
 }
 
 fn unsaveable(name: &str, problem: &str) -> Error {

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde::{Deserialize, Serialize};
 use tpgm_core::Buffer;
 
 use super::error::{Error, Result};
@@ -15,7 +16,7 @@ use crate::files::io;
 const BLOCK: usize = 16 * 1024;
 
 /// Length and CRC-32C of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sum {
     pub(super) bytes: u64,
     pub(super) crc: u32,

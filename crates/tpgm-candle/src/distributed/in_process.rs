@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
 use super::error::Result;
 use super::mean::{copy_to, write_mean};
-use super::problem::{Described, RankProblem, compare};
+use super::problem::{Described, RankProblem, check_owners, compare};
 use super::{Communicator, Named};
 use crate::engine;
 use crate::memory::{core_dtype, storage_key};
@@ -23,6 +24,7 @@ use crate::memory::{core_dtype, storage_key};
 pub struct InProcess {
     rank: usize,
     group: Arc<Group>,
+    timeout: Duration,
 }
 
 #[derive(Debug)]
@@ -39,31 +41,45 @@ struct State {
     given: Vec<Option<Part>>,
     /// How the last call ended. No rank can begin another before all have read it.
     outcome: Result<(), RankProblem>,
-    /// The first rank that is gone.
-    left: Option<usize>,
+    /// Why there are no more calls: the first rank that is gone, or those that did not answer.
+    ended: Option<RankProblem>,
 }
 
 #[derive(Debug)]
 struct Part {
     call: Call,
     tensors: Vec<(String, Tensor)>,
+    /// Of each tensor, in calls that ask for one.
+    owners: Vec<usize>,
 }
 
 #[derive(Debug, PartialEq)]
 enum Call {
     Mean,
-    Broadcast,
+    MeanToOwner,
+    Share,
     Barrier,
     Refuse(String),
 }
 
 impl InProcess {
-    /// The ends of a group of `size` ranks, in order of rank. Give each to a thread; dropped, it ends the group.
+    /// The ends of a group of `size` ranks, in order of rank. Give each to a thread; dropped, it ends the group. Of a group of
+    /// none there are no ends.
     pub fn group(size: usize) -> Vec<Self> {
         let given = (0..size).map(|_| None).collect();
-        let state = State { round: 0, given, outcome: Ok(()), left: None };
+        let state = State { round: 0, given, outcome: Ok(()), ended: None };
         let group = Arc::new(Group { state: Mutex::new(state), changed: Condvar::new() });
-        (0..size).map(|rank| Self { rank, group: group.clone() }).collect()
+        let timeout = Duration::from_secs(600);
+        (0..size).map(|rank| Self { rank, group: group.clone(), timeout }).collect()
+    }
+
+    /// Sets how long a call of this rank waits for the others. After that it fails with [`RankProblem::Silent`], which names
+    /// them, and so do all calls of all ranks: the group has ended. Default 10 minutes. What a rank does alone between two
+    /// calls, an evaluation for example, must take less.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -71,17 +87,17 @@ impl InProcess {
     }
 
     /// Gives a part to a call, and waits until it is over.
-    fn meet(&self, call: Call, tensors: Vec<(String, Tensor)>) -> Result<(), RankProblem> {
+    fn meet(&self, part: Part) -> Result<(), RankProblem> {
         let mut state = self.state();
-        if let Some(rank) = state.left {
-            return Err(RankProblem::Left { rank });
+        if let Some(problem) = &state.ended {
+            return Err(problem.clone());
         }
         if state.given[self.rank].is_some() {
             let reason = "two of its threads made a call at the same time".to_owned();
             return Err(RankProblem::Refused { rank: self.rank, reason });
         }
         let round = state.round;
-        state.given[self.rank] = Some(Part { call, tensors });
+        state.given[self.rank] = Some(part);
         if state.given.iter().all(Option::is_some) {
             let parts: Vec<Part> = state.given.iter_mut().filter_map(Option::take).collect();
             // The lock is kept: nobody has anything else to do.
@@ -90,21 +106,37 @@ impl InProcess {
             self.group.changed.notify_all();
             return state.outcome.clone();
         }
-        let under_way = |state: &mut State| state.round == round && state.left.is_none();
-        let state = self.group.changed.wait_while(state, under_way).unwrap_or_else(PoisonError::into_inner);
-        match state.left {
-            Some(rank) if state.round == round => Err(RankProblem::Left { rank }),
-            _ => state.outcome.clone(),
+        let under_way = |state: &mut State| state.round == round && state.ended.is_none();
+        let waited = self.group.changed.wait_timeout_while(state, self.timeout, under_way);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.round != round {
+            return state.outcome.clone();
         }
+        let silent = (0..state.given.len()).filter(|&rank| state.given[rank].is_none()).collect();
+        let problem = RankProblem::Silent { ranks: silent, waited: self.timeout };
+        Err(self.end(&mut state, problem))
     }
 
-    fn meet_with(&self, call: Call, tensors: &[Named<'_>]) -> Result<()> {
-        if let Err(error) = tensors.iter().try_for_each(|(name, tensor)| check(name, tensor)) {
+    /// Ends the group, unless it has ended already. Returns why it has.
+    fn end(&self, state: &mut State, problem: RankProblem) -> RankProblem {
+        let problem = state.ended.get_or_insert(problem).clone();
+        state.given.iter_mut().for_each(|part| *part = None);
+        self.group.changed.notify_all();
+        problem
+    }
+
+    fn meet_with(&self, call: Call, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+        let fits = || {
+            check_owners(call.name(), self.rank, self.size(), tensors.len(), owners)?;
+            tensors.iter().try_for_each(|(name, tensor)| check(name, tensor))
+        };
+        let owners = if call == Call::Mean { Vec::new() } else { owners.to_vec() };
+        if let Err(error) = fits() {
             self.refuse(&error.to_string())?;
             return Err(error);
         }
         let tensors = tensors.iter().map(|(name, tensor)| ((*name).to_owned(), (*tensor).clone()));
-        Ok(self.meet(call, tensors.collect())?)
+        Ok(self.meet(Part { call, tensors: tensors.collect(), owners })?)
     }
 }
 
@@ -118,20 +150,24 @@ impl Communicator for InProcess {
     }
 
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()> {
-        self.meet_with(Call::Mean, tensors)
+        self.meet_with(Call::Mean, tensors, &vec![0; tensors.len()])
     }
 
-    fn broadcast(&self, tensors: &[Named<'_>]) -> Result<()> {
-        self.meet_with(Call::Broadcast, tensors)
+    fn reduce_mean(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+        self.meet_with(Call::MeanToOwner, tensors, owners)
+    }
+
+    fn share(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+        self.meet_with(Call::Share, tensors, owners)
     }
 
     fn barrier(&self) -> Result<()> {
-        Ok(self.meet(Call::Barrier, Vec::new())?)
+        Ok(self.meet(Part::without_tensors(Call::Barrier))?)
     }
 
     fn refuse(&self, reason: &str) -> Result<()> {
-        match self.meet(Call::Refuse(reason.to_owned()), Vec::new()) {
-            Err(problem @ RankProblem::Left { .. }) => Err(problem.into()),
+        match self.meet(Part::without_tensors(Call::Refuse(reason.to_owned()))) {
+            Err(problem @ (RankProblem::Left { .. } | RankProblem::Silent { .. })) => Err(problem.into()),
             _ => Ok(()),
         }
     }
@@ -139,10 +175,13 @@ impl Communicator for InProcess {
 
 impl Drop for InProcess {
     fn drop(&mut self) {
-        let mut state = self.state();
-        state.left.get_or_insert(self.rank);
-        state.given.iter_mut().for_each(|part| *part = None);
-        self.group.changed.notify_all();
+        self.end(&mut self.state(), RankProblem::Left { rank: self.rank });
+    }
+}
+
+impl Part {
+    fn without_tensors(call: Call) -> Self {
+        Self { call, tensors: Vec::new(), owners: Vec::new() }
     }
 }
 
@@ -150,7 +189,8 @@ impl Call {
     fn name(&self) -> &'static str {
         match self {
             Call::Mean => "all_reduce_mean",
-            Call::Broadcast => "broadcast",
+            Call::MeanToOwner => "reduce_mean",
+            Call::Share => "share",
             Call::Barrier => "barrier",
             Call::Refuse(_) => "refuse",
         }
@@ -185,13 +225,19 @@ fn carry_out(parts: &[Part]) -> Result<(), RankProblem> {
             return Err(RankProblem::Calls { rank, call, expected });
         }
         compare(&expected, rank, &described(part))?;
+        compare_owners(first, rank, part)?;
     }
     apart(parts)?;
     for i in 0..first.tensors.len() {
         let ranks: Vec<&Tensor> = parts.iter().map(|part| &part.tensors[i].1).collect();
-        let done = match first.call {
-            Call::Broadcast => copy_to(ranks[0], &ranks[1..]),
-            _ => write_mean(&ranks),
+        let done = match (&first.call, first.owners.get(i)) {
+            (Call::Share, Some(&owner)) => {
+                let others: Vec<&Tensor> =
+                    (0..ranks.len()).filter(|r| *r != owner).map(|r| ranks[r]).collect();
+                copy_to(ranks[owner], &others)
+            }
+            (Call::MeanToOwner, Some(&owner)) => write_mean(&ranks, &ranks[owner..=owner]),
+            _ => write_mean(&ranks, &ranks),
         };
         done.map_err(|error| RankProblem::Failed {
             call: first.call.name(),
@@ -205,6 +251,24 @@ fn carry_out(parts: &[Part]) -> Result<(), RankProblem> {
 fn described(part: &Part) -> Vec<Described> {
     let kind = |tensor: &Tensor| format!("{} {:?}", tensor.dtype().as_str(), tensor.dims());
     part.tensors.iter().map(|(name, tensor)| (name.clone(), kind(tensor))).collect()
+}
+
+/// Makes sure that `rank`, with the same tensors, names the same owners as rank 0.
+fn compare_owners(expected: &Part, rank: usize, got: &Part) -> Result<(), RankProblem> {
+    let mut owners = expected.owners.iter().zip(&got.owners).enumerate();
+    match owners.find(|(_, (expected, got))| expected != got) {
+        None => Ok(()),
+        Some((i, (expected_owner, owner))) => {
+            let (got, expected_owner) =
+                (format!("owned by rank {owner}"), format!("by rank {expected_owner}"));
+            Err(RankProblem::Differs {
+                tensor: expected.tensors[i].0.clone(),
+                rank,
+                got,
+                expected: expected_owner,
+            })
+        }
+    }
 }
 
 /// A tensor that shares memory with another would be changed twice.

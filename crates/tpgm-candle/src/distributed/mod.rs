@@ -4,6 +4,12 @@
 //! before anything else looks at them, so products, clipping, radii and steps are the same on every rank, to the bit,
 //! and nothing else has to be sent.
 //!
+//! Each rank also holds all state, unless it is divided
+//! ([`OptimizerBuilder::divide_state`](crate::OptimizerBuilder::divide_state), [`Tpgm::divided`](crate::Tpgm::divided),
+//! [`Ema::divided`](crate::Ema::divided)): then a rank keeps that of its own tensors, gradients go to the rank that needs them,
+//! and weights come back from there. The bits stay the same, and so do the bytes that are sent.
+//! [`Checkpointer::save_on_ranks`](crate::Checkpointer::save_on_ranks) saves all parts at once.
+//!
 //! A rank is a thread or a process with a [`Communicator`]. Give it to the optimizer
 //! ([`OptimizerBuilder::communicator`](crate::OptimizerBuilder::communicator)), to [`Tpgm`](crate::Tpgm::communicator),
 //! or, for another optimizer, call [`average_gradients`] between the backward pass and the step.
@@ -42,8 +48,14 @@
 //! A step happens on all ranks or on none. A rank whose loss, gradients or operands are unusable says so to the others
 //! ([`Communicator::refuse`]) and returns its own error; the others return [`Error::Ranks`] with the rank and its reason,
 //! and all may go on. A NaN in one rank's gradient makes the mean NaN, which every rank refuses by itself. Ranks that give
-//! different tensors all get an error that names the first one. A rank that leaves ends the group.
+//! different tensors all get an error that names the first one. A rank with another version, configuration or anchor is named
+//! when an optimizer is made, and one with other data by [`require_same`].
+//!
+//! A rank that leaves ends the group, and so does one that does not answer within the communicator's timeout: the others get
+//! an error that names it. Weights and state are then as before the call that failed, on all of them, and the last checkpoint
+//! loads. With [`divide_state`](crate::OptimizerBuilder::divide_state) the state of a rank that is gone is only there.
 
+mod division;
 mod error;
 mod in_process;
 mod mean;
@@ -54,10 +66,12 @@ mod problem;
 use std::fmt::Debug;
 
 use bytemuck::cast_slice;
-use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use candle_core::{Device, Tensor};
+use serde::Serialize;
 use tpgm_core::Slice;
 
+pub(crate) use self::division::Division;
 pub use self::error::{Error, Result};
 pub use self::in_process::InProcess;
 #[cfg(feature = "nccl")]
@@ -88,12 +102,30 @@ pub trait Communicator: Debug + Send + Sync {
     /// tensor that this communicator cannot work on, which the other ranks are told. Nothing was changed then.
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()>;
 
+    /// Replaces every tensor on its owner by its mean over all ranks, in place: half of an
+    /// [`all_reduce_mean`](Communicator::all_reduce_mean), with the same bits where the communicator can give them. `owners`
+    /// has a rank for each tensor, the same on all. On other ranks than its owner a tensor may hold anything afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`Communicator::all_reduce_mean`], also if ranks name other owners.
+    fn reduce_mean(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()>;
+
+    /// Replaces every tensor by that of its owner, in place. `owners` has a rank for each tensor, the same on all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Communicator::reduce_mean`].
+    fn share(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()>;
+
     /// Replaces every tensor by that of rank 0, in place.
     ///
     /// # Errors
     ///
     /// As [`Communicator::all_reduce_mean`].
-    fn broadcast(&self, tensors: &[Named<'_>]) -> Result<()>;
+    fn broadcast(&self, tensors: &[Named<'_>]) -> Result<()> {
+        self.share(tensors, &vec![0; tensors.len()])
+    }
 
     /// Waits until all ranks are here.
     ///
@@ -146,8 +178,63 @@ pub(crate) fn average(
     Ok(grads)
 }
 
-/// Makes the variables of all ranks those of rank 0, and makes sure that their anchors are, too. Reads anchors once.
-pub(crate) fn equalize(communicator: &dyn Communicator, params: &[Param]) -> Result<()> {
+/// Makes sure that all ranks work on the same: gives an error on all of them if the bytes that they give under `what` are not
+/// those of rank 0. For example a digest of the training files, or the [`DataOrder`](crate::DataOrder) as JSON. Sends 16
+/// bytes, through a tensor on `device`, where the communicator works.
+///
+/// Version, configuration, names, shapes and anchors need no such call: optimizers and trainers compare them when they are
+/// made.
+///
+/// ```
+/// use candle_core::Device;
+/// use tpgm_candle::distributed::{InProcess, require_same};
+/// let ranks = InProcess::group(2).into_iter().map(|rank| {
+///     std::thread::spawn(move || require_same(&rank, "training data", b"2000 images of 1 November", &Device::Cpu))
+/// });
+/// for rank in ranks.collect::<Vec<_>>() {
+///     rank.join().unwrap()?;
+/// }
+/// # Ok::<(), tpgm_candle::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// [`RankProblem::Unequal`] on a rank that differs, [`RankProblem::Refused`] with that rank on the others; or as
+/// [`Communicator::barrier`].
+pub fn require_same(
+    communicator: &dyn Communicator,
+    what: &str,
+    value: &[u8],
+    device: &Device,
+) -> Result<()> {
+    // FNV-1a; in two halves, each exact in f64.
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = value.iter().fold(0xcbf2_9ce4_8422_2325, step);
+    let own = [(hash >> 32) as f64, (hash & 0xffff_ffff) as f64];
+    let first = or_refuse(Some(communicator), Tensor::new(&own, device))?;
+    communicator.broadcast(&[(what, &first)])?;
+    let first = or_refuse(Some(communicator), first.to_vec1::<f64>())?;
+    let same = match first == own {
+        true => Ok(()),
+        false => Err(Error::from(RankProblem::Unequal { what: what.to_owned(), rank: communicator.rank() })),
+    };
+    or_refuse(Some(communicator), same)?;
+    communicator.barrier()
+}
+
+/// Makes the variables of all ranks those of rank 0, and makes sure that their anchors, their `config` and this crate's version
+/// are, too. Reads anchors once.
+pub(crate) fn equalize(
+    communicator: &dyn Communicator,
+    params: &[Param],
+    config: (&str, &impl Serialize),
+) -> Result<()> {
+    if let Some(first) = params.first() {
+        let device = first.var().device();
+        require_same(communicator, "version of tpgm-candle", env!("CARGO_PKG_VERSION").as_bytes(), device)?;
+        let json = serde_json::to_vec(config.1).expect("a configuration is plain data");
+        require_same(communicator, config.0, &json, device)?;
+    }
     let vars = params.iter().map(|param| (param.name(), param.var().as_tensor()));
     communicator.broadcast(&vars.collect::<Vec<_>>())?;
     let Some(first) = params.first() else { return Ok(()) };

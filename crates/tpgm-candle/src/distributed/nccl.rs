@@ -10,7 +10,7 @@ use cudarc::nccl::result::{NcclError, group_end, group_start};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp};
 
 use super::error::{Error, Result};
-use super::problem::RankProblem;
+use super::problem::{RankProblem, check_owners};
 use super::{Communicator, Named};
 use crate::engine;
 use crate::memory::{core_dtype, events};
@@ -137,8 +137,15 @@ impl Nccl {
     }
 
     /// Makes sure that all ranks make the same call with the same tensors.
-    fn agree(&self, handle: &mut Option<Handle>, call: Call, tensors: &[Named<'_>]) -> Result<()> {
-        let digests: Vec<i64> = tensors.iter().map(digest).collect();
+    fn agree(
+        &self,
+        handle: &mut Option<Handle>,
+        call: Call,
+        tensors: &[Named<'_>],
+        owners: &[usize],
+    ) -> Result<()> {
+        let digests: Vec<i64> =
+            tensors.iter().zip(owners).map(|(named, owner)| digest(named, *owner)).collect();
         let all = digests.iter().fold(FNV_OFFSET, |hash, digest| fnv(hash, &digest.to_le_bytes())) as i64;
         let (count, number) = (tensors.len() as i64, call as i64);
         let refuses = if call == Call::Refuse { self.rank as i64 + 1 } else { 0 };
@@ -170,22 +177,33 @@ impl Nccl {
         Err(RankProblem::Unlike { position, rank: self.rank, here }.into())
     }
 
-    fn run(&self, call: Call, tensors: &[Named<'_>]) -> Result<()> {
-        if let Err(error) = tensors.iter().try_for_each(|(name, tensor)| self.check(name, tensor)) {
+    fn run(&self, call: Call, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+        let fits = || {
+            check_owners(call.name(), self.rank, self.size, tensors.len(), owners)?;
+            tensors.iter().try_for_each(|(name, tensor)| self.check(name, tensor))
+        };
+        if let Err(error) = fits() {
             self.refuse(&error.to_string())?;
             return Err(error);
         }
         let mut handle = self.comm();
-        self.agree(&mut handle, call, tensors)?;
+        self.agree(&mut handle, call, tensors, owners)?;
         let (Some(Handle(comm)), false) = (&*handle, call == Call::Barrier) else { return Ok(()) };
         let nccl = |error: NcclError| failed(call.name(), self.rank, &error);
         group_start().map_err(nccl)?;
-        let tensors = || tensors.iter().map(|(_, tensor)| *tensor).filter(|tensor| tensor.elem_count() > 0);
-        let queued = tensors().try_for_each(|tensor| tensor.inplace_op1(&Exchange { comm, call }));
+        let tensors = tensors.iter().map(|(_, tensor)| *tensor).zip(owners);
+        let tensors: Vec<_> = tensors.filter(|(tensor, _)| tensor.elem_count() > 0).collect();
+        let queued = tensors.iter().try_for_each(|(tensor, owner)| {
+            tensor.inplace_op1(&Exchange {
+                comm,
+                call,
+                root: i32::try_from(**owner).map_err(candle_core::Error::wrap)?,
+            })
+        });
         // A group that was begun must end, whatever happened in it.
         group_end().map_err(nccl)?;
         // NCCL queues its work when the group ends. What cudarc was told of each tensor inside the group came too early.
-        let told = events::written(&self.device.cuda_stream(), tensors());
+        let told = events::written(&self.device.cuda_stream(), tensors.iter().map(|(tensor, _)| *tensor));
         queued.and(told).map_err(|error| self.failed(call.name(), error))
     }
 
@@ -219,19 +237,23 @@ impl Communicator for Nccl {
     }
 
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()> {
-        self.run(Call::Mean, tensors)
+        self.run(Call::Mean, tensors, &vec![0; tensors.len()])
     }
 
-    fn broadcast(&self, tensors: &[Named<'_>]) -> Result<()> {
-        self.run(Call::Broadcast, tensors)
+    fn reduce_mean(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+        self.run(Call::MeanToOwner, tensors, owners)
+    }
+
+    fn share(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+        self.run(Call::Share, tensors, owners)
     }
 
     fn barrier(&self) -> Result<()> {
-        self.run(Call::Barrier, &[])
+        self.run(Call::Barrier, &[], &[])
     }
 
     fn refuse(&self, _reason: &str) -> Result<()> {
-        match self.agree(&mut self.comm(), Call::Refuse, &[]) {
+        match self.agree(&mut self.comm(), Call::Refuse, &[], &[]) {
             Err(Error::Ranks(RankProblem::Refused { .. })) | Ok(()) => Ok(()),
             Err(error) => Err(error),
         }
@@ -256,7 +278,8 @@ impl Drop for Nccl {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Call {
     Mean = 1,
-    Broadcast,
+    MeanToOwner,
+    Share,
     Barrier,
     Refuse,
 }
@@ -265,7 +288,8 @@ impl Call {
     fn name(self) -> &'static str {
         match self {
             Call::Mean => "all_reduce_mean",
-            Call::Broadcast => "broadcast",
+            Call::MeanToOwner => "reduce_mean",
+            Call::Share => "share",
             Call::Barrier => "barrier",
             Call::Refuse => "refuse",
         }
@@ -276,6 +300,7 @@ impl Call {
 struct Exchange<'a> {
     comm: &'a Comm,
     call: Call,
+    root: i32,
 }
 
 impl InplaceOp1 for Exchange<'_> {
@@ -294,7 +319,8 @@ impl InplaceOp1 for Exchange<'_> {
             ($slice:expr) => {{
                 let mut elements = $slice.slice_mut(start..end);
                 match self.call {
-                    Call::Broadcast => self.comm.broadcast_in_place(&mut elements, 0),
+                    Call::Share => self.comm.broadcast_in_place(&mut elements, self.root),
+                    Call::MeanToOwner => self.comm.reduce_in_place(&mut elements, &ReduceOp::Avg, self.root),
                     _ => self.comm.all_reduce_in_place(&mut elements, &ReduceOp::Avg),
                 }
             }};
@@ -324,8 +350,8 @@ fn fnv(hash: u64, bytes: &[u8]) -> u64 {
     bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Equal for tensors of one name, type and shape.
-fn digest((name, tensor): &Named<'_>) -> i64 {
-    let kind = format!("{} {:?}", tensor.dtype().as_str(), tensor.dims());
+/// Equal for tensors of one name, type, shape and owner.
+fn digest((name, tensor): &Named<'_>, owner: usize) -> i64 {
+    let kind = format!("{} {:?} {owner}", tensor.dtype().as_str(), tensor.dims());
     fnv(fnv(fnv(FNV_OFFSET, name.as_bytes()), &[0]), kind.as_bytes()) as i64
 }

@@ -1,6 +1,7 @@
 //! What can go wrong between ranks, and how the tensors of ranks are compared.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Why a call that ranks make together did not happen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,22 @@ pub enum RankProblem {
     /// A rank is gone: its thread or process ended, by an error or a panic or because it was done.
     #[error("rank {rank} has left the group")]
     Left {
+        /// The rank.
+        rank: usize,
+    },
+    /// Ranks did not come to a call in time; the group has ended.
+    #[error("{} did not answer within {waited:?}", some(ranks))]
+    Silent {
+        /// The ranks.
+        ranks: Vec<usize>,
+        /// How long the others waited.
+        waited: Duration,
+    },
+    /// A rank trains something else, or otherwise.
+    #[error("the {what} of rank {rank} and that of rank 0 are not the same")]
+    Unequal {
+        /// What differs, for example "configuration of the optimizer".
+        what: String,
         /// The rank.
         rank: usize,
     },
@@ -73,6 +90,32 @@ pub enum RankProblem {
         /// What it said.
         reason: String,
     },
+}
+
+/// Ranks, for a sentence.
+fn some(ranks: &[usize]) -> String {
+    match ranks {
+        [rank] => format!("rank {rank}"),
+        ranks => format!("ranks {}", ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// Makes sure that a call names an owner for each tensor, and that they are ranks.
+pub(super) fn check_owners(
+    call: &'static str,
+    rank: usize,
+    size: usize,
+    tensors: usize,
+    owners: &[usize],
+) -> Result<(), RankProblem> {
+    let fail = |reason: String| Err(RankProblem::Failed { call, rank, reason });
+    if owners.len() != tensors {
+        return fail(format!("{} owners for {tensors} tensors; name one for each", owners.len()));
+    }
+    match owners.iter().find(|owner| **owner >= size) {
+        Some(owner) => fail(format!("there is no rank {owner} among {size}")),
+        None => Ok(()),
+    }
 }
 
 /// A tensor of a call, as ranks compare it: its name, and its type and shape in words.

@@ -6,23 +6,30 @@
 mod average;
 mod error;
 mod operands;
+mod radii;
+mod steps;
 
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Device, Tensor};
 #[cfg(any(feature = "cuda", test))]
 use tpgm_core::weight_space::Interpolator;
 use tpgm_core::{
-    Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, Slice, SliceMut, StateDict,
-    StepOptions, StepReport, TensorIo, TensorScalars, Tpgm,
+    Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, Slice, SliceMut, TensorIo,
+    TensorScalars, Tpgm,
 };
 
 use self::average::Average;
 pub(crate) use self::average::EmaEngine;
 pub use self::error::{Error, Result};
 pub(crate) use self::operands::Operands;
+pub(crate) use self::radii::{Projects, RadiusEngine};
+pub(crate) use self::steps::StepEngine;
 use crate::memory::copy_elements;
 use crate::params::Param;
 
-/// A device that steps can run on.
+/// A device that steps can run on. Clones share its threads or its stream.
+#[derive(Clone)]
 pub(crate) enum Place {
     /// The host.
     Cpu(Cpu),
@@ -143,6 +150,13 @@ pub(crate) trait Bind: Backend + Send + 'static {
 
     /// Writes averages into the variables, rounded to their types.
     fn write_averages(operands: &Operands, average: &mut Average<Self>) -> Result<()>;
+
+    /// The sum of the squares of every gradient, 0 where there is none: see [`tpgm_core::Optimizer::grad_squares`].
+    fn squares(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<f64>>;
 }
 
 impl Bind for Cpu {
@@ -165,6 +179,14 @@ impl Bind for Cpu {
             Ok(())
         })
     }
+
+    fn squares(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<f64>> {
+        operands.with_cpu(grads, |io| optimizer.grad_squares(io))
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -184,66 +206,28 @@ impl Bind for tpgm_cuda::Cuda {
     fn write_averages(operands: &Operands, average: &mut Average<Self>) -> Result<()> {
         average.blend_into(operands)
     }
-}
 
-/// [`tpgm_core::Optimizer`] on some device.
-pub(crate) trait StepEngine: Send {
-    fn step(
-        &mut self,
+    /// By candle's operations, in the type of the gradients or f32: the last bits are not those of a step's own norm.
+    fn squares(
+        _: &mut tpgm_core::Optimizer<Self>,
         operands: &Operands,
         grads: &[Option<Tensor>],
-        options: &StepOptions,
-    ) -> Result<StepReport>;
-    fn update_importance(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()>;
-    fn set_importance(&mut self, tensor: &str, values: &[f64]) -> Result<()>;
-    fn importance(&self, tensor: &str) -> Result<Vec<f64>>;
-    fn radii(&mut self) -> Option<&mut dyn RadiusEngine>;
-    fn scalars(&self) -> Result<Vec<TensorScalars>>;
-    fn norms(&self, tensor: &str) -> Result<Vec<f64>>;
-    fn state(&self) -> Result<StateDict>;
-    fn load_state(&mut self, state: &StateDict) -> Result<()>;
-}
-
-impl<B: Bind> StepEngine for tpgm_core::Optimizer<B> {
-    fn step(
-        &mut self,
-        operands: &Operands,
-        grads: &[Option<Tensor>],
-        options: &StepOptions,
-    ) -> Result<StepReport> {
-        B::bind(operands, grads, |io| self.step(io, options))
-    }
-
-    fn update_importance(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
-        B::bind(operands, grads, |io| self.update_importance(io))
-    }
-
-    fn set_importance(&mut self, tensor: &str, values: &[f64]) -> Result<()> {
-        Ok(self.set_importance(tensor, values)?)
-    }
-
-    fn importance(&self, tensor: &str) -> Result<Vec<f64>> {
-        Ok(self.importance(tensor)?)
-    }
-
-    fn radii(&mut self) -> Option<&mut dyn RadiusEngine> {
-        self.projector_mut().map(|projector| projector as &mut dyn RadiusEngine)
-    }
-
-    fn scalars(&self) -> Result<Vec<TensorScalars>> {
-        Ok(self.scalars()?)
-    }
-
-    fn norms(&self, tensor: &str) -> Result<Vec<f64>> {
-        Ok(self.norms(tensor)?)
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        Ok(self.state()?)
-    }
-
-    fn load_state(&mut self, state: &StateDict) -> Result<()> {
-        Ok(self.load_state(state)?)
+    ) -> Result<Vec<f64>> {
+        let square = |(i, grad): (usize, &Option<Tensor>)| match grad {
+            Some(grad) if grad.elem_count() > 0 => {
+                let wide = if grad.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+                let square =
+                    grad.to_dtype(wide)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+                if square.is_finite() {
+                    return Ok(square);
+                }
+                let (tensor, _) = operands.vars().nth(i).expect("there is a gradient per variable");
+                let (tensor, what) = (tensor.to_owned(), "squared norm of the gradient");
+                Err(tpgm_core::Error::NonFiniteValue { tensor, what }.into())
+            }
+            _ => Ok(0.0),
+        };
+        grads.iter().enumerate().map(square).collect()
     }
 }
 
@@ -258,57 +242,6 @@ pub(crate) trait InterpolationEngine: Send {
 impl<B: Bind> InterpolationEngine for Interpolator<B> {
     fn interpolate(&mut self, operands: &Operands, alpha: f64) -> Result<()> {
         B::bind(operands, &[], |io| self.interpolate(io, alpha))
-    }
-}
-
-/// [`Projector`] on some device.
-pub(crate) trait RadiusEngine: Send {
-    fn project(&mut self, operands: &Operands) -> Result<()>;
-    fn begin(&mut self, operands: &Operands) -> Result<()>;
-    fn apply(&mut self, operands: &Operands) -> Result<()>;
-    fn update(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()>;
-    fn finish(&mut self, operands: &Operands) -> Result<()>;
-    fn abort(&mut self, operands: &Operands) -> Result<()>;
-    fn scalars(&self) -> Result<Vec<TensorScalars>>;
-    fn state(&self) -> Result<StateDict>;
-    fn load_state(&mut self, state: &StateDict) -> Result<()>;
-}
-
-impl<B: Bind> RadiusEngine for Projector<B> {
-    fn project(&mut self, operands: &Operands) -> Result<()> {
-        B::bind(operands, &[], |io| self.project(io))
-    }
-
-    fn begin(&mut self, operands: &Operands) -> Result<()> {
-        B::bind(operands, &[], |io| self.begin(io))
-    }
-
-    fn apply(&mut self, operands: &Operands) -> Result<()> {
-        B::bind(operands, &[], |io| self.apply(io))
-    }
-
-    fn update(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
-        B::bind(operands, grads, |io| self.update(io))
-    }
-
-    fn finish(&mut self, operands: &Operands) -> Result<()> {
-        B::bind(operands, &[], |io| self.finish(io))
-    }
-
-    fn abort(&mut self, operands: &Operands) -> Result<()> {
-        B::bind(operands, &[], |io| self.abort(io))
-    }
-
-    fn scalars(&self) -> Result<Vec<TensorScalars>> {
-        Ok(self.scalars()?)
-    }
-
-    fn state(&self) -> Result<StateDict> {
-        Ok(self.state()?)
-    }
-
-    fn load_state(&mut self, state: &StateDict) -> Result<()> {
-        Ok(self.load_state(state)?)
     }
 }
 

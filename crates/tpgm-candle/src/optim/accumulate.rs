@@ -41,11 +41,19 @@ impl Accumulator {
         self.sums.iter().map(|sum| sum.filled)
     }
 
-    /// Adds a batch of gradients from [`Operands::gradients`].
-    pub(super) fn add(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
-        for ((sum, (name, var)), grad) in self.sums.iter_mut().zip(operands.vars()).zip(grads) {
-            let Some(grad) = grad else { continue };
-            sum.add(name, var, grad)?;
+    /// Adds a batch of gradients from [`Operands::gradients`]. Of those that are `present`, but not here, it takes note.
+    pub(super) fn add(
+        &mut self,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+        present: &[bool],
+    ) -> Result<()> {
+        let sums = self.sums.iter_mut().zip(operands.vars()).zip(grads).zip(present);
+        for (((sum, (name, var)), grad), present) in sums {
+            match grad {
+                Some(grad) => sum.add(name, var, grad)?,
+                None => sum.filled |= *present,
+            }
         }
         self.batches += 1;
         Ok(())
@@ -72,13 +80,23 @@ impl Accumulator {
         Ok(state)
     }
 
-    /// Takes its slots out of a saved state.
-    pub(super) fn load(operands: &Operands, state: &mut StateDict, batches: usize) -> Result<Self> {
+    /// Takes its slots out of a saved state: of the tensors that are held here.
+    pub(super) fn load(
+        operands: &Operands,
+        state: &mut StateDict,
+        batches: usize,
+        holds: impl Fn(usize) -> bool,
+    ) -> Result<Self> {
         let mut this = Self::new(operands.len());
         if batches == 0 {
             return Ok(this); // Sums without batches stay in `state`, where they are reported as unexpected.
         }
-        for (sum, (name, var)) in this.sums.iter_mut().zip(operands.vars()) {
+        for (i, (sum, (name, var))) in this.sums.iter_mut().zip(operands.vars()).enumerate() {
+            if !holds(i) {
+                // Whether another rank has a sum is not known here, and the audit has no reason to doubt it.
+                sum.filled = true;
+                continue;
+            }
             let Some(saved) = state.remove(&format!("{name}/{SLOT}")) else { continue };
             check(name, var, &saved)?;
             sum.memory = Some(to_tensor(saved.as_slice(), var.shape(), var.device())?);

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use tpgm_core::{Constraint, EngineOptions, Gradients, Group, Masters, Projection, Rule};
+use tpgm_core::{Constraint, EngineOptions, Gradients, Group, Masters, ParamSet, Projection, Rule};
 
 use super::RobustOptimizer;
 use super::accumulate::Accumulator;
 use super::audit::{AuditPolicy, GradientAudit};
 use super::config::OptimizerConfig;
-use super::error::Result;
+use super::divided::{Engine, Parts};
+use super::error::{Error, Result};
 use crate::distributed::{Communicator, equalize, or_refuse};
 use crate::engine::{Operands, Place};
 use crate::params::Params;
@@ -41,6 +42,7 @@ pub struct OptimizerBuilder {
     audit: AuditPolicy,
     variances: Vec<(String, Tensor, Tensor)>,
     communicator: Option<Arc<dyn Communicator>>,
+    divided: bool,
     #[cfg(feature = "cuda")]
     reports: tpgm_cuda::Reports,
 }
@@ -54,6 +56,7 @@ impl OptimizerBuilder {
             audit: AuditPolicy::default(),
             variances: Vec::new(),
             communicator: None,
+            divided: false,
             #[cfg(feature = "cuda")]
             reports: tpgm_cuda::Reports::default(),
         }
@@ -138,9 +141,59 @@ impl OptimizerBuilder {
 
     /// Makes this optimizer one of several that train the same model: see [`distributed`](crate::distributed). Gradients
     /// become their means over all ranks before anything looks at them. [`build`](Self::build) makes the variables those
-    /// of rank 0, and makes sure that anchors are the same, as they are if all ranks load one checkpoint.
+    /// of rank 0, and makes sure that anchors are the same, as they are if all ranks load one checkpoint, and the configuration.
     pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Self {
         self.communicator = Some(communicator);
+        self
+    }
+
+    /// Divides state between the ranks of the [`communicator`](Self::communicator), as ZeRO stage 1 does: a rank keeps
+    /// masters, moments, displacements, importance, scalars and (on a GPU) anchors of its own tensors alone, `1 / ranks` of all;
+    /// weights and gradients are whole on every rank. Each tensor is given whole to a rank, by size, so that no two differ by
+    /// more than one tensor. Every rule and constraint gives the same bits as without, if the communicator's
+    /// [`reduce_mean`](Communicator::reduce_mean) does.
+    ///
+    /// A step sends every gradient of another rank's tensor and every weight of an own one to each other rank once, in buckets
+    /// of 4 MiB: with [`InProcess`](crate::distributed::InProcess) over `n` ranks `2 (n - 1) / n` times the size of the
+    /// weights, as an all-reduce does. They do not overlap the backward pass: candle has all gradients only when it ends.
+    ///
+    /// A step happens on all ranks or on none: it is tried, sent, and taken back, before it is taken. What only the owner of a
+    /// tensor can see, such as a gradient that is not finite, is its own error, and
+    /// [`Error::Ranks`](crate::distributed::Error::Ranks) on the others.
+    ///
+    /// Anchors in a mapped file ([`Params::open`] on the CPU) take no memory on any rank. Those in memory stay there as long as
+    /// `params`, or a clone of it, does; the optimizer itself keeps those of its own tensors.
+    ///
+    /// Scalars, norms, importance and state are then those of this rank's tensors: see [`RobustOptimizer::holds`].
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use std::thread;
+    ///
+    /// use candle_core::{Device, Var};
+    /// use tpgm_candle::distributed::InProcess;
+    /// use tpgm_candle::{AdamW, Ftp, Param, Params, RobustOptimizer};
+    ///
+    /// let rank = |communicator: InProcess| -> tpgm_candle::Result<(usize, Vec<f32>)> {
+    ///     let (a, b) = (Var::new(&[0.5f32, 0.25], &Device::Cpu)?, Var::new(&[1.0f32, -1.0], &Device::Cpu)?);
+    ///     let params = [Param::anchored_here("a", a.clone())?, Param::anchored_here("b", b.clone())?];
+    ///     let mut optimizer = RobustOptimizer::builder(&Params::from_params(params)?)
+    ///         .rule(AdamW::default().lr(0.1))
+    ///         .constraint(Ftp::default())
+    ///         .communicator(Arc::new(communicator))
+    ///         .divide_state()
+    ///         .build()?;
+    ///     optimizer.backward_step(&(a.as_tensor() * b.as_tensor())?.sum_all()?)?;
+    ///     Ok((optimizer.scalars()?.len(), a.to_vec1()?))
+    /// };
+    /// let ranks: Vec<_> = InProcess::group(2).into_iter().map(|c| thread::spawn(move || rank(c))).collect();
+    /// let done = ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(done[0], done[1]); // one tensor each, and the same weights
+    /// assert_eq!(done[0].0, 1);
+    /// # Ok::<(), tpgm_candle::Error>(())
+    /// ```
+    pub fn divide_state(mut self) -> Self {
+        self.divided = true;
         self
     }
 
@@ -162,41 +215,63 @@ impl OptimizerBuilder {
     /// An option outside its range; a pattern that matches nothing; two parameters that share memory
     /// ([`Error::SharedStorage`](crate::engine::Error::SharedStorage)); parameters on a device that steps cannot run on
     /// ([`Error::Device`](crate::engine::Error::Device)) or on several ([`Error::Devices`](crate::engine::Error::Devices)); a variance for an unknown name or of another shape;
-    /// [`Error::Ranks`](crate::distributed::Error::Ranks).
+    /// [`Error::Ranks`](crate::distributed::Error::Ranks); [`Error::NoRanks`] for divided state without a communicator.
     pub fn build(self) -> Result<RobustOptimizer> {
         let (communicator, params) = (self.communicator.clone(), self.params.clone());
         let optimizer = or_refuse(communicator.as_deref(), self.prepare())?;
-        communicator.map_or(Ok(()), |communicator| equalize(&*communicator, &params.all()))?;
+        if let Some(communicator) = communicator {
+            let config = ("configuration of the optimizer", optimizer.config());
+            equalize(&*communicator, &params.all(), config)?;
+        }
         Ok(optimizer)
     }
 
     fn prepare(self) -> Result<RobustOptimizer> {
         #[cfg(feature = "cuda")]
         let reports = self.reports;
-        let Self { params, mut config, threads, audit, variances, communicator, .. } = self;
+        let Self { params, mut config, threads, audit, variances, communicator, divided, .. } = self;
         let mut set = params.set()?;
         if !config.groups.is_empty() {
             let groups: Vec<Group> = config.groups.drain(..).collect();
             let tensors = set.tensors().iter().cloned();
-            set = tpgm_core::ParamSet::builder().tensors(tensors).groups(groups).build()?;
+            set = ParamSet::builder().tensors(tensors).groups(groups).build()?;
         }
         config.groups = set.groups().cloned().collect();
         check_options(&config)?;
         let params = params.all();
         let settings = set.settings(&config.rule, &config.constraint)?;
-        let mut operands = Operands::new(&params)?.with_anchors(&params, &settings)?;
-        for (name, current, anchor) in variances {
-            operands.set_variance(&name, current, anchor)?;
-        }
+        let mut operands = Operands::new(&params)?;
         let audit = GradientAudit::new(&audit, &set)?;
         let place = Place::of(&params, threads)?;
         #[cfg(feature = "cuda")]
-        let place = match settings.iter().any(|settings| matches!(settings.constraint, Constraint::Tpgm(_))) {
-            // A projection update must know what was refused before it goes on.
+        let place = match divided
+            || settings.iter().any(|settings| matches!(settings.constraint, Constraint::Tpgm(_)))
+        {
+            // A projection update, and the other ranks, must know what was refused before they go on.
             true => place.reports(tpgm_cuda::Reports::AtOnce),
             false => place.reports(reports),
         };
-        let engine = place.optimizer(&set, config.rule, config.constraint, config.engine)?;
+        let (rule, constraint, options) = (config.rule, config.constraint, config.engine);
+        let engine = match (divided, &communicator) {
+            (true, None) => return Err(Error::NoRanks),
+            (true, Some(communicator)) => {
+                let engine = |part: &ParamSet, _: &Operands| {
+                    Ok(place.clone().optimizer(part, rule, constraint, options)?)
+                };
+                let mut parts = Parts::new(communicator.clone(), &params, &set, &settings, engine)?;
+                for (name, current, anchor) in variances {
+                    parts.set_variance(&name, current, anchor)?;
+                }
+                Engine::Divided(Box::new(parts))
+            }
+            (false, _) => {
+                operands = operands.with_anchors(&params, &settings)?;
+                for (name, current, anchor) in variances {
+                    operands.set_variance(&name, current, anchor)?;
+                }
+                Engine::Whole(place.optimizer(&set, rule, constraint, options)?)
+            }
+        };
         Ok(RobustOptimizer {
             accumulator: Accumulator::new(operands.len()),
             lr: config.rule.lr(),

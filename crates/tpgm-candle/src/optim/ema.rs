@@ -1,10 +1,14 @@
 //! A moving average of the live weights.
 
+use std::sync::Arc;
+
 use candle_core::Tensor;
-use tpgm_core::{ParamSet, StateDict};
+use tpgm_core::{AdamW, Constraint, ParamSet, StateDict};
 
 use super::builder::check;
-use super::error::Result;
+use super::divided::{Engine, Parts};
+use super::error::{Error, Result};
+use crate::distributed::{Communicator, or_refuse};
 use crate::engine::{EmaEngine, Operands, Place};
 use crate::params::Params;
 
@@ -32,7 +36,7 @@ const SLOT: &str = "ema";
 pub struct Ema {
     set: ParamSet,
     operands: Operands,
-    engine: Box<dyn EmaEngine>,
+    engine: Engine<dyn EmaEngine>,
     decay: f64,
 }
 
@@ -47,8 +51,31 @@ impl Ema {
         let set = params.set()?;
         let params = params.all();
         let operands = Operands::new(&params)?;
-        let engine = Place::of(&params, None)?.ema(&set, &operands)?;
+        let engine = Engine::Whole(Place::of(&params, None)?.ema(&set, &operands)?);
         Ok(Self { set, operands, engine, decay })
+    }
+
+    /// As [`Ema::new`], of one of several ranks with the same weights, which divide the averages between them: see
+    /// [`OptimizerBuilder::divide_state`](super::OptimizerBuilder::divide_state). All ranks make the same calls.
+    /// [`Ema::update`] sends nothing, [`Ema::apply`] the averages, as weights.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ema::new`], or [`Error::Ranks`](crate::distributed::Error::Ranks).
+    pub fn divided(params: &Params, decay: f64, communicator: Arc<dyn Communicator>) -> Result<Self> {
+        let prepare = || {
+            check_decay(decay)?;
+            let set = params.set()?;
+            let params = params.all();
+            let settings = set.settings(&AdamW::default().into(), &Constraint::None)?;
+            let (operands, place) = (Operands::new(&params)?, Place::of(&params, None)?);
+            let engine = |part: &ParamSet, operands: &Operands| Ok(place.clone().ema(part, operands)?);
+            let parts = Parts::new(communicator.clone(), &params, &set, &settings, engine)?;
+            Ok::<_, Error>(Self { set, operands, engine: Engine::Divided(Box::new(parts)), decay })
+        };
+        let this = or_refuse(Some(&*communicator), prepare())?;
+        communicator.barrier()?;
+        Ok(this)
     }
 
     /// Takes the weights into the average. Reads 8 and writes 4 bytes per f32 parameter.
@@ -57,7 +84,10 @@ impl Ema {
     ///
     /// When the device fails.
     pub fn update(&mut self) -> Result<()> {
-        Ok(self.engine.update(&self.operands, self.decay)?)
+        match &mut self.engine {
+            Engine::Whole(engine) => Ok(engine.update(&self.operands, self.decay)?),
+            Engine::Divided(parts) => parts.each(|engine, operands| Ok(engine.update(operands, self.decay)?)),
+        }
     }
 
     /// The decay.
@@ -88,21 +118,29 @@ impl Ema {
         let live = self.operands.vars().map(|(_, var)| var.copy()).collect::<candle_core::Result<_>>()?;
         // Made first: if writing fails half-way, its end puts everything back.
         let averaged = Averaged { ema: self, live };
-        averaged.ema.engine.apply(&averaged.ema.operands)?;
+        let Ema { engine, operands, .. } = &mut *averaged.ema;
+        match engine {
+            Engine::Whole(engine) => engine.apply(operands)?,
+            Engine::Divided(parts) => parts.apply(operands)?,
+        }
         Ok(averaged)
     }
 
-    /// Copies the averages out. Keys are `tensor/ema`.
+    /// Copies the averages out. Keys are `tensor/ema`. Of [`Ema::divided`], those that this rank keeps.
     ///
     /// # Errors
     ///
     /// When the device fails.
     pub fn state(&self) -> Result<StateDict> {
-        let keys = self.set.tensors().iter().map(|spec| format!("{}/{SLOT}", spec.name));
-        Ok(keys.zip(self.engine.state()?).collect())
+        let names = self.set.tensors().iter().map(|spec| spec.name.clone());
+        let averages = match &self.engine {
+            Engine::Whole(engine) => names.zip(engine.state()?).collect(),
+            Engine::Divided(parts) => parts.averages()?,
+        };
+        Ok(averages.into_iter().map(|(name, average)| (format!("{name}/{SLOT}"), average)).collect())
     }
 
-    /// Puts averages back that [`Ema::state`] copied out.
+    /// Puts averages back that [`Ema::state`] copied out. [`Ema::divided`] takes its part of all of them.
     ///
     /// # Errors
     ///
@@ -110,18 +148,22 @@ impl Ema {
     pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
         let key = |name: &str| format!("{name}/{SLOT}");
         let specs = self.set.tensors();
-        let averages = specs.iter().map(|spec| {
+        let held = specs.iter().enumerate().filter(|(i, _)| self.engine.holds(*i));
+        let averages = held.map(|(_, spec)| {
             let key = key(&spec.name);
             state.get(&key).cloned().ok_or(tpgm_core::Error::MissingSlot { key })
         });
         let averages = averages.collect::<tpgm_core::Result<Vec<_>>>()?;
         if state.len() > averages.len() {
             let known: std::collections::HashSet<_> = specs.iter().map(|spec| key(&spec.name)).collect();
-            let unknown = state.keys().find(|key| !known.contains(*key));
-            let key = unknown.expect("more keys than known ones").clone();
-            return Err(tpgm_core::Error::UnexpectedSlot { key }.into());
+            if let Some(key) = state.keys().find(|key| !known.contains(*key)).cloned() {
+                return Err(tpgm_core::Error::UnexpectedSlot { key }.into());
+            }
         }
-        Ok(self.engine.load_state(&averages)?)
+        match &mut self.engine {
+            Engine::Whole(engine) => Ok(engine.load_state(&averages)?),
+            Engine::Divided(parts) => parts.load_averages(&averages),
+        }
     }
 }
 

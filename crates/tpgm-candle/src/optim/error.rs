@@ -29,6 +29,27 @@ pub enum Error {
     /// A call that several ranks make together failed.
     #[error(transparent)]
     Distributed(#[from] distributed::Error),
+    /// The state of a tensor was asked of a rank that does not keep it.
+    #[error(
+        "the state of tensor `{tensor}` is divided between ranks, and rank {owner} keeps it; ask that rank"
+    )]
+    OtherRank {
+        /// The tensor.
+        tensor: String,
+        /// The rank that keeps its state.
+        owner: usize,
+    },
+    /// State is divided between ranks, and a call needs all of it in one place.
+    #[error(
+        "{call} needs the state of all tensors, but it is divided between ranks; do it without `divide_state`"
+    )]
+    Divided {
+        /// The call.
+        call: &'static str,
+    },
+    /// State was to be divided between the ranks of no group.
+    #[error("there are no ranks to divide state between; give the builder a `communicator`")]
+    NoRanks,
     /// A projection update was asked of an optimizer that has no learned radii.
     #[error("TPGM constrains no tensor of this optimizer; make it with `TpgmConfig` as its constraint")]
     NoRadii,

@@ -3,9 +3,10 @@
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
+use super::divided::Engine;
 use super::{Error, Result, RobustOptimizer};
 use crate::audit::loss_value;
-use crate::distributed::{average, or_refuse};
+use crate::distributed::or_refuse;
 use crate::memory::to_buffer;
 
 impl RobustOptimizer {
@@ -33,12 +34,11 @@ impl RobustOptimizer {
     /// If no variable keeps an importance, for a gradient of another shape, type or device, and for one that is not finite; nothing
     /// was changed then.
     pub fn update_importance(&mut self, grads: &GradStore) -> Result<()> {
-        let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
-        let grads = match self.communicator() {
-            Some(communicator) => average(communicator, &self.operands, grads)?,
-            None => grads,
-        };
-        Ok(self.engine.update_importance(&self.operands, &grads)?)
+        let means = self.means(grads)?;
+        match &mut self.engine {
+            Engine::Whole(engine) => Ok(engine.update_importance(&self.operands, &means.own)?),
+            Engine::Divided(parts) => parts.update_importance(&self.operands, &means.own),
+        }
     }
 
     /// Runs the backward pass of `loss` and takes the importance from it, as [`RobustOptimizer::update_importance`].
@@ -55,7 +55,8 @@ impl RobustOptimizer {
         self.update_importance(&grads)
     }
 
-    /// Sets the importance of a parameter: a tensor of its shape with finite values of at least 0; gates are 0 or 1.
+    /// Sets the importance of a parameter: a tensor of its shape with finite values of at least 0; gates are 0 or 1. With
+    /// divided state all ranks call this, and the one that keeps it takes it.
     ///
     /// # Errors
     ///
@@ -63,15 +64,21 @@ impl RobustOptimizer {
     /// Nothing was changed then.
     pub fn set_importance(&mut self, name: &str, importance: &Tensor) -> Result<()> {
         let values = to_buffer(name, importance)?.to_f64();
-        Ok(self.engine.set_importance(name, &values)?)
+        match &mut self.engine {
+            Engine::Whole(engine) => Ok(engine.set_importance(name, &values)?),
+            Engine::Divided(parts) => parts.set_importance(name, &values),
+        }
     }
 
     /// The importance of a parameter, one value per element; zeros before it is given.
     ///
     /// # Errors
     ///
-    /// An unknown name, a parameter whose constraint keeps no importance, or the device fails.
+    /// An unknown name, a parameter whose constraint keeps no importance, one whose state another rank keeps, or the device fails.
     pub fn importance(&self, name: &str) -> Result<Vec<f64>> {
-        Ok(self.engine.importance(name)?)
+        match &self.engine {
+            Engine::Whole(engine) => Ok(engine.importance(name)?),
+            Engine::Divided(parts) => parts.importance(name),
+        }
     }
 }

@@ -4,10 +4,13 @@ mod accumulate;
 mod audit;
 mod builder;
 mod config;
+mod divided;
+mod drop_in;
 mod ema;
 mod error;
 mod importance;
 mod position;
+mod radii;
 mod schedule;
 mod sparse;
 mod state;
@@ -16,17 +19,18 @@ mod transform;
 
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
 use tpgm_core::{Constraint, ParamSet, Projection, Rule, StepOptions, TensorScalars};
 
 use self::accumulate::Accumulator;
 use self::audit::GradientAudit;
+use self::divided::{Engine, Means, WholeRadii};
 use self::position::Positions;
 use crate::audit::loss_value;
 use crate::distributed::{Communicator, average, or_refuse};
 use crate::engine::{Operands, StepEngine, named};
-use crate::params::{self, Param, Params};
+use crate::params::Params;
 
 pub use self::audit::AuditPolicy;
 pub use self::builder::OptimizerBuilder;
@@ -34,9 +38,10 @@ pub use self::config::OptimizerConfig;
 pub use self::ema::{Averaged, Ema};
 pub use self::error::{Error, Result};
 pub use self::position::PositionProblem;
+pub use self::radii::Radii;
 pub use self::schedule::{Anneal, Schedule};
 pub use self::sparse::{SaftOptimizer, SaftSelection, selekt};
-pub use self::tpgm::{Every, PostHoc, Radii, Tpgm};
+pub use self::tpgm::{Every, PostHoc, Tpgm};
 
 /// What a call of [`RobustOptimizer::step`] or [`RobustOptimizer::backward_step`] did.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -95,7 +100,7 @@ pub struct StepInfo {
 pub struct RobustOptimizer {
     set: ParamSet,
     operands: Operands,
-    engine: Box<dyn StepEngine>,
+    engine: Engine<dyn StepEngine>,
     config: OptimizerConfig,
     lr: f64,
     projection: Projection,
@@ -147,7 +152,8 @@ impl RobustOptimizer {
     /// Takes a step with gradients of a loss (multiplied by the loss scale, if there is one), or accumulates them.
     ///
     /// A variable without a gradient is an error at the first step (see [`AuditPolicy`]); later it is left alone, and its
-    /// own step count with it. With a communicator, the gradients in `grads` become their means over all ranks.
+    /// own step count with it. With a communicator, the gradients in `grads` become their means over all ranks; with divided
+    /// state those of other ranks' tensors may hold anything afterwards.
     ///
     /// # Errors
     ///
@@ -155,44 +161,66 @@ impl RobustOptimizer {
     /// its range; [`Error::Ranks`](crate::distributed::Error::Ranks). Nothing was changed then. If only the sum of accumulated gradients is not finite, the batches since the
     /// last step are forgotten.
     pub fn step(&mut self, grads: &GradStore) -> Result<StepInfo> {
-        let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
-        match self.communicator() {
-            Some(communicator) => self.step_with(average(communicator, &self.operands, grads)?),
-            None => self.step_with(grads),
+        let means = self.means(grads)?;
+        self.step_with(means)
+    }
+
+    /// Gradients of all variables; with a communicator their means over all ranks, where they are needed.
+    fn means(&self, grads: &GradStore) -> Result<Means> {
+        let grads = self.of_vars(grads);
+        match (&self.engine, self.communicator()) {
+            (Engine::Divided(parts), _) => parts.reduce(&self.operands, grads),
+            (Engine::Whole(_), Some(communicator)) => {
+                Ok(Means::new(average(communicator, &self.operands, grads)?))
+            }
+            (Engine::Whole(_), None) => Ok(Means::new(grads)),
         }
+    }
+
+    fn of_vars(&self, grads: &GradStore) -> Vec<Option<Tensor>> {
+        self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect()
     }
 
     fn communicator(&self) -> Option<&dyn Communicator> {
         self.communicator.as_deref()
     }
 
-    fn step_with(&mut self, grads: Vec<Option<Tensor>>) -> Result<StepInfo> {
+    fn step_with(&mut self, means: Means) -> Result<StepInfo> {
+        let Means { own, present, spare } = means;
         let of = self.config.accumulate;
         let due = self.accumulator.batches() + 1 >= of;
         if due && self.steps == 0 {
             let earlier = self.accumulator.filled();
-            let got = grads.iter().zip(earlier).map(|(grad, earlier)| earlier || grad.is_some());
+            let got = present.iter().zip(earlier).map(|(present, earlier)| earlier || *present);
             self.audit.check(&self.operands, got)?;
         }
         if of == 1 {
-            return self.take(&grads);
+            return self.take(&own, &present, spare);
         }
-        let grads = self.operands.gradients(&grads)?;
+        let grads = self.operands.gradients(&own)?;
         if self.config.gradients == tpgm_core::Gradients::Check {
-            accumulate::check_finite(&self.operands, &grads)?;
+            self.engine.agreed(accumulate::check_finite(&self.operands, &grads))?;
         }
-        self.accumulator.add(&self.operands, &grads)?;
+        self.accumulator.add(&self.operands, &grads, &present)?;
         if !due {
             return Ok(StepInfo { loss: None, taken: false, grad_norm: None });
         }
         drop(grads);
         let sums = self.accumulator.sums();
-        let info = self.take(&sums);
+        // Which other ranks' tensors got a gradient before this batch is not known after a resume.
+        let info = self.take(&sums, &vec![true; present.len()], spare);
         self.accumulator.clear();
         info
     }
 
-    fn take(&mut self, grads: &[Option<Tensor>]) -> Result<StepInfo> {
+    /// A step of the whole set, or of this rank's part of it. `moved` and `spare` are for other ranks' tensors: whether a step
+    /// changes them, and memory for their weights.
+    fn take(
+        &mut self,
+        grads: &[Option<Tensor>],
+        moved: &[bool],
+        spare: Vec<Option<Tensor>>,
+    ) -> Result<StepInfo> {
         let options = StepOptions {
             lr: Some(self.lr),
             grad_scale: 1.0 / (self.config.loss_scale * self.config.accumulate as f64),
@@ -200,7 +228,10 @@ impl RobustOptimizer {
             projection: self.projection,
             gradients: self.config.gradients,
         };
-        let report = self.engine.step(&self.operands, grads, &options)?;
+        let report = match &mut self.engine {
+            Engine::Whole(engine) => engine.step(&self.operands, grads, &options)?,
+            Engine::Divided(parts) => parts.step(&self.operands, grads, moved, spare, &options)?,
+        };
         self.steps += 1;
         Ok(StepInfo { loss: None, taken: true, grad_norm: report.grad_norm })
     }
@@ -239,8 +270,15 @@ impl RobustOptimizer {
     ///
     /// [`Error::NoRadii`] if TPGM constrains no tensor.
     pub fn tpgm(&mut self) -> Result<Radii<'_>> {
-        let engine = self.engine.radii().ok_or(Error::NoRadii)?;
-        Ok(Radii::new(&self.set, &self.operands, engine, self.communicator.as_deref()))
+        let (set, communicator) = (&self.set, self.communicator.as_deref());
+        match &mut self.engine {
+            Engine::Whole(engine) => {
+                let engine = engine.radii().ok_or(Error::NoRadii)?;
+                Ok(Radii::whole(&self.operands, WholeRadii { set, engine, communicator }))
+            }
+            Engine::Divided(parts) if parts.learns() => Ok(Radii::divided(&self.operands, &mut **parts)),
+            Engine::Divided(_) => Err(Error::NoRadii),
+        }
     }
 
     /// Steps taken, those before a resume included. Accumulated batches count only with their step.
@@ -263,13 +301,25 @@ impl RobustOptimizer {
         &self.config
     }
 
-    /// Radii and telemetry of every parameter, sorted by name.
+    /// Whether this rank keeps the state of a parameter: with [`OptimizerBuilder::divide_state`] one rank does, without it all.
+    ///
+    /// # Errors
+    ///
+    /// An unknown name.
+    pub fn holds(&self, name: &str) -> Result<bool> {
+        Ok(self.engine.holds(self.set.position(name)?))
+    }
+
+    /// Radii and telemetry of every parameter whose state is here ([`RobustOptimizer::holds`]), sorted by name.
     ///
     /// # Errors
     ///
     /// When the device fails.
     pub fn scalars(&self) -> Result<Vec<(String, TensorScalars)>> {
-        Ok(named(&self.set, self.engine.scalars()?))
+        match &self.engine {
+            Engine::Whole(engine) => Ok(named(&self.set, engine.scalars()?)),
+            Engine::Divided(parts) => parts.scalars(),
+        }
     }
 
     /// Norms of the displacement that the last step measured before pulling back: one per row (MARS) or one (L2); zeros
@@ -277,52 +327,11 @@ impl RobustOptimizer {
     ///
     /// # Errors
     ///
-    /// An unknown name, or the device fails.
+    /// An unknown name, one whose state another rank keeps, or the device fails.
     pub fn norms(&self, name: &str) -> Result<Vec<f64>> {
-        Ok(self.engine.norms(name)?)
-    }
-}
-
-/// A drop-in for candle-nn's optimizers. Parameters are named by their position (`0000`, `0001`, ...) and anchored where
-/// they are now.
-///
-/// # Resuming
-///
-/// Prefer [`RobustOptimizer::builder`] over [`Params`] (from a checkpoint, or
-/// [`Params::from_var_map`]): it knows names, and anchors that are not where the weights happen to be.
-///
-/// `VarMap::all_vars` has another order in every process, so positions mean nothing to the next one. The state of an optimizer
-/// made here therefore holds a shape and a digest of every weight and anchor, and [`RobustOptimizer::load_state`] finds its
-/// variables by these, in whatever order they are given. To resume: make the optimizer while the variables hold the
-/// *pre-trained* weights, put the saved weights into them, then load the state. Where weights do not match, or are twins
-/// whose state differs, that is [`Error::Position`].
-impl candle_nn::Optimizer for RobustOptimizer {
-    type Config = OptimizerConfig;
-
-    fn new(vars: Vec<Var>, config: OptimizerConfig) -> candle_core::Result<Self> {
-        let param = |(i, var)| Param::anchored_here(format!("{i:04}"), var);
-        let params = vars.into_iter().enumerate().map(param).collect::<params::Result<Vec<_>>>()?;
-        let mut this = Self::builder(&Params::from_params(params)?).config(config).build()?;
-        let settings = this.set.settings(&this.config.rule, &this.config.constraint).map_err(Error::from)?;
-        this.positions = Some(Positions::new(&this.operands, settings)?);
-        Ok(this)
-    }
-
-    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        RobustOptimizer::step(self, grads)?;
-        Ok(())
-    }
-
-    fn learning_rate(&self) -> f64 {
-        self.lr
-    }
-
-    fn set_learning_rate(&mut self, lr: f64) {
-        self.lr = lr;
-    }
-
-    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
-        RobustOptimizer::backward_step(self, loss)?;
-        Ok(())
+        match &self.engine {
+            Engine::Whole(engine) => Ok(engine.norms(name)?),
+            Engine::Divided(parts) => parts.norms(name),
+        }
     }
 }

@@ -5,6 +5,7 @@ use candle_core::backprop::GradStore;
 use tpgm_core::sparse::{self, SaftMask, SaftScore, Selekt, SelektIo};
 use tpgm_core::{Buffer, Constraint, Cpu, ParamSet, Rule, Slice, StateDict, StepOptions, StepReport};
 
+use super::divided::Engine;
 use super::{Error, Result, RobustOptimizer};
 use crate::audit::loss_value;
 use crate::engine::Operands;
@@ -32,13 +33,16 @@ use crate::params::{Anchor, Param, Params};
 ///
 /// # Errors
 ///
-/// An option outside its range, a displacement that is NaN, an optimizer of other parameters, or the device fails. Nothing was changed
-/// then, unless a device fails half way.
+/// An option outside its range, a displacement that is NaN, an optimizer of other parameters or with state that is divided between
+/// ranks, or the device fails. Nothing was changed then, unless a device fails half way.
 pub fn selekt(
     params: &Params,
     options: &Selekt,
     optimizer: Option<&mut RobustOptimizer>,
 ) -> Result<Vec<(String, Option<usize>)>> {
+    if optimizer.as_ref().is_some_and(|optimizer| matches!(optimizer.engine, Engine::Divided(_))) {
+        return Err(Error::Divided { call: "selekt" });
+    }
     let (all, set) = (params.all(), params.set()?);
     let mut state = optimizer.as_ref().map(|optimizer| optimizer.state()).transpose()?;
     let copy = |param: &Param| Ok(to_buffer(param.name(), param.var())?);

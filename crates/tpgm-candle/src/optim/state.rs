@@ -5,6 +5,7 @@ use tpgm_core::{Buffer, StateDict};
 use super::RobustOptimizer;
 use super::accumulate::Accumulator;
 use super::config::OptimizerConfig;
+use super::divided::Engine;
 use super::error::Result;
 
 /// Slots of the optimizer as a whole. No tensor's slot has one of these names.
@@ -16,11 +17,17 @@ impl RobustOptimizer {
     /// Copies all state out: moments, masters, radii, the learning rate, the step count and pending sums of gradients.
     /// Keys are `tensor/slot`. Weights and anchors are not part of it.
     ///
+    /// With [`divide_state`](super::OptimizerBuilder::divide_state) it is that of this rank's tensors. The states of all ranks
+    /// together are that of an optimizer without it.
+    ///
     /// # Errors
     ///
     /// When the device fails.
     pub fn state(&self) -> Result<StateDict> {
-        let mut state = self.engine.state()?;
+        let mut state = match &self.engine {
+            Engine::Whole(engine) => engine.state()?,
+            Engine::Divided(parts) => parts.state()?,
+        };
         state.extend(self.accumulator.state(&self.operands)?);
         if let Some(positions) = &self.positions {
             state.extend(positions.state(&self.operands)?);
@@ -35,6 +42,9 @@ impl RobustOptimizer {
     /// Puts state back that [`RobustOptimizer::state`] copied out of an optimizer with the same configuration and
     /// parameters. With the same weights, the next step then gives the same bits.
     ///
+    /// With [`divide_state`](super::OptimizerBuilder::divide_state) this takes the state of all tensors, whoever saved it and
+    /// divided as it may have been, and keeps this rank's part; or that part alone.
+    ///
     /// # Errors
     ///
     /// A missing, unexpected or misshapen slot, or [`Error::Position`](super::Error::Position); the optimizer is then
@@ -42,7 +52,7 @@ impl RobustOptimizer {
     pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
         let mut state = match &self.positions {
             Some(positions) => positions.load(&self.operands, state.clone())?,
-            None => state.clone(),
+            None => self.held(state),
         };
         let mut number = |key: &str, whole: bool| take_number(&mut state, key, whole);
         let (lr, steps, batches) = (number(LR, false)?, number(STEPS, true)?, number(BATCHES, true)?);
@@ -52,12 +62,29 @@ impl RobustOptimizer {
                 tpgm_core::Error::InvalidOption { option: BATCHES, value: batches, requirement }.into()
             );
         }
-        let accumulator = Accumulator::load(&self.operands, &mut state, batches as usize)?;
-        self.engine.load_state(&state)?;
+        let holds = |i| self.engine.holds(i);
+        let accumulator = Accumulator::load(&self.operands, &mut state, batches as usize, holds)?;
+        match &mut self.engine {
+            Engine::Whole(engine) => engine.load_state(&state)?,
+            Engine::Divided(parts) => parts.load_state(&state)?,
+        }
         self.lr = lr;
         self.steps = steps as u64;
         self.accumulator = accumulator;
         Ok(())
+    }
+
+    /// Whether [`RobustOptimizer::load_state`] takes a slot of saved state: with divided state it leaves those of other ranks'
+    /// tensors aside, and they need not be read. See [`Checkpoint::state_where`](crate::Checkpoint::state_where).
+    pub fn takes(&self, key: &str) -> bool {
+        let position = key.rsplit_once('/').and_then(|(name, _)| self.set.position(name).ok());
+        position.is_none_or(|position| self.engine.holds(position))
+    }
+
+    /// A saved state without the slots of tensors whose state other ranks keep.
+    fn held(&self, state: &StateDict) -> StateDict {
+        let slots = state.iter().filter(|(key, _)| self.takes(key));
+        slots.map(|(key, buffer)| (key.clone(), buffer.clone())).collect()
     }
 
     /// As [`RobustOptimizer::load_state`], after making sure that the state was saved with the same configuration.

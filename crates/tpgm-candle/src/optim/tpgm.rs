@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use tpgm_core::{ParamSet, Sgd, StateDict, TensorScalars, Tpgm as TpgmConfig};
 
 #[cfg(doc)]
 use super::RobustOptimizer;
+use super::divided::{Engine, Parts, RadiusSteps, WholeRadii};
 use super::error::{Error, Result};
-use crate::audit::loss_value;
-use crate::distributed::{Communicator, average, equalize, or_refuse};
+use super::radii::Radii;
+use crate::distributed::{Communicator, equalize, or_refuse};
 use crate::engine::{Operands, Place, RadiusEngine, named};
 use crate::params::{Param, Params};
 
@@ -53,7 +54,7 @@ use crate::params::{Param, Params};
 pub struct Tpgm {
     set: ParamSet,
     operands: Operands,
-    engine: Box<dyn RadiusEngine>,
+    engine: Engine<dyn RadiusEngine>,
     config: TpgmConfig,
     params: Vec<Param>,
     communicator: Option<Arc<dyn Communicator>>,
@@ -73,8 +74,41 @@ impl Tpgm {
         let params = params.all();
         let settings = set.settings(&Sgd::default().into(), &config.into())?;
         let operands = Operands::new(&params)?.with_anchors(&params, &settings)?;
-        let engine = Place::of(&params, None)?.projector(&set, config)?;
+        let engine = Engine::Whole(Place::of(&params, None)?.projector(&set, config)?);
         Ok(Self { set, operands, engine, config, params, communicator: None })
+    }
+
+    /// As [`Tpgm::new`], one of several trainers of the same model, which divide radii and remembered weights between them:
+    /// see [`OptimizerBuilder::divide_state`](super::OptimizerBuilder::divide_state). Held-out gradients become their means
+    /// over all ranks, on the rank that needs them, and the variables become those of rank 0. While an update runs, each rank
+    /// keeps a copy of the other ranks' weights.
+    ///
+    /// # Errors
+    ///
+    /// As [`Tpgm::new`] and [`Tpgm::communicator`].
+    pub fn divided(params: &Params, config: TpgmConfig, communicator: Arc<dyn Communicator>) -> Result<Self> {
+        let prepare = || {
+            let set = params.set()?;
+            let params = params.all();
+            let settings = set.settings(&Sgd::default().into(), &config.into())?;
+            let (operands, place) = (Operands::new(&params)?, Place::of(&params, None)?);
+            let engine = |part: &ParamSet, _: &Operands| Ok(place.clone().projector(part, config)?);
+            let parts = Parts::new(communicator.clone(), &params, &set, &settings, engine)?;
+            Ok::<_, Error>((
+                params,
+                Self {
+                    set,
+                    operands,
+                    engine: Engine::Divided(Box::new(parts)),
+                    config,
+                    params: vec![],
+                    communicator: None,
+                },
+            ))
+        };
+        let (params, this) = or_refuse(Some(&*communicator), prepare())?;
+        equalize(&*communicator, &params, ("configuration of TPGM", &config))?;
+        Ok(this)
     }
 
     /// Makes this trainer one of several of the same model: see [`distributed`](crate::distributed). Held-out gradients
@@ -82,9 +116,13 @@ impl Tpgm {
     ///
     /// # Errors
     ///
-    /// [`Error::Ranks`](crate::distributed::Error::Ranks), also if the anchors of two ranks differ.
+    /// [`Error::Ranks`](crate::distributed::Error::Ranks), also if the anchors of two ranks differ; or this trainer is of
+    /// [`Tpgm::divided`], which has a communicator.
     pub fn communicator(mut self, communicator: Arc<dyn Communicator>) -> Result<Self> {
-        equalize(&*communicator, &self.params)?;
+        if matches!(self.engine, Engine::Divided(_)) {
+            return Err(Error::Divided { call: "Tpgm::communicator" });
+        }
+        equalize(&*communicator, &self.params, ("configuration of TPGM", &self.config))?;
         self.communicator = Some(communicator);
         Ok(self)
     }
@@ -138,13 +176,16 @@ impl Tpgm {
         self.radii().project()
     }
 
-    /// Radii and telemetry of every parameter, sorted by name.
+    /// Radii and telemetry of every parameter, sorted by name; of [`Tpgm::divided`] those that this rank keeps.
     ///
     /// # Errors
     ///
     /// When the device fails.
     pub fn scalars(&self) -> Result<Vec<(String, TensorScalars)>> {
-        Ok(named(&self.set, self.engine.scalars()?))
+        match &self.engine {
+            Engine::Whole(engine) => Ok(named(&self.set, engine.scalars()?)),
+            Engine::Divided(parts) => parts.scalars(),
+        }
     }
 
     /// What the trainer was made with.
@@ -152,26 +193,38 @@ impl Tpgm {
         &self.config
     }
 
-    /// Copies the radii and their Adam state out. Keys are `tensor/slot`.
+    /// Copies the radii and their Adam state out. Keys are `tensor/slot`. Of [`Tpgm::divided`], this rank's part.
     ///
     /// # Errors
     ///
     /// When the device fails.
     pub fn state(&self) -> Result<StateDict> {
-        Ok(self.engine.state()?)
+        match &self.engine {
+            Engine::Whole(engine) => Ok(engine.state()?),
+            Engine::Divided(parts) => parts.state(),
+        }
     }
 
-    /// Puts state back that [`Tpgm::state`] copied out.
+    /// Puts state back that [`Tpgm::state`] copied out. [`Tpgm::divided`] takes its part of that of all tensors.
     ///
     /// # Errors
     ///
     /// A missing, unexpected or misshapen slot; the trainer is then unchanged.
     pub fn load_state(&mut self, state: &StateDict) -> Result<()> {
-        Ok(self.engine.load_state(state)?)
+        match &mut self.engine {
+            Engine::Whole(engine) => Ok(engine.load_state(state)?),
+            Engine::Divided(parts) => parts.load_state(state),
+        }
     }
 
     fn radii(&mut self) -> Radii<'_> {
-        Radii::new(&self.set, &self.operands, self.engine.as_mut(), self.communicator.as_deref())
+        let (set, communicator) = (&self.set, self.communicator.as_deref());
+        match &mut self.engine {
+            Engine::Whole(engine) => {
+                Radii::whole(&self.operands, WholeRadii { set, engine: &mut **engine, communicator })
+            }
+            Engine::Divided(parts) => Radii::divided(&self.operands, &mut **parts),
+        }
     }
 }
 
@@ -183,124 +236,6 @@ pub struct PostHoc {
     pub losses: Vec<f64>,
     /// Radius, norm, ratio and more of every parameter, sorted by name.
     pub scalars: Vec<(String, TensorScalars)>,
-}
-
-/// TPGM's radii, of a [`Tpgm`] or of a [`RobustOptimizer`] that is constrained by it.
-pub struct Radii<'a> {
-    set: &'a ParamSet,
-    operands: &'a Operands,
-    engine: &'a mut dyn RadiusEngine,
-    communicator: Option<&'a dyn Communicator>,
-}
-
-impl<'a> Radii<'a> {
-    pub(crate) fn new(
-        set: &'a ParamSet,
-        operands: &'a Operands,
-        engine: &'a mut dyn RadiusEngine,
-        communicator: Option<&'a dyn Communicator>,
-    ) -> Self {
-        Self { set, operands, engine, communicator }
-    }
-
-    /// One projection update of one iteration; `loss` computes the held-out loss, of one batch or the mean of several.
-    /// Returns the loss (with several ranks, that of this one).
-    ///
-    /// # Errors
-    ///
-    /// As [`Radii::update_n`].
-    pub fn update(&mut self, loss: impl FnOnce() -> candle_core::Result<Tensor>) -> Result<f64> {
-        let mut update = Update::begin(self)?;
-        let value = update.iterate(loss)?;
-        update.finish()?;
-        Ok(value)
-    }
-
-    /// One projection update of several iterations: `loss(i)` computes the held-out loss of iteration `i` (from 0), and
-    /// the radii take an Adam step after each. Returns the losses. Without iterations the weights are only projected.
-    ///
-    /// # Errors
-    ///
-    /// The closure fails, its loss is not one finite number, a tensor whose radius is learned gets no gradient (tensors
-    /// without elements excepted) or a non-finite one, or one of these happens on another rank ([`Error::Ranks`](crate::distributed::Error::Ranks)). The
-    /// weights are then the same bits as before the call, whatever the iteration; radii keep what earlier iterations taught
-    /// them. The same holds if the closure panics.
-    pub fn update_n(
-        &mut self,
-        iterations: usize,
-        mut loss: impl FnMut(usize) -> candle_core::Result<Tensor>,
-    ) -> Result<Vec<f64>> {
-        let mut update = Update::begin(self)?;
-        let losses = (0..iterations).map(|i| update.iterate(|| loss(i))).collect::<Result<Vec<_>>>()?;
-        update.finish()?;
-        Ok(losses)
-    }
-
-    /// Projects the weights with the current radii, in place. The first projection of a tensor, here or in an update,
-    /// sets its radius to half of its smallest norm.
-    ///
-    /// # Errors
-    ///
-    /// When the device fails, or a displacement is not finite.
-    pub fn project(&mut self) -> Result<()> {
-        Ok(self.engine.project(self.operands)?)
-    }
-
-    /// Radii and telemetry of every parameter, sorted by name.
-    ///
-    /// # Errors
-    ///
-    /// When the device fails.
-    pub fn scalars(&self) -> Result<Vec<(String, TensorScalars)>> {
-        Ok(named(self.set, self.engine.scalars()?))
-    }
-}
-
-/// A running projection update. Dropped before its end, by an error or a panic, it writes the weights back.
-struct Update<'u, 'a> {
-    radii: &'u mut Radii<'a>,
-    running: bool,
-}
-
-impl<'u, 'a> Update<'u, 'a> {
-    fn begin(radii: &'u mut Radii<'a>) -> Result<Self> {
-        radii.engine.begin(radii.operands)?;
-        Ok(Self { radii, running: true })
-    }
-
-    fn iterate(&mut self, loss: impl FnOnce() -> candle_core::Result<Tensor>) -> Result<f64> {
-        let Radii { operands, engine, communicator, .. } = &mut *self.radii;
-        engine.apply(operands)?;
-        let held_out =
-            loss().map_err(Error::from).and_then(|loss| Ok((loss_value(&loss)?, loss.backward()?)));
-        let (value, grads) = or_refuse(*communicator, held_out)?;
-        let gradient = |(_, var): (_, &Var)| match grads.get(var) {
-            // There is nothing to learn, and no loss reaches such a tensor on every device.
-            None if var.elem_count() == 0 => Some(var.as_detached_tensor()),
-            grad => grad.cloned(),
-        };
-        let mut grads: Vec<_> = operands.vars().map(gradient).collect();
-        if let Some(communicator) = communicator {
-            grads = average(*communicator, operands, grads)?;
-        }
-        engine.update(operands, &grads)?;
-        Ok(value)
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.radii.engine.finish(self.radii.operands)?;
-        self.running = false;
-        Ok(())
-    }
-}
-
-impl Drop for Update<'_, '_> {
-    fn drop(&mut self) {
-        if self.running {
-            // The error that brought us here is the one to report; this one needs a failing device.
-            let _ = self.radii.engine.abort(self.radii.operands);
-        }
-    }
 }
 
 /// Every `n`-th step, for projection updates, evaluations or checkpoints.

@@ -4,6 +4,7 @@ use candle_core::backprop::GradStore;
 use tpgm_core::gradient::{Follow, GradientTransform};
 use tpgm_core::{Buffer, SliceMut};
 
+use super::divided::{Engine, Means};
 use super::{Result, RobustOptimizer, StepInfo};
 use crate::distributed::average;
 use crate::memory::{to_buffer, to_tensor};
@@ -40,7 +41,7 @@ impl RobustOptimizer {
         grads: &GradStore,
         transform: &mut dyn GradientTransform,
     ) -> Result<StepInfo> {
-        let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
+        let grads = self.of_vars(grads);
         let grads = match self.communicator() {
             Some(communicator) => average(communicator, &self.operands, grads)?,
             None => grads,
@@ -61,7 +62,12 @@ impl RobustOptimizer {
             }
             _ => Ok(None),
         });
-        self.step_with(changed.collect::<Result<_>>()?)
+        let changed = changed.collect::<Result<_>>()?;
+        let means = match &self.engine {
+            Engine::Whole(_) => Means::new(changed),
+            Engine::Divided(parts) => parts.own(changed),
+        };
+        self.step_with(means)
     }
 
     /// Gradients as a [`GradientTransform`] takes them: copies on the host, one per parameter in the order of
@@ -71,8 +77,7 @@ impl RobustOptimizer {
     ///
     /// A gradient of another shape, type or device.
     pub fn host_gradients(&self, grads: &GradStore) -> Result<Vec<Option<Buffer>>> {
-        let grads: Vec<_> = self.operands.vars().map(|(_, var)| grads.get(var).cloned()).collect();
-        self.buffers(&grads)
+        self.buffers(&self.of_vars(grads))
     }
 
     fn buffers(&self, grads: &[Option<candle_core::Tensor>]) -> Result<Vec<Option<Buffer>>> {

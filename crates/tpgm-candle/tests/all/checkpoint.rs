@@ -335,8 +335,8 @@ fn other_versions_and_programs_are_recognized() {
     };
     assert!(ours.contains(r#""version": 1,"#), "{ours}");
     // A later version may have changed everything else.
-    let later = r#"{"format": "tpgm-candle checkpoint", "version": 2, "new": {}}"#;
-    assert_eq!(problem(later), CheckpointProblem::Version { got: 2, supported: 1 });
+    let later = r#"{"format": "tpgm-candle checkpoint", "version": 3, "new": {}}"#;
+    assert_eq!(problem(later), CheckpointProblem::Version { got: 3, supported: 2 });
     assert_eq!(problem(r#"{"epoch": 3}"#), CheckpointProblem::Foreign);
     assert_eq!(problem(r#"{"format": "x", "version": 1}"#), CheckpointProblem::Foreign);
     assert!(matches!(problem("PK\u{3}\u{4}"), CheckpointProblem::Malformed { .. }));

@@ -39,7 +39,7 @@ mod project;
 mod pull;
 mod settle;
 mod simd;
-mod step;
+pub(crate) mod step;
 mod tensors;
 
 use std::ops::Range;
@@ -102,7 +102,7 @@ impl Cpu {
 
     /// Runs `work` on a thread of the pool. Handing work to the pool from outside costs tens of microseconds, so a whole
     /// call goes in once; passes inside it find themselves there already.
-    fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+    pub(crate) fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             Some(pool) => pool.install(work),
             None if rayon::current_thread_index().is_some() => work(),
@@ -182,6 +182,10 @@ impl Backend for Cpu {
     }
 
     fn download(&self, data: &Buffer) -> Result<Buffer> {
+        Ok(data.clone())
+    }
+
+    fn duplicate(&self, data: &Buffer) -> Result<Buffer> {
         Ok(data.clone())
     }
 

@@ -27,7 +27,7 @@ use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 use crate::step::{Gradients, StepOptions};
 
-pub(super) fn step(
+pub(crate) fn step(
     cpu: &Cpu,
     job: Job<'_, '_, Cpu>,
     rule: &Rule,
@@ -40,32 +40,11 @@ pub(super) fn step(
     let trusted = options.gradients == Gradients::Trust && !clipping;
     let (mut grad_norm, mut clip) = (None, options.grad_scale);
     if !trusted {
-        let Workspace { operands, sums, .. } = &mut *workspace;
-        cpu.run(|| {
-            sums.par_iter_mut().zip(&plan.pieces).for_each(|(out, piece)| {
-                let t = piece.tensor;
-                *out = if operands[t].grad.is_some() {
-                    let wanted = measure::sums_wanted(&settings[t], &scalars[t]);
-                    measure::piece(cpu.simd, &operands[t], plan, piece, wanted, clipping)
-                } else {
-                    PieceSums::NONE
-                };
-            });
-        });
-        measure::check_finite(set.tensors(), plan, sums)?;
-        let total = |t: usize| PieceSums::total(&sums[plan.tensors[t].pieces.clone()]);
+        workspace.look(cpu, set, plan, settings, scalars, clipping)?;
         if let Some(max) = options.max_grad_norm {
-            let norm = (0..set.len()).map(|t| total(t).square).sum::<f64>().sqrt() * options.grad_scale;
+            let norm = workspace.squares(plan).sum::<f64>().sqrt() * options.grad_scale;
             grad_norm = Some(norm);
             clip *= (max / (norm + 1e-6)).min(1.0);
-        }
-        // Finite gradients can still overflow a product with what is remembered of earlier steps.
-        for (t, spec) in set.tensors().iter().enumerate() {
-            let total = total(t);
-            if !(total.dot.is_finite() && total.displacement.is_finite() && total.previous.is_finite()) {
-                let tensor = spec.name.clone();
-                return Err(Error::NonFiniteValue { tensor, what: "product of gradient and displacement" });
-            }
         }
     }
 
@@ -94,7 +73,54 @@ pub(super) fn step(
     Ok(StepReport { grad_norm })
 }
 
+/// The sum of the squares of every gradient, as a step with clipping adds them up. Changes nothing.
+pub(crate) fn grad_squares(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<Vec<f64>> {
+    let Job { set, settings, plan, io, slots, scalars, workspace } = job;
+    workspace.bind(io, slots, settings, scalars);
+    workspace.look(cpu, set, plan, settings, scalars, true)?;
+    Ok(workspace.squares(plan).collect())
+}
+
 impl Workspace {
+    /// The phase that only reads, over operands that are bound: sums of all pieces, and whether they are finite.
+    fn look(
+        &mut self,
+        cpu: &Cpu,
+        set: &ParamSet,
+        plan: &Plan,
+        settings: &[Settings],
+        scalars: &[TensorScalars],
+        clipping: bool,
+    ) -> Result<()> {
+        let Self { operands, sums, .. } = self;
+        cpu.run(|| {
+            sums.par_iter_mut().zip(&plan.pieces).for_each(|(out, piece)| {
+                let t = piece.tensor;
+                *out = if operands[t].grad.is_some() {
+                    let wanted = measure::sums_wanted(&settings[t], &scalars[t]);
+                    measure::piece(cpu.simd, &operands[t], plan, piece, wanted, clipping)
+                } else {
+                    PieceSums::NONE
+                };
+            });
+        });
+        measure::check_finite(set.tensors(), plan, sums)?;
+        // Finite gradients can still overflow a product with what is remembered of earlier steps.
+        for (tensor, spec) in plan.tensors.iter().zip(set.tensors()) {
+            let total = PieceSums::total(&sums[tensor.pieces.clone()]);
+            if !(total.dot.is_finite() && total.displacement.is_finite() && total.previous.is_finite()) {
+                let tensor = spec.name.clone();
+                return Err(Error::NonFiniteValue { tensor, what: "product of gradient and displacement" });
+            }
+        }
+        Ok(())
+    }
+
+    /// Of the gradients that were looked at, one per tensor.
+    fn squares(&self, plan: &Plan) -> impl Iterator<Item = f64> {
+        plan.tensors.iter().map(|tensor| PieceSums::total(&self.sums[tensor.pieces.clone()]).square)
+    }
+
     /// The phase that writes, over operands that are bound: asks `decide` how each tensor moves, which may use the sums of its
     /// pieces, and moves it.
     pub(super) fn move_all(

@@ -194,7 +194,7 @@ fn different_calls_and_shared_memory_are_errors() {
         0 => communicator.barrier().unwrap_err(),
         _ => communicator.broadcast(&[]).unwrap_err(),
     });
-    let expected = "rank 1 called `broadcast` where rank 0 called `barrier`; nothing was changed on any rank";
+    let expected = "rank 1 called `share` where rank 0 called `barrier`; nothing was changed on any rank";
     assert!(errors.iter().all(|error| error.to_string() == expected), "{errors:?}");
 
     let var = Var::new(&[1.0f32], &Device::Cpu).unwrap();

@@ -1,8 +1,13 @@
 //! Several ranks train as one.
 #![allow(clippy::unwrap_used)]
 
+mod checkpoints;
+mod divided;
+mod divided_failures;
+mod divided_state;
 mod failures;
 mod means;
+mod timeouts;
 mod training;
 
 use std::thread;
