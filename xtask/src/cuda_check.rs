@@ -43,7 +43,7 @@ fi
 
 /// Each is linted by itself: code that leans on the other one's imports fails.
 const FEATURES: [(&str, &[&str]); 3] = [
-    ("tpgm-candle/cuda", &["tpgm-candle", "tpgm-cuda"]),
+    ("tpgm-candle/cuda", &["tpgm-candle", "tpgm-cuda", "tpgm-nn"]),
     ("tpgm-candle/nccl,tpgm-examples/nccl", &["tpgm-candle", "tpgm-examples"]),
     ("tpgm-benches/cuda", &["tpgm-benches", "tpgm-examples"]),
 ];
