@@ -21,6 +21,7 @@
 
 mod layers;
 mod networks;
+mod operations;
 mod tape;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! The layers of `tpgm-nn`, composed as in its `composed.rs`, and by kernels.
 
-use super::tape::{How, One, T, Tape, Two};
+use super::operations::{One, Two};
+use super::tape::{How, T, Tape};
 
 /// Weights and biases, trained or frozen.
 pub(super) struct Linear {

@@ -1,7 +1,8 @@
 //! The networks: `bert.rs`, `image.rs` with `block.rs`, `llama.rs` and `attention.rs` of `tpgm-nn`, line by line.
 
 use super::layers::{Linear, Norm};
-use super::tape::{One, T, Tape, Two};
+use super::operations::{One, Two};
+use super::tape::{T, Tape};
 
 /// A network and a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

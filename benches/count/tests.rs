@@ -1,7 +1,8 @@
 //! Small cases counted by hand, and the graphs of the models.
 
 use super::layers::Linear;
-use super::tape::{How, One, T, Tally, Tape, Two};
+use super::operations::{One, Two};
+use super::tape::{How, T, Tally, Tape};
 use super::{Network, Step, count};
 
 fn step(tape: &Tape) -> [(u64, u64); 2] {

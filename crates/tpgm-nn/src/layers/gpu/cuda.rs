@@ -25,9 +25,11 @@ pub(in crate::layers) struct Stream {
     layers: Layers<tpgm_cuda::CudaDevice>,
 }
 
+/// A device of candle, and the thread where its stream is that of every thread.
+type Key = (DeviceId, Option<ThreadId>);
+
 /// Streams that have been used; nothing for those of GPUs that the kernels do not run on.
-static STREAMS: LazyLock<Mutex<HashMap<(DeviceId, Option<ThreadId>), Option<Stream>>>> =
-    LazyLock::new(Mutex::default);
+static STREAMS: LazyLock<Mutex<HashMap<Key, Option<Stream>>>> = LazyLock::new(Mutex::default);
 
 /// Most streams that are kept. What is dropped is made again when it is used again: threads come and go.
 const MOST: usize = 64;
