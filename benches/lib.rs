@@ -8,6 +8,7 @@
 //! - [`Ours`]: our side of a comparison.
 //! - [`Peers`]: PyTorch and the published code, or candle's own optimizers, in a child process.
 //! - [`options`]: what both harnesses can be asked for.
+//! - [`count`]: launches and bytes of whole training steps on a GPU, counted and not measured.
 //! - [`Samples`]: medians and paired ratios.
 //! - [`report`]: tables for people, rows for data files; [`machine`] says where they come from, [`contention`] who else was
 //!   at work.
@@ -16,6 +17,7 @@
 //! the floors, our code and its peers in one run.
 
 pub mod contention;
+pub mod count;
 pub mod data;
 pub mod floors;
 pub mod machine;

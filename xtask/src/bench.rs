@@ -20,11 +20,15 @@ pub(crate) struct Args {
 /// Selects the harness of whole training steps.
 const END_TO_END: &str = "--end-to-end";
 
+/// Prints launches and bytes of training steps on a GPU, counted and not measured.
+const COUNT: &str = "--count";
+
 /// What `--install-torch` installs: PyTorch, and what the published code imports.
 const TORCH: [&str; 2] = ["torch", "numpy"];
 
 /// Runs the harness; if it is to emulate kernels, or to compare with candle, compiles these first. `--install-torch` makes a
-/// virtual environment with PyTorch in `target/peers/torch`, once, and compares with it. `--end-to-end` runs the harness of
+/// virtual environment with PyTorch in `target/peers/torch`, once, and compares with it. `--count` alone prints the table of
+/// [`COUNT`]. `--end-to-end` runs the harness of
 /// whole training steps; with `--device cuda` it is built with the feature of that name, which takes the CUDA toolkit.
 ///
 /// # Errors
@@ -32,6 +36,10 @@ const TORCH: [&str; 2] = ["torch", "numpy"];
 /// If it cannot be built or fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let mut options = args.options.clone();
+    if options.iter().any(|option| option == COUNT) {
+        ensure!(options.len() == 1, "`{COUNT}` takes no other option, but got {options:?}");
+        return start(&mut harness("count"));
+    }
     if let Some(at) = options.iter().position(|option| option == "--install-torch") {
         let python = torch()?.display().to_string();
         options.splice(at..=at, ["--python".to_owned(), python]);

@@ -133,17 +133,26 @@ fn run_tests(
     tests: &[&str],
     test_args: &[String],
 ) -> Result<()> {
-    // As the tests are built, so that nothing is built anew.
-    let mut command = cargo(&["test", "--workspace", "--features", FEATURES, "--test", "emulated"]);
     let runner = sanitizer::runner(compiler, variant)?;
-    if !runner.is_empty() {
-        // A sanitizer belongs into the test program, not into cargo and the compiler.
-        command.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner:?}"));
+    let run = |target: &[&str], tests: &[&str]| {
+        // As the tests are built, so that nothing is built anew.
+        let mut command = cargo(&["test", "--workspace", "--features", FEATURES]);
+        command.args(target);
+        if !runner.is_empty() {
+            // A sanitizer belongs into the test program, not into cargo and the compiler.
+            command.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner:?}"));
+        }
+        command.arg("--").args(tests).args(test_args).env("TPGM_EMULATOR", library);
+        let success = command.status().context("cannot start cargo")?.success();
+        ensure!(success, "the emulated kernels ({}) failed", variant.name());
+        Ok(())
+    };
+    run(&["--test", "emulated"], tests)?;
+    // The layers that call the kernels, on candle's tensors.
+    match (tests, test_args) {
+        ([], []) => run(&["--lib"], &["layers::gpu::tests"]),
+        _ => Ok(()),
     }
-    command.arg("--").args(tests).args(test_args).env("TPGM_EMULATOR", library);
-    let success = command.status().context("cannot start cargo")?.success();
-    ensure!(success, "the emulated kernels ({}) failed", variant.name());
-    Ok(())
 }
 
 #[cfg(test)]

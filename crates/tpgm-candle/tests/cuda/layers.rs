@@ -15,6 +15,14 @@ fn layers() -> Vec<(&'static str, Vec<Vec<usize>>, Layer)> {
         ("gelu_tanh", vec![x()], |t| nn::gelu_tanh(&t[0])),
         ("quick_gelu", vec![x()], |t| nn::quick_gelu(&t[0])),
         ("silu", vec![x()], |t| nn::silu(&t[0])),
+        ("gated_silu", vec![x(), x()], |t| nn::gated_silu(&t[0], &t[1])),
+        // Rows with gaps, which the kernels read where they are.
+        ("gated_silu of halves", vec![vec![6, 16]], |t| {
+            nn::gated_silu(&t[0].narrow(1, 0, 8)?, &t[0].narrow(1, 8, 8)?)
+        }),
+        ("rms_norm of parts", vec![x(), vec![5]], |t| {
+            nn::RmsNorm::new(t[1].clone(), 1e-5).forward(&t[0].narrow(1, 2, 5)?)
+        }),
         ("relu", vec![x()], |t| nn::relu(&t[0])),
         ("add_bias", vec![x(), vec![8]], |t| nn::add_bias(&t[0], &t[1])),
         ("linear", vec![x(), vec![3, 8], vec![3]], |t| {

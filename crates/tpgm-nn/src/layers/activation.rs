@@ -7,6 +7,7 @@ use super::check::{Path, same_kind};
 use super::composed;
 use super::float::{Float, logistic, vectorized};
 use super::fused::{Arg, Fused, apply1};
+use super::gpu::on_gpu;
 use super::storage::{
     BLOCK, Operand, PIECE, by_dtype, fill, into_storage, into_tensor, load, scratch, store,
 };
@@ -105,7 +106,8 @@ pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
 
 fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
     same_kind(op.name(), &[x])?;
-    match (Path::of(x), op) {
+    let path = if op.has_kernel() { Path::with_kernels(x) } else { Path::of(x) };
+    match (path, op) {
         (Path::Fused, op) => apply1(op, x),
         (Path::Composed, Activation::Gelu) => composed::gelu(x),
         (Path::Composed, Activation::GeluTanh) => composed::gelu_tanh(x),
@@ -124,7 +126,7 @@ pub(super) const QUICK: f64 = 1.702;
 
 /// The operation. Backward needs the input only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Activation {
+pub(super) enum Activation {
     Gelu,
     GeluTanh,
     QuickGelu,
@@ -137,6 +139,11 @@ enum Activation {
 }
 
 impl Activation {
+    /// False for those of MobileNet alone.
+    fn has_kernel(self) -> bool {
+        !matches!(self, Self::Relu6 | Self::Sigmoid | Self::HardSigmoid | Self::HardSwish)
+    }
+
     fn values<T: Element, C: Float>(self, x: Slice<'_>) -> Buffer {
         let (y, _) = fill::<T, ()>(x.len(), PIECE, |range, piece| {
             let (mut x_scratch, mut y_scratch) = (scratch::<T, C>(BLOCK), scratch::<T, C>(BLOCK));
@@ -184,6 +191,8 @@ impl Activation {
 }
 
 impl Fused<1> for Activation {
+    on_gpu!(1, activation, has_kernel);
+
     fn name(&self) -> &'static str {
         match self {
             Activation::Gelu => "gelu",

@@ -2,21 +2,31 @@
 
 use candle_core::{Result, Shape, Tensor};
 
+use super::gpu;
 use crate::error::Error;
 
 /// Who computes a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Path {
-    /// The fused operation of this module.
+    /// The fused operation of this module, on the CPU or by kernels.
     Fused,
     /// The composition of candle's own operations in [`super::composed`].
     Composed,
 }
 
 impl Path {
-    /// The one place where this is decided: fused on the CPU, composed on every other device.
+    /// Of a layer without kernels: fused on the CPU, composed on every other device.
     pub(super) fn of(x: &Tensor) -> Self {
         if x.device().is_cpu() { Path::Fused } else { Path::Composed }
+    }
+
+    /// Of a layer with kernels: also fused on a GPU, unless [`gpu`] says that there is no kernel for such tensors.
+    pub(super) fn with_kernels(x: &Tensor) -> Self {
+        match gpu::takes(x) {
+            Some(true) => Path::Fused,
+            Some(false) => Path::Composed,
+            None => Self::of(x),
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The same functions, composed of candle's differentiable operations.
 //!
-//! You need these when you compare: they are what the [layers](crate) compute on devices other than the CPU, and
-//! what tests and benchmarks hold the fused operations against. They keep every intermediate tensor for the backward
+//! You need these when you compare: they are what the [layers](crate) compute where they have no code of their own, on Metal and
+//! partly on CUDA, and what tests and benchmarks hold the fused operations against. They keep every intermediate tensor for the backward
 //! pass. Arguments are those of the fused functions, and unlike there are not checked beyond what candle checks itself.
 
 mod activation;
@@ -103,6 +103,15 @@ pub fn cross_entropy_soft(logits: &Tensor, targets: &Tensor, smoothing: f64) -> 
     }
     let of_all = (log_p.sum_all()? * (smoothing / classes as f64))?;
     ((of_targets * (1.0 - smoothing))? + of_all)? / -(rows as f64)
+}
+
+/// [`gated_silu`](super::gated_silu).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn gated_silu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    silu(gate)? * up
 }
 
 /// [`rope`](super::rope).

@@ -9,6 +9,8 @@ use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, largest, sum, vectorized};
 use super::fused::{Arg, Fused, apply1};
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::storage::{
     Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
 };
@@ -23,6 +25,9 @@ const NAME: &str = "cross-entropy";
 ///
 /// Forward reads the logits once, backward reads them once more and writes their gradient; nothing of their size is kept
 /// in between. `candle_nn::loss::cross_entropy` has a gradient too, and keeps several such tensors.
+///
+/// On a GPU that computes it by a kernel (feature `cuda`; logits of f32, bf16 or f16), labels that lie there are not looked at by
+/// the host, which would have to wait for them: one that is not a class makes the loss NaN.
 ///
 /// # Errors
 ///
@@ -55,8 +60,13 @@ pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) 
     if rows == 0 {
         return Err(shape_error(NAME, "there must be at least one row to average over", &[logits, labels]));
     }
+    // Rows with gaps stay where they are.
+    let logits = if logits.rank() == 2 { logits.clone() } else { logits.reshape((rows, classes))? };
+    #[cfg(any(feature = "cuda", test))]
+    if gpu::takes(&logits) == Some(true) {
+        return gpu::cross_entropy::mean(&logits, &labels_beside(&logits, labels, classes)?, smoothing);
+    }
     let labels = checked_labels(NAME, labels, classes)?;
-    let logits = logits.reshape((rows, classes))?;
     match Path::of(&logits) {
         Path::Fused => apply1(CrossEntropy { labels, smoothing, normalizers: OnceLock::new() }, &logits),
         Path::Composed => {
@@ -66,11 +76,28 @@ pub fn cross_entropy_smoothed(logits: &Tensor, labels: &Tensor, smoothing: f64) 
     }
 }
 
-/// All labels on the host, each below `classes`.
-pub(crate) fn checked_labels(op: &'static str, labels: &Tensor, classes: usize) -> Result<Vec<u32>> {
+/// Labels on the device of the logits, of shape (rows). The host looks at those alone that it has.
+#[cfg(any(feature = "cuda", test))]
+fn labels_beside(logits: &Tensor, labels: &Tensor, classes: usize) -> Result<Tensor> {
+    if labels.device().same_device(logits.device()) {
+        check_type(NAME, labels)?;
+        return labels.flatten_all();
+    }
+    let labels = checked_labels(NAME, labels, classes)?;
+    let rows = labels.len();
+    Tensor::from_vec(labels, rows, logits.device())
+}
+
+fn check_type(op: &'static str, labels: &Tensor) -> Result<()> {
     if !matches!(labels.dtype(), DType::U8 | DType::U32 | DType::I64) {
         candle_core::bail!("{op}: labels must be u8, u32 or i64; got {:?}", labels.dtype());
     }
+    Ok(())
+}
+
+/// All labels on the host, each below `classes`.
+pub(crate) fn checked_labels(op: &'static str, labels: &Tensor, classes: usize) -> Result<Vec<u32>> {
+    check_type(op, labels)?;
     let labels: Vec<i64> = labels.flatten_all()?.to_dtype(DType::I64)?.to_vec1()?;
     let check = |(row, label): (usize, i64)| match u32::try_from(label) {
         Ok(index) if (index as usize) < classes => Ok(index),

@@ -1,5 +1,5 @@
 //! From a fused operation to candle's custom operations: what a new layer fills in. Its arguments come as arrays, so that nothing
-//! is written once per number of arguments; a device with kernels of its own is to hang here too.
+//! is written once per number of arguments. A layer that has kernels for GPUs says so with [`on_gpu`](super::gpu::on_gpu).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,6 +7,9 @@ use candle_core::op::BackpropOp;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use tpgm_core::Slice;
 
+use super::gpu;
+#[cfg(any(feature = "cuda", test))]
+use super::gpu::{Fresh, Home, Input};
 use super::storage::elements;
 
 /// A contiguous tensor on the CPU.
@@ -32,10 +35,15 @@ impl<'a> Arg<'a> {
     }
 }
 
-/// An operation of `N` tensors that is computed on the CPU, forward and backward.
-pub(super) trait Fused<const N: usize>: Send + Sync + 'static {
+/// An operation of `N` tensors that is computed on the CPU, forward and backward, and by kernels where it has them.
+pub(super) trait Fused<const N: usize>: Sized + Send + Sync + 'static {
     /// What messages call it.
     fn name(&self) -> &'static str;
+
+    /// True if it has kernels: [`Fused::forward_on`] and [`Fused::backward_on`].
+    fn kernels(&self) -> bool {
+        false
+    }
 
     /// The result, contiguous, and its shape.
     fn forward(&self, args: [Arg<'_>; N]) -> Result<(CpuStorage, Shape)>;
@@ -43,102 +51,122 @@ pub(super) trait Fused<const N: usize>: Send + Sync + 'static {
     /// The gradients of the arguments, at least of those that want one ([`Tensor::track_op`]), from the arguments, the result and
     /// the result's gradient, all contiguous.
     fn backward(&self, args: [&Tensor; N], y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; N]>;
+
+    /// [`Fused::forward`] by kernels, of arguments that are contiguous or rows with gaps.
+    #[cfg(any(feature = "cuda", test))]
+    fn forward_on<H: Home>(&self, _on: &H, _args: [Input<'_, H>; N]) -> Result<Fresh<H>> {
+        candle_core::bail!("{}: there is no kernel", self.name())
+    }
+
+    /// [`Fused::backward`] by kernels, where all but the result may be rows with gaps.
+    #[cfg(any(feature = "cuda", test))]
+    fn backward_on<H: Home>(
+        &self,
+        _on: &H,
+        _args: [&Tensor; N],
+        _y: &Tensor,
+        _grad: &Tensor,
+    ) -> Result<[Option<Tensor>; N]> {
+        candle_core::bail!("{}: there is no kernel", self.name())
+    }
 }
 
-/// The operation of a tensor, made contiguous.
-pub(super) fn apply1(op: impl Fused<1>, x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Custom(op))
+/// The operation of a tensor, made contiguous if need be.
+pub(super) fn apply1<F: Fused<1>>(op: F, x: &Tensor) -> Result<Tensor> {
+    gpu::laid_out(op.kernels(), x)?.apply_op1(Custom(op))
 }
 
-/// The operation of two tensors, made contiguous.
-pub(super) fn apply2(op: impl Fused<2>, x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&y.contiguous()?, Custom(op))
+/// The operation of two tensors, made contiguous if need be.
+pub(super) fn apply2<F: Fused<2>>(op: F, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    let [x, y] = [gpu::laid_out(op.kernels(), x)?, gpu::laid_out(op.kernels(), y)?];
+    x.apply_op2(&y, Custom(op))
 }
 
-/// The operation of three tensors, made contiguous.
-pub(super) fn apply3(op: impl Fused<3>, x: &Tensor, y: &Tensor, z: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(&y.contiguous()?, &z.contiguous()?, Custom(op))
+/// The operation of three tensors, made contiguous if need be.
+pub(super) fn apply3<F: Fused<3>>(op: F, x: &Tensor, y: &Tensor, z: &Tensor) -> Result<Tensor> {
+    let [x, y] = [gpu::laid_out(op.kernels(), x)?, gpu::laid_out(op.kernels(), y)?];
+    let z = gpu::laid_out(op.kernels(), z)?;
+    x.apply_op3(&y, &z, Custom(op))
 }
 
 /// A fused operation as candle's.
 pub(super) struct Custom<F>(pub(super) F);
 
-impl<F: Fused<1>> CustomOp1 for Custom<F> {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+impl<F> Custom<F> {
+    fn forward<const N: usize>(&self, args: [(&CpuStorage, &Layout); N]) -> Result<(CpuStorage, Shape)>
+    where
+        F: Fused<N>,
+    {
+        #[cfg(test)]
+        if let Some(host) = gpu::host::running().filter(|_| self.0.kernels()) {
+            return gpu::forward(&self.0, &host, args);
+        }
         let op = self.0.name();
-        self.0.forward([Arg { op, storage: x, layout }])
-    }
-
-    fn bwd(&self, x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let [x] = self.0.backward([x], y, &grad.contiguous()?)?;
-        Ok(x)
-    }
-}
-
-impl<F: Fused<2>> CustomOp2 for Custom<F> {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let op = self.0.name();
-        let args = [(a, a_layout), (b, b_layout)];
         self.0.forward(args.map(|(storage, layout)| Arg { op, storage, layout }))
     }
 
-    fn bwd(
+    /// The one place where a tensor's device chooses who goes backward.
+    fn backward<const N: usize>(
         &self,
-        a: &Tensor,
-        b: &Tensor,
+        args: [&Tensor; N],
         y: &Tensor,
         grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let [a, b] = self.0.backward([a, b], y, &grad.contiguous()?)?;
-        Ok((a, b))
+    ) -> Result<[Option<Tensor>; N]>
+    where
+        F: Fused<N>,
+    {
+        let grad = gpu::laid_out(self.0.kernels(), grad)?;
+        #[cfg(feature = "cuda")]
+        if let candle_core::Device::Cuda(device) = y.device() {
+            return self.0.backward_on(&gpu::cuda::Stream::of(device)?, args, y, &grad);
+        }
+        #[cfg(test)]
+        if let Some(host) = gpu::host::running().filter(|_| self.0.kernels()) {
+            return self.0.backward_on(&host, args, y, &grad);
+        }
+        self.0.backward(args, y, &grad)
     }
 }
 
-impl<F: Fused<3>> CustomOp3 for Custom<F> {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
+/// candle's trait for operations of so many tensors, with the storages, layouts and tensors as its functions name them.
+macro_rules! custom {
+    ($trait:ident, $n:literal, $grads:ty, $returned:expr, $(($storage:ident, $layout:ident, $arg:ident)),*) => {
+        impl<F: Fused<$n>> $trait for Custom<F> {
+            fn name(&self) -> &'static str {
+                self.0.name()
+            }
 
-    fn cpu_fwd(
-        &self,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-        c: &CpuStorage,
-        c_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let op = self.0.name();
-        let args = [(a, a_layout), (b, b_layout), (c, c_layout)];
-        self.0.forward(args.map(|(storage, layout)| Arg { op, storage, layout }))
-    }
+            fn cpu_fwd(&self, $($storage: &CpuStorage, $layout: &Layout),*) -> Result<(CpuStorage, Shape)> {
+                self.forward([$(($storage, $layout)),*])
+            }
 
-    fn bwd(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        c: &Tensor,
-        y: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [a, b, c] = self.0.backward([a, b, c], y, &grad.contiguous()?)?;
-        Ok((a, b, c))
-    }
+            #[cfg(feature = "cuda")]
+            fn cuda_fwd(
+                &self,
+                $($storage: &candle_core::CudaStorage, $layout: &Layout),*
+            ) -> Result<(candle_core::CudaStorage, Shape)> {
+                let args = [$(($storage, $layout)),*];
+                gpu::forward(&self.0, &gpu::cuda::Stream::of(&args[0].0.device)?, args)
+            }
+
+            fn bwd(&self, $($arg: &Tensor,)* y: &Tensor, grad: &Tensor) -> Result<$grads> {
+                Ok($returned(self.backward([$($arg),*], y, grad)?))
+            }
+        }
+    };
 }
+
+custom!(CustomOp1, 1, Option<Tensor>, |[a]: [_; 1]| a, (s1, l1, a));
+custom!(CustomOp2, 2, (Option<Tensor>, Option<Tensor>), <_>::from, (s1, l1, a), (s2, l2, b));
+custom!(
+    CustomOp3,
+    3,
+    (Option<Tensor>, Option<Tensor>, Option<Tensor>),
+    <_>::from,
+    (s1, l1, a),
+    (s2, l2, b),
+    (s3, l3, c)
+);
 
 /// An operation of any number of tensors, whose result is there.
 pub(super) trait Many: Send + Sync + 'static {

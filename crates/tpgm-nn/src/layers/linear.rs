@@ -9,6 +9,7 @@ use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, vectorized};
 use super::fused::{Arg, Fused, apply2, apply3};
+use super::gpu::on_gpu;
 use super::product::{Factor, gradient, product};
 use super::storage::{
     Columns, Operand, by_dtype, fill, for_pieces, into_storage, into_tensor, load, round, rows_per_piece,
@@ -27,14 +28,14 @@ pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if bias.dims() != [last_dim(NAME, x)?] {
         return Err(shape_error(NAME, "the bias must have the input's last dimension", &[x, bias]));
     }
-    match Path::of(x) {
+    match Path::with_kernels(x) {
         Path::Fused => apply2(AddBias, x, bias),
         Path::Composed => composed::add_bias(x, bias),
     }
 }
 
 #[derive(Debug)]
-struct AddBias;
+pub(super) struct AddBias;
 
 impl AddBias {
     fn sum<T: Element, C: Float>(x: Slice<'_>, bias: Slice<'_>) -> Buffer {
@@ -77,6 +78,8 @@ fn sum_columns<T: Element, C: Float>(grad: Slice<'_>, width: usize) -> Buffer {
 }
 
 impl Fused<2> for AddBias {
+    on_gpu!(2, bias);
+
     fn name(&self) -> &'static str {
         NAME
     }
@@ -111,6 +114,8 @@ vectorized! {
 
 /// Linear layer `x W^T + b`, as `candle_nn::Linear`: one node of the graph instead of five, and neither the gradient of a
 /// frozen weight nor that of an input outside the graph is computed.
+///
+/// On a GPU the product is candle's (cuBLAS), and a bias is added by a launch of its own: candle has no epilogue for it.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,
@@ -158,16 +163,20 @@ impl Module for Linear {
         }
         same_kind("linear", &args)?;
         let bias = self.bias.as_ref();
-        match (Path::of(x), bias) {
-            (Path::Composed, _) => composed::linear(x, &self.weight, bias),
-            (Path::Fused, None) => apply2(Affine, x, &self.weight),
-            (Path::Fused, Some(bias)) => apply3(Affine, x, &self.weight, bias),
+        if Path::with_kernels(x) == Path::Composed {
+            return composed::linear(x, &self.weight, bias);
+        }
+        // Products take whole matrices.
+        let (x, weight) = (x.contiguous()?, self.weight.contiguous()?);
+        match bias {
+            None => apply2(Affine, &x, &weight),
+            Some(bias) => apply3(Affine, &x, &weight, bias),
         }
     }
 }
 
 #[derive(Debug)]
-struct Affine;
+pub(super) struct Affine;
 
 impl Affine {
     const NAME: &'static str = "linear";
@@ -210,6 +219,8 @@ impl Affine {
 }
 
 impl Fused<2> for Affine {
+    on_gpu!(2, linear);
+
     fn name(&self) -> &'static str {
         Self::NAME
     }
@@ -224,6 +235,8 @@ impl Fused<2> for Affine {
 }
 
 impl Fused<3> for Affine {
+    on_gpu!(3, linear);
+
     fn name(&self) -> &'static str {
         Self::NAME
     }

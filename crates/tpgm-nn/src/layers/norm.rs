@@ -5,10 +5,12 @@ mod kernels;
 use candle_core::{CpuStorage, Module, Result, Shape, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
-use self::kernels::{Grads, Normalize};
+use self::kernels::Grads;
+pub(super) use self::kernels::Normalize;
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::fused::{Arg, Fused, apply2, apply3};
+use super::gpu::{self, on_gpu};
 use super::storage::{Operand, into_storage, into_tensor};
 
 /// Layer normalization over the last dimension: `(x - mean) / sqrt(variance + eps) * weight + bias`.
@@ -152,7 +154,13 @@ fn apply(op: Normalize, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> R
     if args[1..].iter().any(|arg| arg.dims() != [features]) {
         return Err(shape_error(name, "weight and bias must have the input's last dimension", &args));
     }
-    match (Path::of(x), bias) {
+    // The kernels compute in f32.
+    let computable = op.eps as f32 > 0.0 && (op.eps as f32).is_finite();
+    let path = match gpu::takes(x) {
+        Some(_) if !computable => Path::Composed,
+        _ => Path::with_kernels(x),
+    };
+    match (path, bias) {
         (Path::Composed, _) => composed::norm(x, weight, bias, op.eps, op.remove_mean),
         (Path::Fused, None) => apply2(op, x, weight),
         (Path::Fused, Some(bias)) => apply3(op, x, weight, bias),
@@ -188,6 +196,8 @@ impl Normalize {
 }
 
 impl Fused<2> for Normalize {
+    on_gpu!(2, norm);
+
     fn name(&self) -> &'static str {
         self.op_name()
     }
@@ -203,6 +213,8 @@ impl Fused<2> for Normalize {
 }
 
 impl Fused<3> for Normalize {
+    on_gpu!(3, norm);
+
     fn name(&self) -> &'static str {
         self.op_name()
     }

@@ -9,6 +9,8 @@ use super::check::{Path, last_dim, shape_error};
 use super::composed;
 use super::float::{Float, largest, sum, sum2, vectorized};
 use super::fused::{Arg, Fused, apply2};
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::storage::{
     Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
 };
@@ -24,7 +26,8 @@ const NAME: &str = "soft-target cross-entropy";
 /// targets: they are a teacher's, or data. The result is a scalar, in f32 for half-precision logits.
 ///
 /// Forward reads both once, backward reads them once more and writes the gradient of the logits; probabilities are not kept.
-/// A class whose target is 0 adds nothing, also where its logit is minus infinity.
+/// A class whose target is 0 adds nothing, also where its logit is minus infinity. On a GPU, half-precision logits are widened to f32
+/// by a pass of their own.
 ///
 /// # Errors
 ///
@@ -61,9 +64,14 @@ pub fn cross_entropy_soft_smoothed(logits: &Tensor, targets: &Tensor, smoothing:
     }
     let wide = if logits.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
     let targets = cast(&targets.detach(), wide)?.reshape(((), classes))?;
-    let logits = logits.reshape(((), classes))?;
+    let logits = if logits.rank() == 2 { logits.clone() } else { logits.reshape(((), classes))? };
     if !logits.device().same_device(targets.device()) {
         return Err(Error::LayerDevice { op: NAME }.into());
+    }
+    #[cfg(any(feature = "cuda", test))]
+    if gpu::takes(&logits) == Some(true) {
+        // The kernels take both in one type.
+        return gpu::cross_entropy::mean(&cast(&logits, wide)?, &targets, smoothing);
     }
     match Path::of(&logits) {
         Path::Fused => apply2(SoftCrossEntropy { smoothing, rows: OnceLock::new() }, &logits, &targets),

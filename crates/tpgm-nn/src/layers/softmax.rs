@@ -7,6 +7,7 @@ use super::check::{Path, last_dim, same_kind};
 use super::composed;
 use super::float::{Float, largest, sum, sum2, vectorized};
 use super::fused::{Arg, Fused, apply1};
+use super::gpu::on_gpu;
 use super::storage::{
     Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
 };
@@ -37,7 +38,7 @@ pub fn log_softmax_last_dim(x: &Tensor) -> Result<Tensor> {
 fn apply(op: Softmax, x: &Tensor) -> Result<Tensor> {
     last_dim(op.name(), x)?;
     same_kind(op.name(), &[x])?;
-    match (Path::of(x), op) {
+    match (Path::with_kernels(x), op) {
         (Path::Fused, op) => apply1(op, x),
         (Path::Composed, Softmax::Probability) => composed::softmax_last_dim(x),
         (Path::Composed, Softmax::Logarithm) => composed::log_softmax_last_dim(x),
@@ -46,7 +47,7 @@ fn apply(op: Softmax, x: &Tensor) -> Result<Tensor> {
 
 /// The operation. Backward needs the result only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Softmax {
+pub(super) enum Softmax {
     Probability,
     Logarithm,
 }
@@ -85,6 +86,8 @@ impl Softmax {
 }
 
 impl Fused<1> for Softmax {
+    on_gpu!(1, softmax);
+
     fn name(&self) -> &'static str {
         match self {
             Softmax::Probability => "softmax-last-dim",

@@ -8,7 +8,7 @@ use super::Activation;
 use super::attention::{Attention, AttentionNames, Heads};
 use super::config::full_name;
 use crate::error::{Error, Result as OurResult};
-use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear, silu};
+use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, gated_silu, layer_norm, linear};
 
 /// What a checkpoint calls the parts of a block.
 #[derive(Debug, Clone, Copy)]
@@ -118,7 +118,7 @@ impl Feed {
         let wide = self.wide.forward(x)?;
         let inner = if self.gated {
             let half = wide.dim(D::Minus1)? / 2;
-            (silu(&wide.narrow(D::Minus1, 0, half)?)? * wide.narrow(D::Minus1, half, half)?)?
+            gated_silu(&wide.narrow(D::Minus1, 0, half)?, &wide.narrow(D::Minus1, half, half)?)?
         } else {
             self.activation.apply(&wide)?
         };

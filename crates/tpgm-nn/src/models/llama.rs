@@ -28,8 +28,8 @@ use super::hook::{Hook, tapped_in_place, untouched};
 use super::ids::checked;
 use crate::error::Result as OurResult;
 use crate::layers::{
-    Linear, RmsNorm, cross_entropy, linear, linear_no_bias, matmul, matmul_transposed, rms_norm, rope, silu,
-    softmax_last_dim,
+    Linear, RmsNorm, cross_entropy, gated_silu, linear, linear_no_bias, matmul, matmul_transposed, rms_norm,
+    rope, softmax_last_dim,
 };
 use crate::lora::{Factors, Lora, LoraConfig};
 
@@ -284,8 +284,7 @@ impl Block {
         let attended = self.attend(&self.attention_norm.forward(x)?, place, train)?;
         let x = (x + self.attended.forward_t(&attended, train)?)?;
         let inner = self.norm.forward(&x)?;
-        let gate = silu(&self.gate.forward_t(&inner, train)?)?;
-        let fed = (gate * self.up.forward_t(&inner, train)?)?;
+        let fed = gated_silu(&self.gate.forward_t(&inner, train)?, &self.up.forward_t(&inner, train)?)?;
         x + self.down.forward_t(&fed, train)?
     }
 

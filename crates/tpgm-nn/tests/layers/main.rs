@@ -9,6 +9,7 @@ mod conv;
 mod conv_norm;
 mod cross_entropy;
 mod dropout;
+mod gated;
 mod gradients;
 mod linear;
 mod losses;

@@ -12,11 +12,11 @@ use crate::layers::storage::{
 
 /// The operation, without its tensors.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Normalize {
+pub(in crate::layers) struct Normalize {
     /// What is added to the variance.
-    pub(super) eps: f64,
+    pub(in crate::layers) eps: f64,
     /// Whether the mean is subtracted: layer norm, or RMS norm.
-    pub(super) remove_mean: bool,
+    pub(in crate::layers) remove_mean: bool,
 }
 
 /// One thing each for input, weight and bias.
