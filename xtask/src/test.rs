@@ -155,6 +155,7 @@ const STAGES: &[Stage] = &[
         skip: crate::emulate::missing,
         ..kernels("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
     },
+    last("layers over the kernels on the CPU", &["xtask", "emulate", "--layers"]),
     // Only ratios within the run count: a machine that is merely slow passes.
     last("speed against that of memory", &["xtask", "bench", "--quick"]),
     last("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),

@@ -38,6 +38,9 @@ pub(crate) struct Args {
     /// Run the host's code for GPUs too, over a stand-in for NVIDIA's driver
     #[arg(long, conflicts_with_all = ["asan", "ubsan", "tsan", "threads"])]
     driver: bool,
+    /// Run the tests of the layers that call the kernels, on candle's tensors, instead of those of the kernels
+    #[arg(long, conflicts_with_all = ["self_test", "driver"])]
+    layers: bool,
     /// Threads of a block: 64 unless given; 256 are those of a GPU, and take four times as long
     #[arg(long, value_name = "COUNT", value_parser = threads, conflicts_with = "self_test")]
     threads: Option<u32>,
@@ -117,42 +120,38 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (Some(compiler), Some(library)) = (library::compiler(), build_if_possible(build)?) else {
         return Ok(());
     };
+    if args.layers {
+        return run_tests(&compiler, variant, &library, &["--lib"], &["layers::gpu::tests"], &args.test_args);
+    }
     let tests: &[&str] = match (variant, threads) {
         _ if !args.test_args.is_empty() => &[],
         (Variant::Tsan, _) => TSAN_TESTS,
         (_, GPU_THREADS) => GPU_THREADS_TESTS,
         _ => &[],
     };
-    run_tests(&compiler, variant, &library, tests, &args.test_args)
+    run_tests(&compiler, variant, &library, &["--test", "emulated"], tests, &args.test_args)
 }
 
 fn run_tests(
     compiler: &Path,
     variant: Variant,
     library: &Path,
+    target: &[&str],
     tests: &[&str],
     test_args: &[String],
 ) -> Result<()> {
     let runner = sanitizer::runner(compiler, variant)?;
-    let run = |target: &[&str], tests: &[&str]| {
-        // As the tests are built, so that nothing is built anew.
-        let mut command = cargo(&["test", "--workspace", "--features", FEATURES]);
-        command.args(target);
-        if !runner.is_empty() {
-            // A sanitizer belongs into the test program, not into cargo and the compiler.
-            command.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner:?}"));
-        }
-        command.arg("--").args(tests).args(test_args).env("TPGM_EMULATOR", library);
-        let success = command.status().context("cannot start cargo")?.success();
-        ensure!(success, "the emulated kernels ({}) failed", variant.name());
-        Ok(())
-    };
-    run(&["--test", "emulated"], tests)?;
-    // The layers that call the kernels, on candle's tensors.
-    match (tests, test_args) {
-        ([], []) => run(&["--lib"], &["layers::gpu::tests"]),
-        _ => Ok(()),
+    // As the tests are built, so that nothing is built anew.
+    let mut command = cargo(&["test", "--workspace", "--features", FEATURES]);
+    command.args(target);
+    if !runner.is_empty() {
+        // A sanitizer belongs into the test program, not into cargo and the compiler.
+        command.arg("--config").arg(format!("target.'cfg(all())'.runner = {runner:?}"));
     }
+    command.arg("--").args(tests).args(test_args).env("TPGM_EMULATOR", library);
+    let success = command.status().context("cannot start cargo")?.success();
+    ensure!(success, "the emulated kernels ({}) failed", variant.name());
+    Ok(())
 }
 
 #[cfg(test)]

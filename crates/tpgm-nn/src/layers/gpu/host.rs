@@ -23,7 +23,7 @@ impl Host {
     #[allow(clippy::print_stderr, clippy::unwrap_used)]
     pub(super) fn new() -> Option<Self> {
         if std::env::var_os("TPGM_EMULATOR").is_none() {
-            eprintln!("skipped: TPGM_EMULATOR is not set; `cargo xtask emulate` runs this");
+            eprintln!("skipped: TPGM_EMULATOR is not set; `cargo xtask emulate --layers` runs this");
             return None;
         }
         Some(Self { layers: Layers::on(Emulator::from_env().unwrap()) })
