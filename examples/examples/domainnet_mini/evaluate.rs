@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{D, Device, Tensor};
 use tpgm_examples::study::Marks;
 
-use crate::data::Images;
+use tpgm_examples::mini::data::Images;
 use crate::windows::windows;
 
 /// Images at once.

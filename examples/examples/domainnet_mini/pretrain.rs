@@ -10,7 +10,7 @@ use tpgm_candle::nn::cross_entropy;
 use tpgm_examples::mini::{Backbone, HEAD};
 use tpgm_examples::progress::Progress;
 
-use crate::data::{Dice, Domain, Request, Split};
+use tpgm_examples::mini::data::{Dice, Domain, Request, Split};
 use crate::evaluate::marks;
 use crate::windows::{labels, windows};
 

@@ -8,7 +8,7 @@ use tpgm_candle::{AdamW, Rule};
 use tpgm_examples::mini::{Backbone, HEAD};
 use tpgm_examples::study::{Marks, Mode, Pool, Scores, Task};
 
-use crate::data::{Domain, Images};
+use tpgm_examples::mini::data::{Domain, Images};
 use crate::evaluate::marks;
 use crate::windows::{labels, windows};
 use crate::world::World;
