@@ -357,16 +357,14 @@ mod tests {
     // Moments of f32; with FTP a displacement, with a weighted pull the importance; masters of half-precision weights; an update remembers its weights.
     #[test]
     fn state_is_what_is_kept_besides_the_data() {
-        for (name, full, half) in
-            [
+        for (name, full, half) in [
             ("adamw", 8, 12),
             ("adamw+ftp", 12, 16),
             ("adamw+pull", 8, 12),
             ("adamw+pull-fisher", 12, 16),
             ("project-mars", 0, 0),
             ("update-l2", 4, 2),
-        ]
-        {
+        ] {
             let method = Method::by_name(name).unwrap();
             assert_eq!((method.state(DType::F32), method.state(DType::BF16)), (full, half), "{name}");
         }

@@ -33,9 +33,9 @@ use tpgm_examples::study::{Lab, Method, Setting};
 
 use crate::cli::{Args, recipe, run};
 use crate::common::results;
-use tpgm_examples::mini::data::{Domain, Request, Split};
 use crate::windows::{labels, windows};
 use crate::world::{Scale, World};
+use tpgm_examples::mini::data::{Domain, Request, Split};
 
 fn checkpoint() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/domainnet_mini/pretrained.safetensors")

@@ -62,10 +62,12 @@ fn results(out: &Path) -> Vec<(Setting, f64, Vec<f64>, Vec<String>)> {
 /// A very small laboratory.
 fn in_lab(check: impl FnOnce(&Lab<'_>)) {
     let folder = tempfile::tempdir().unwrap();
-    let world = World::draw(0, &Scale::QUICK).unwrap();
+    // Streams of several steps.
+    let scale = Scale { choice: 12, test: 12, ..Scale::QUICK };
+    let world = World::draw(0, &scale).unwrap();
     let lab = Lab {
         world: &world,
-        scale: Scale::QUICK,
+        scale,
         checkpoint: checkpoint(),
         head: folder.path().join("zero_shot.safetensors"),
         runs: folder.path().join("runs"),
@@ -93,7 +95,10 @@ fn a_quick_study_has_every_row_and_goes_on_after_an_interruption() {
     let (whole, stopped) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     command(whole.path(), &[], &Stop::never()).unwrap();
     let expected = results(whole.path());
-    assert_eq!(expected.iter().map(|result| result.0.method).collect::<std::collections::BTreeSet<_>>().len(), 25);
+    assert_eq!(
+        expected.iter().map(|result| result.0.method).collect::<std::collections::BTreeSet<_>>().len(),
+        25
+    );
     let table = fs::read_to_string(whole.path().join("table.md")).unwrap();
     for method in Method::ALL {
         assert!(table.contains(&format!("| {} |", method.name())), "{table}");
@@ -160,7 +165,9 @@ fn a_trained_head_begins_as_the_texts_of_the_classes() {
         let images = &lab.world.choice.images;
         let head = net.text_head(&lab.world.templates, lab.world.classes()).unwrap();
         let by_texts = net.pair.images(images).unwrap().matmul(&head.t().unwrap()).unwrap();
-        for (one, other) in rows_of(&net.logits(images).unwrap()).concat().iter().zip(rows_of(&by_texts).concat()) {
+        for (one, other) in
+            rows_of(&net.logits(images).unwrap()).concat().iter().zip(rows_of(&by_texts).concat())
+        {
             assert!((one - other).abs() < 1e-3, "{one} {other}");
         }
     });
@@ -268,7 +275,8 @@ fn batches_of_images_are_those_at_the_positions() {
         let train = &lab.world.train;
         let batch = train.batch(&[3, 0], 7).unwrap();
         assert_eq!(batch.labels.to_vec1::<u32>().unwrap(), [train.labels[3], train.labels[0]]);
-        let sum = |images: &Tensor| images.sum(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let sum =
+            |images: &Tensor| images.sum(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(sum(&batch.images.narrow(0, 0, 1).unwrap()), sum(&train.images.narrow(0, 3, 1).unwrap()));
         assert_eq!(batch.step, 7);
     });

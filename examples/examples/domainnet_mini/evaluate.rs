@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use candle_core::{D, Device, Tensor};
 use tpgm_examples::study::Marks;
 
-use tpgm_examples::mini::data::Images;
 use crate::windows::windows;
+use tpgm_examples::mini::data::Images;
 
 /// Images at once.
 const BATCH: usize = 200;

@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let journal = match (&args.records.outcomes, &records) {
         (Some(path), Some(records)) => {
             path.with_file_name(format!("autoft_{}_{}.jsonl", records.print(), args.seed))
-        },
+        }
         _ => runs.join("autoft.jsonl"),
     };
     let (records, seed) = (records.as_ref(), args.seed);
@@ -174,7 +174,9 @@ fn best(outcomes: &[Outcome]) -> Vec<Outcome> {
     let of = |method: &Method| {
         let mut of = outcomes.iter().filter(|outcome| outcome.setting.method == *method);
         let first = of.next()?;
-        Some(of.fold(first, |best, outcome| if outcome.choice > best.choice { outcome } else { best }).clone())
+        Some(
+            of.fold(first, |best, outcome| if outcome.choice > best.choice { outcome } else { best }).clone(),
+        )
     };
     Method::ALL.iter().filter_map(of).collect()
 }

@@ -167,9 +167,7 @@ impl Method {
         let strengths = strengths.unwrap_or_else(|| vec![None]);
         match self.rates() {
             [] => vec![(0.0, None)],
-            rates => {
-                rates.iter().flat_map(|lr| strengths.iter().map(|strength| (*lr, *strength))).collect()
-            }
+            rates => rates.iter().flat_map(|lr| strengths.iter().map(|strength| (*lr, *strength))).collect(),
         }
     }
 

@@ -89,8 +89,7 @@ pub(crate) fn pretrain(options: &Pretrain, progress: &Progress) -> Result<()> {
                 words[images.labels()[*position] as usize].text(domain, detail)
             })
             .collect();
-        let (seen, read) =
-            (pair.images(&pixels(&images, batch.into_iter())?)?, pair.texts(&ids(&texts)?)?);
+        let (seen, read) = (pair.images(&pixels(&images, batch.into_iter())?)?, pair.texts(&ids(&texts)?)?);
         let loss = contrastive(&seen, &read, &pair.scale()?, 0.0)?.loss;
         optimizer.set_learning_rate(schedule.lr(step));
         let info = optimizer.backward_step(&loss)?;

@@ -97,7 +97,8 @@ fn distilled(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
 fn lipsum(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
     let net = lab.net(Trained::Image, setting.seed)?;
     let mut teacher = Teacher::frozen(&net.params)?;
-    let texts = RandomTexts { count: TEXTS, vocabulary: WORDS, start: START, end: END, ..RandomTexts::default() };
+    let texts =
+        RandomTexts { count: TEXTS, vocabulary: WORDS, start: START, end: END, ..RandomTexts::default() };
     let mut random = SplitMix64::named(setting.seed, "random texts");
     let scale = f64::from(net.pair.scale()?.to_scalar::<f32>()?);
     let spent = lab.train(&net.params, lab.course(setting), |optimizer, batch| {

@@ -28,7 +28,8 @@ pub(super) fn run(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
     let small = ClipImage::new(&small, ClipLayout::HuggingFace, vb.pp("small"))?;
     initialize(&net.params, setting.seed)?;
     let shares = if setting.amount() > 0.0 { Shares::Learned } else { Shares::Uniform };
-    let ensemble = LayerEnsemble::new(&[WIDTH; BLOCKS], SMALL, lab.world.classes(), shares, vb.pp("ensemble"))?;
+    let ensemble =
+        LayerEnsemble::new(&[WIDTH; BLOCKS], SMALL, lab.world.classes(), shares, vb.pp("ensemble"))?;
 
     // The class token behind every block of the large network.
     let taps = |images: &Tensor| {

@@ -15,9 +15,8 @@ use crate::net::{BLOCKS, WIDTH, config, unit};
 
 pub(super) fn run(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
     let rank = setting.amount() as usize;
-    let net = lab.net_with(Trained::Head, setting.seed, |params| {
-        params.head("lora.*").zero_anchor("lora.*")
-    })?;
+    let net =
+        lab.net_with(Trained::Head, setting.seed, |params| params.head("lora.*").zero_anchor("lora.*"))?;
     let vb = net.params.var_builder().pp("lora");
     let mut updates = Vec::new();
     for block in 0..BLOCKS {
@@ -37,7 +36,8 @@ pub(super) fn run(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
             weights.insert(name.clone(), (weight + matmul(b, a)?)?);
         }
         let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu);
-        let tower = ClipImage::new(&config(), ClipLayout::HuggingFace, vb).map_err(candle_core::Error::wrap)?;
+        let tower =
+            ClipImage::new(&config(), ClipLayout::HuggingFace, vb).map_err(candle_core::Error::wrap)?;
         net.classify(&unit(&tower.forward(images, true)?)?)
     };
     let mut spent = lab.train(&net.params, lab.course(setting), |optimizer, batch| {

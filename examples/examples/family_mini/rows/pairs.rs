@@ -72,11 +72,13 @@ pub(super) fn flyp(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
 pub(super) fn carot(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
     let net = lab.net(Trained::PairAndScale, setting.seed)?;
     let course = lab.course(setting);
-    let mut teacher = Teacher::average(&net.params, Momentum::carot(course.steps), (course.steps / 20).max(1))?;
+    let mut teacher =
+        Teacher::average(&net.params, Momentum::carot(course.steps), (course.steps / 20).max(1))?;
     let [image, text] = &net.pair.projections;
     let mut spent = lab.train(&net.params, course, |optimizer, batch| {
         let pairs = of_classes(&net, batch, &lab.world.names)?;
-        let penalties = ((orthogonality(image)? * ORTHOGONALITY)? + (cross_norm(image, text)? * CROSS_NORM)?)?;
+        let penalties =
+            ((orthogonality(image)? * ORTHOGONALITY)? + (cross_norm(image, text)? * CROSS_NORM)?)?;
         let mut loss = (loss_of(&pairs, &batch.labels)? + penalties)?;
         if batch.step > 0 {
             let wanted = teacher.with(|| Ok(of_classes(&net, batch, &lab.world.names)?.logits))?;

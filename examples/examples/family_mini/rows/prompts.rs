@@ -71,6 +71,9 @@ fn relocate(
     }
     let moved = relocation.relocate(prompts)?;
     Ok(moved.map(|moved| {
-        format!("prompt {} from block {} to {} (score {:.2e})", moved.prompt, moved.from, moved.to, moved.score)
+        format!(
+            "prompt {} from block {} to {} (score {:.2e})",
+            moved.prompt, moved.from, moved.to, moved.score
+        )
     }))
 }
