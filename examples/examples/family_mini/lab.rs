@@ -90,7 +90,8 @@ pub(crate) struct Course {
 pub(crate) struct Spent {
     /// Seconds of training, with the runs that it builds on.
     pub(crate) seconds: f64,
-    /// Bytes that are kept beside weights and gradients: moments, importance, teachers, new parameters, pairs.
+    /// Bytes that are kept beside weights and gradients: moments, importance, averaged teachers, the student's weights while a
+    /// teacher is asked, new parameters, other pairs.
     pub(crate) kept: usize,
 }
 
@@ -323,6 +324,11 @@ pub(crate) fn share(scores: &Tensor, labels: &[u32]) -> Result<f64> {
 /// The size of a saved state.
 pub(crate) fn bytes(state: &StateDict) -> usize {
     state.values().map(|buffer| buffer.len() * buffer.dtype().size()).sum()
+}
+
+/// The size of what is trained: what a copy of it takes.
+pub(crate) fn bytes_of_all(params: &Params) -> usize {
+    params.tensors().values().map(bytes_of).sum()
 }
 
 /// The size of a tensor.

@@ -25,7 +25,7 @@ pub(crate) struct Pretrain {
     #[arg(long, default_value_t = 2)]
     pub(crate) images: usize,
     /// Optimizer steps
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = 3000)]
     pub(crate) steps: u64,
     /// Pairs per step
     #[arg(long, default_value_t = 96)]

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use tpgm_candle::core::weight_space::BetaMixture;
 use tpgm_candle::weight_space::{Dawin, Interpolation};
 
-use crate::lab::{Lab, Net, Outcome, Spent, in_parts};
+use crate::lab::{Lab, Net, Outcome, Spent, bytes_of_all, in_parts};
 use crate::method::Setting;
 
 /// One share for all images.
@@ -19,7 +19,9 @@ pub(super) fn wise(lab: &Lab<'_>, setting: &Setting, net: &Net, spent: Spent) ->
 }
 
 /// A share for each image, or each cluster of images; there are no labels in it.
-pub(super) fn dawin(lab: &Lab<'_>, setting: &Setting, net: &Net, spent: Spent) -> Result<Outcome> {
+pub(super) fn dawin(lab: &Lab<'_>, setting: &Setting, net: &Net, mut spent: Spent) -> Result<Outcome> {
+    // The fine-tuned weights while others are in the model.
+    spent.kept += bytes_of_all(&net.params);
     let clusters = setting.amount() as usize;
     let clusters = (clusters > 0).then(|| BetaMixture { components: clusters, ..BetaMixture::default() });
     let dawin = Dawin { clusters, ..Dawin::default() };

@@ -12,7 +12,7 @@ use tpgm_candle::teacher::Teacher;
 use tpgm_candle::{Constraint, L2Sp, Norm, Projection, Pull};
 use tpgm_examples::mini::data::{END, START, WORDS};
 
-use crate::lab::{Course, Lab, Net, Outcome, Spent, Trained, in_parts};
+use crate::lab::{Course, Lab, Net, Outcome, Spent, Trained, bytes_of_all, in_parts};
 use crate::method::{Method, Setting};
 
 /// BANG's mixture and smoothing; the authors' values were not found, so these are ours.
@@ -69,13 +69,14 @@ fn tpgm(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
     let adam = RadiusAdam { lr: setting.amount(), ..RadiusAdam::default() };
     let course = Course { constraint: Tpgm { norm: Norm::Mars, adam }.into(), ..lab.course(setting) };
     let mut radii = lab.radii(setting.seed)?;
-    let spent = lab.train(&net.params, course, |optimizer, batch| {
+    let mut spent = lab.train(&net.params, course, |optimizer, batch| {
         optimizer.set_projection(Projection::Defer); // the update projects
         optimizer.backward_step(&cross_entropy(&net.logits(&batch.images)?, &batch.labels)?)?;
         let held_out = radii()?;
         optimizer.tpgm()?.update(|| cross_entropy(&net.logits(&held_out.images)?, &held_out.labels))?;
         Ok(())
     })?;
+    spent.kept += bytes_of_all(&net.params); // an update remembers the weights
     Ok((net, spent))
 }
 
@@ -83,7 +84,7 @@ fn tpgm(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
 fn distilled(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
     let net = lab.net(Trained::Image, setting.seed)?;
     let mut teacher = Teacher::frozen(&net.params)?;
-    let spent = lab.train(&net.params, lab.course(setting), |optimizer, batch| {
+    let mut spent = lab.train(&net.params, lab.course(setting), |optimizer, batch| {
         let wanted = teacher.with(|| net.logits(&batch.images))?;
         let logits = net.logits(&batch.images)?;
         let kept = distillation(&logits, &wanted, TEMPERATURE, Divergence::ForwardKl)?;
@@ -91,6 +92,7 @@ fn distilled(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
         optimizer.backward_step(&loss)?;
         Ok(())
     })?;
+    spent.kept += bytes_of_all(&net.params);
     Ok((net, spent))
 }
 
@@ -101,7 +103,7 @@ fn lipsum(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
         RandomTexts { count: TEXTS, vocabulary: WORDS, start: START, end: END, ..RandomTexts::default() };
     let mut random = SplitMix64::named(setting.seed, "random texts");
     let scale = f64::from(net.pair.scale()?.to_scalar::<f32>()?);
-    let spent = lab.train(&net.params, lab.course(setting), |optimizer, batch| {
+    let mut spent = lab.train(&net.params, lab.course(setting), |optimizer, batch| {
         let anchor = teacher.with(|| net.pair.images(&batch.images))?;
         let read = net.pair.texts(&texts.draw(&mut random, anchor.device())?)?;
         let seen = net.pair.images(&batch.images)?;
@@ -110,6 +112,7 @@ fn lipsum(lab: &Lab<'_>, setting: &Setting) -> Result<(Net, Spent)> {
         optimizer.backward_step(&loss)?;
         Ok(())
     })?;
+    spent.kept += bytes_of_all(&net.params);
     Ok((net, spent))
 }
 

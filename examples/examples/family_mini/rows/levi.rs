@@ -6,7 +6,7 @@ use tpgm_candle::models::clip::{ClipImage, ClipImageConfig, ClipLayout, ClipVitC
 use tpgm_candle::models::{LayerEnsemble, Shares};
 use tpgm_candle::nn::cross_entropy;
 
-use crate::lab::{Lab, Outcome, Trained, bytes_of, in_parts};
+use crate::lab::{Lab, Outcome, Trained, bytes_of_all, in_parts};
 use crate::method::Setting;
 use crate::net::{BLOCKS, WIDTH, config};
 use crate::pretrain::initialize;
@@ -47,6 +47,6 @@ pub(super) fn run(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
         optimizer.backward_step(&cross_entropy(&forward(&batch.images)?, &batch.labels)?)?;
         Ok(())
     })?;
-    spent.kept += net.params.tensors().values().map(bytes_of).sum::<usize>();
+    spent.kept += bytes_of_all(&net.params);
     lab.judge(setting, spent, Vec::new(), |images| in_parts(images, forward))
 }

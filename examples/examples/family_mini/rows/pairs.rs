@@ -13,7 +13,7 @@ use tpgm_candle::nn::{cross_entropy_smoothed, matmul_transposed, softmax_last_di
 use tpgm_candle::teacher::{Momentum, Teacher};
 use tpgm_candle::{Pull, PullWeights};
 
-use crate::lab::{Lab, Net, Outcome, Spent, Trained, bytes, bytes_of, in_parts};
+use crate::lab::{Lab, Net, Outcome, Spent, Trained, bytes, bytes_of, bytes_of_all, in_parts};
 use crate::method::{Method, Setting};
 use crate::world::Batch;
 
@@ -88,7 +88,7 @@ pub(super) fn carot(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
         teacher.update()?;
         Ok(())
     })?;
-    spent.kept += bytes(&teacher.state()?);
+    spent.kept += bytes(&teacher.state()?) + bytes_of_all(&net.params);
     judge(lab, setting, &net, spent)
 }
 
@@ -183,6 +183,6 @@ pub(super) fn gift(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
         optimizer.backward_step(&(cross_entropy_smoothed(&logits, &batch.labels, SMOOTHING)? + kept)?)?;
         Ok(())
     })?;
-    spent.kept += bytes_of(&pool.images);
+    spent.kept += bytes_of(&pool.images) + bytes_of_all(&net.params);
     judge(lab, setting, &net, spent)
 }

@@ -6,14 +6,15 @@ use candle_core::Tensor;
 use tpgm_candle::adapt::{FastOptions, FastWeights, SlowOptions, SlowWeights, Tent, norms};
 use tpgm_candle::{AdamW, Constraint, Params};
 
-use crate::lab::{Lab, Net, Outcome, Spent};
+use crate::lab::{Lab, Net, Outcome, Spent, bytes_of_all};
 use crate::method::Setting;
 
 /// Images that come at a time.
 const AT_ONCE: usize = 8;
 
 pub(crate) fn tent(lab: &Lab<'_>, setting: &Setting, net: &Net, spent: Spent) -> Result<Outcome> {
-    over_streams(lab, setting, net, spent, |norms| {
+    // Moments.
+    over_streams(lab, setting, net, spent, 2, |norms| {
         let mut tent = Tent::over(norms, AdamW::default().lr(setting.amount()), Constraint::None)?;
         Ok(move |logits: &Tensor| {
             tent.step(logits)?;
@@ -23,7 +24,8 @@ pub(crate) fn tent(lab: &Lab<'_>, setting: &Setting, net: &Net, spent: Spent) ->
 }
 
 pub(crate) fn fstta(lab: &Lab<'_>, setting: &Setting, net: &Net, spent: Spent) -> Result<Outcome> {
-    over_streams(lab, setting, net, spent, |norms| {
+    // Moments of both, the slow weights, and in twice the size three gradients and four states.
+    over_streams(lab, setting, net, spent, 2 + 2 + 1 + 6 + 8, |norms| {
         let options = FastOptions { lr: setting.amount(), ..FastOptions::default() };
         let mut fast = FastWeights::new(norms, options, Constraint::None)?;
         let mut slow = SlowWeights::new(norms, SlowOptions::default(), Constraint::None)?;
@@ -37,12 +39,13 @@ pub(crate) fn fstta(lab: &Lab<'_>, setting: &Setting, net: &Net, spent: Spent) -
     })
 }
 
-/// Predicts streams; `begin` makes what adapts the norms to one of them. The weights are the fine-tuned ones again afterwards.
+/// Predicts streams; `begin` makes what adapts the norms to one of them, and keeps so many copies of them. The weights are the fine-tuned ones again afterwards.
 fn over_streams<A: FnMut(&Tensor) -> Result<()>>(
     lab: &Lab<'_>,
     setting: &Setting,
     net: &Net,
     mut spent: Spent,
+    copies: usize,
     begin: impl Fn(&Params) -> Result<A>,
 ) -> Result<Outcome> {
     let norms = norms(&net.params)?;
@@ -51,8 +54,7 @@ fn over_streams<A: FnMut(&Tensor) -> Result<()>>(
         .into_iter()
         .map(|(name, tensor)| Ok((name, tensor.copy()?)))
         .collect::<candle_core::Result<_>>()?;
-    // What adapts is as large as the norms: a few copies of them.
-    spent.kept += fine_tuned.values().map(crate::lab::bytes_of).sum::<usize>();
+    spent.kept += (1 + copies) * bytes_of_all(&norms);
     lab.judge(setting, spent, Vec::new(), |images| {
         let mut adapt = begin(&norms)?;
         let (count, mut predicted) = (images.dim(0)?, Vec::new());
