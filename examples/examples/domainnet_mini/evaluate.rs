@@ -20,7 +20,7 @@ pub(crate) fn marks(
     device: &Device,
     scores: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
 ) -> Result<Marks> {
-    ensure!(images.len() > 0, "accuracy of no images: ask for at least one test image per class");
+    ensure!(!images.is_empty(), "accuracy of no images: ask for at least one test image per class");
     let positions: Vec<_> = (0..images.len()).collect();
     let mut right = Vec::with_capacity(images.len());
     for batch in positions.chunks(BATCH) {

@@ -147,7 +147,7 @@ impl Images {
     ///
     /// No image, or images of one class only.
     pub fn check(&self, name: &str) -> Result<()> {
-        ensure!(self.len() > 0, "there are no {name} images: ask for at least one image per class");
+        ensure!(!self.is_empty(), "there are no {name} images: ask for at least one image per class");
         let several = self.labels.iter().any(|label| *label != self.labels[0]);
         ensure!(several, "all {name} images are of one class: a classifier needs at least two");
         Ok(())
