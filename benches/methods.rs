@@ -1,7 +1,8 @@
 //! What is measured: methods, the bytes they must move, and the peers they are compared with.
 
 use tpgm_core::{
-    AdamW, Constraint, DType, Digrap, FixedRadius, Ftp, Gradients, L2Sp, Norm, Rule, Sgd, Spd, Tpgm,
+    AdamW, Constraint, DType, Digrap, FixedRadius, Ftp, Gradients, L2Sp, Norm, Pull, PullWeights, Rule, Sgd,
+    Spd, Tpgm,
 };
 
 use crate::data::Parts;
@@ -52,6 +53,8 @@ const SGD: Traffic =
 const STATE: Traffic = Traffic { state_read: 1, state_written: 1, ..NOTHING };
 /// Reads the anchor.
 const ANCHOR: Traffic = Traffic { inputs_read: 1, ..NOTHING };
+/// Reads the anchor and the importance of every element.
+const IMPORTANCE: Traffic = Traffic { state_read: 1, ..ANCHOR };
 /// Reads the anchor and the last displacement, writes the new one.
 const FTP: Traffic = ANCHOR.and(STATE);
 /// Reads weight and anchor for the sums. Not counted: where the gradient points home, it reads the anchor again and, where
@@ -169,6 +172,8 @@ impl Method {
             peers,
         };
         let none = Constraint::None;
+        let pull = Pull { anchor_l1: 1e-3, anchor_l2: 1e-2, ..Pull::default() };
+        let weighted = Pull { weights: PullWeights::Fisher, ..pull };
         vec![
             step(
                 "adamw",
@@ -224,6 +229,8 @@ impl Method {
             step("adamw+fixed-radius", adamw.into(), fixed.into(), ADAMW.and(ANCHOR), &[]),
             step("adamw+digrap", adamw.into(), Digrap::default().into(), ADAMW.and(DIGRAP), &[]),
             step("adamw+l2sp", adamw.into(), L2Sp::default().into(), ADAMW.and(ANCHOR), &[]),
+            step("adamw+pull", adamw.into(), pull.into(), ADAMW.and(ANCHOR), &[]),
+            step("adamw+pull-fisher", adamw.into(), weighted.into(), ADAMW.and(IMPORTANCE), &[]),
             step("sgd", sgd.into(), none, SGD, &["torch_sgd_fused", "torch_sgd_foreach", "torch_sgd_loop"]),
             step("sgd+ftp", sgd.into(), Ftp::default().into(), SGD.and(FTP), &["ftp_sgdp"]),
             Method {
@@ -329,6 +336,8 @@ mod tests {
             ("adamw+fixed-radius", 36),
             ("adamw+digrap", 52),
             ("adamw+l2sp", 36),
+            ("adamw+pull", 36),
+            ("adamw+pull-fisher", 40),
             ("sgd", 24),
             ("sgd+ftp", 36),
             ("project-mars", 12),
@@ -345,12 +354,17 @@ mod tests {
         }
     }
 
-    // Moments of f32; with FTP a displacement; masters of half-precision weights; an update remembers its weights.
+    // Moments of f32; with FTP a displacement, with a weighted pull the importance; masters of half-precision weights; an update remembers its weights.
     #[test]
     fn state_is_what_is_kept_besides_the_data() {
-        for (name, full, half) in
-            [("adamw", 8, 12), ("adamw+ftp", 12, 16), ("project-mars", 0, 0), ("update-l2", 4, 2)]
-        {
+        for (name, full, half) in [
+            ("adamw", 8, 12),
+            ("adamw+ftp", 12, 16),
+            ("adamw+pull", 8, 12),
+            ("adamw+pull-fisher", 12, 16),
+            ("project-mars", 0, 0),
+            ("update-l2", 4, 2),
+        ] {
             let method = Method::by_name(name).unwrap();
             assert_eq!((method.state(DType::F32), method.state(DType::BF16)), (full, half), "{name}");
         }

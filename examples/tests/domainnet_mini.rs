@@ -6,8 +6,6 @@
 #[path = "../examples/domainnet_mini/cli.rs"]
 mod cli;
 mod common;
-#[path = "../examples/domainnet_mini/data/mod.rs"]
-mod data;
 #[path = "../examples/domainnet_mini/evaluate.rs"]
 mod evaluate;
 #[path = "../examples/domainnet_mini/pretrain.rs"]
@@ -35,9 +33,9 @@ use tpgm_examples::study::{Lab, Method, Setting};
 
 use crate::cli::{Args, recipe, run};
 use crate::common::results;
-use crate::data::{Domain, Request, Split};
 use crate::windows::{labels, windows};
 use crate::world::{Scale, World};
+use tpgm_examples::mini::data::{Domain, Request, Split};
 
 fn checkpoint() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/domainnet_mini/pretrained.safetensors")

@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use candle_core::{D, Device, Tensor};
 use tpgm_examples::study::Marks;
 
-use crate::data::Images;
 use crate::windows::windows;
+use tpgm_examples::mini::data::Images;
 
 /// Images at once.
 const BATCH: usize = 200;
@@ -20,7 +20,7 @@ pub(crate) fn marks(
     device: &Device,
     scores: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
 ) -> Result<Marks> {
-    ensure!(images.len() > 0, "accuracy of no images: ask for at least one test image per class");
+    ensure!(!images.is_empty(), "accuracy of no images: ask for at least one test image per class");
     let positions: Vec<_> = (0..images.len()).collect();
     let mut right = Vec::with_capacity(images.len());
     for batch in positions.chunks(BATCH) {

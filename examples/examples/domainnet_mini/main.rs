@@ -2,7 +2,6 @@
 //! domains. The README beside this file has the results.
 
 mod cli;
-mod data;
 mod evaluate;
 mod pretrain;
 mod samples;

@@ -10,9 +10,9 @@ use tpgm_candle::nn::cross_entropy;
 use tpgm_examples::mini::{Backbone, HEAD};
 use tpgm_examples::progress::Progress;
 
-use crate::data::{Dice, Domain, Request, Split};
 use crate::evaluate::marks;
 use crate::windows::{labels, windows};
+use tpgm_examples::mini::data::{Dice, Domain, Request, Split};
 
 /// Images per class and domain that are drawn at once.
 const ROUND: usize = 8;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use tpgm_examples::mosaic::Mosaic;
 
-use crate::data::{Domain, Images, Request, SIDE, Split};
+use tpgm_examples::mini::data::{Domain, Images, Request, SIDE, Split};
 
 /// A few classes in all domains.
 pub(crate) fn samples(seed: u64, classes: usize) -> Result<String> {

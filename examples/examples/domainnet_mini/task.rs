@@ -8,10 +8,10 @@ use tpgm_candle::{AdamW, Rule};
 use tpgm_examples::mini::{Backbone, HEAD};
 use tpgm_examples::study::{Marks, Mode, Pool, Scores, Task};
 
-use crate::data::{Domain, Images};
 use crate::evaluate::marks;
 use crate::windows::{labels, windows};
 use crate::world::World;
+use tpgm_examples::mini::data::{Domain, Images};
 
 /// Weight decay of AdamW (decoupled, towards zero).
 const WEIGHT_DECAY: f64 = 1e-2;

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 use tpgm_examples::mini::{SIDE, STRIDE, TOKENS, WINDOW};
 
-use crate::data::{BYTES, Images};
+use tpgm_examples::mini::data::{BYTES, Images};
 
 /// The stem's windows of some images: `[images * tokens, 192]`, values about -2 to 2, zeros beyond the border.
 pub(crate) fn windows(images: &Images, positions: &[usize]) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{Domain, Images, Request, Split};
+use tpgm_examples::mini::data::{Domain, Images, Request, Split};
 
 /// How large and long a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

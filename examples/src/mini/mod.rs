@@ -1,4 +1,5 @@
-//! The backbone of `domainnet_mini`: a small residual network, all of whose work is matrix products.
+//! The backbone of `domainnet_mini`: a small residual network, all of whose work is matrix products. Its [images](data) are
+//! those of `family_mini`, too.
 //!
 //! ```text
 //! image 32 x 32   windows of 8 x 8 pixels at stride 4      -> 8 x 8 tokens of 192
@@ -10,6 +11,7 @@
 //! head            linear                                   -> classes
 //! ```
 
+pub mod data;
 mod neighbors;
 
 use candle_core::{Module, Result, Tensor};

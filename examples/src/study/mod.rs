@@ -25,7 +25,7 @@ pub use self::experiment::{Outcomes, once, sweep};
 pub use self::lab::{Lab, Outcome, Row, Setting, Wanted};
 pub use self::marks::Marks;
 pub use self::method::Method;
-pub use self::records::{RecordArgs, Records};
+pub use self::records::{RecordArgs, Recorded, Records};
 pub use self::report::{Described, write};
 pub use self::run::{Net, Start};
 

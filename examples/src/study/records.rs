@@ -6,10 +6,28 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Setting};
 use crate::fingerprint::Digest;
+
+/// What is recorded: an outcome, which belongs to a setting.
+pub trait Recorded: Clone + Serialize + DeserializeOwned {
+    /// What was run.
+    type Setting: PartialEq;
+
+    /// What was run.
+    fn setting(&self) -> &Self::Setting;
+}
+
+impl Recorded for Outcome {
+    type Setting = Setting;
+
+    fn setting(&self) -> &Setting {
+        &self.setting
+    }
+}
 
 /// The option that names the file.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,31 +44,31 @@ impl RecordArgs {
     /// # Errors
     ///
     /// As [`Records::open`].
-    pub fn open(&self, study: &str, config: &impl Serialize) -> Result<Option<Records>> {
+    pub fn open<O: Recorded>(&self, study: &str, config: &impl Serialize) -> Result<Option<Records<O>>> {
         self.outcomes.as_ref().map(|path| Records::open(path, study, config)).transpose()
     }
 }
 
 /// A line of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Line {
+struct Line<O> {
     study: String,
     /// Of the configuration.
     print: String,
     #[serde(flatten)]
-    outcome: Outcome,
+    outcome: O,
 }
 
 /// Outcomes in a file, of any number of studies.
-pub struct Records {
+pub struct Records<O = Outcome> {
     path: PathBuf,
     study: String,
     print: String,
     /// Those of this study.
-    known: Mutex<Vec<Outcome>>,
+    known: Mutex<Vec<O>>,
 }
 
-impl Records {
+impl<O: Recorded> Records<O> {
     /// Reads the file, if there is one. A last line without an end, which a killed process leaves, is cut off.
     ///
     /// # Errors
@@ -70,7 +88,7 @@ impl Records {
         }
         let mut known = Vec::new();
         for (number, line) in text[..whole].lines().enumerate() {
-            let line: Line = serde_json::from_str(line)
+            let line: Line<O> = serde_json::from_str(line)
                 .with_context(|| format!("{}:{}: no outcome of a run", path.display(), number + 1))?;
             if line.study == study && line.print == print {
                 known.push(line.outcome);
@@ -89,10 +107,15 @@ impl Records {
         self.len() == 0
     }
 
+    /// Tells configurations apart: eight hexadecimal digits.
+    pub fn print(&self) -> &str {
+        &self.print
+    }
+
     /// The outcome of a setting.
-    pub fn find(&self, setting: &Setting) -> Option<Outcome> {
+    pub fn find(&self, setting: &O::Setting) -> Option<O> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.iter().find(|outcome| outcome.setting == *setting).cloned()
+        known.iter().find(|outcome| outcome.setting() == setting).cloned()
     }
 
     /// Adds an outcome, unless its setting has one.
@@ -100,10 +123,10 @@ impl Records {
     /// # Errors
     ///
     /// The file cannot be written.
-    pub fn add(&self, outcome: &Outcome) -> Result<()> {
+    pub fn add(&self, outcome: &O) -> Result<()> {
         // Held while writing: lines of runs at the same time stay whole.
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.iter().any(|other| other.setting == outcome.setting) {
+        if known.iter().any(|other| other.setting() == outcome.setting()) {
             return Ok(());
         }
         let (study, print) = (self.study.clone(), self.print.clone());
@@ -135,19 +158,19 @@ mod tests {
     fn outcomes_come_back_for_the_same_study_only() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results/outcomes.jsonl");
-        let records = Records::open(&path, "emoji", &1).unwrap();
+        let records: Records = Records::open(&path, "emoji", &1).unwrap();
         assert!(records.is_empty());
         records.add(&outcome(0)).unwrap();
         records.add(&outcome(0)).unwrap();
         records.add(&outcome(1)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
-        let again = Records::open(&path, "emoji", &1).unwrap();
+        let again: Records = Records::open(&path, "emoji", &1).unwrap();
         assert_eq!(again.len(), 2);
         assert_eq!(again.find(&outcome(1).setting).unwrap().scores, outcome(1).scores);
         assert!(again.find(&outcome(2).setting).is_none());
         // Another name, and another configuration.
-        assert!(Records::open(&path, "text", &1).unwrap().is_empty());
-        assert!(Records::open(&path, "emoji", &2).unwrap().is_empty());
+        let open = |study, config| Records::<Outcome>::open(&path, study, &config).unwrap();
+        assert!(open("text", 1).is_empty() && open("emoji", 2).is_empty());
     }
 
     #[test]
@@ -159,9 +182,9 @@ mod tests {
         fs::write(&path, format!("{text}{}", &text[..9])).unwrap();
         let records = Records::open(&path, "a", &1).unwrap();
         records.add(&outcome(1)).unwrap();
-        assert_eq!(Records::open(&path, "a", &1).unwrap().len(), 2);
+        assert_eq!(Records::<Outcome>::open(&path, "a", &1).unwrap().len(), 2);
         fs::write(&path, format!("{text}nothing\n")).unwrap();
-        let error = format!("{:#}", Records::open(&path, "a", &1).err().unwrap());
+        let error = format!("{:#}", Records::<Outcome>::open(&path, "a", &1).err().unwrap());
         assert!(error.contains("outcomes.jsonl:2: no outcome of a run"), "{error}");
     }
 }

@@ -67,7 +67,8 @@ impl Range {
         match *self {
             Range::Log { low, high } => kept(inner.exp()).clamp(low, high),
             Range::Uniform { low, high } => kept(inner).clamp(low, high),
-            Range::Integer { low, high } => inner.round().clamp(low as f64, high as f64),
+            // Zero is added so that it has no sign.
+            Range::Integer { low, high } => inner.round().clamp(low as f64, high as f64) + 0.0,
         }
     }
 
@@ -160,5 +161,18 @@ impl Space {
             return Err(Error::EmptySpace);
         }
         self.ranges.iter().try_for_each(|(name, range)| range.check(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_integer_has_no_negative_zero() {
+        let range = Range::Integer { low: -1, high: 3 };
+        let values = [-1.4, -0.3, 0.2, 2.6].map(|inner| range.value(inner));
+        assert_eq!(values, [-1.0, 0.0, 0.0, 3.0]);
+        assert!(values[1].is_sign_positive(), "{:?}", values[1]);
     }
 }

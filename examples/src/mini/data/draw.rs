@@ -7,10 +7,10 @@ use super::domain::{Canvas, Domain, Place};
 use super::shape::Class;
 
 /// Width and height of an image in pixels.
-pub(crate) const SIDE: usize = tpgm_examples::mini::SIDE;
+pub const SIDE: usize = super::super::SIDE;
 
 /// Bytes of an image: rows of pixels of red, green, blue.
-pub(crate) const BYTES: usize = SIDE * SIDE * 3;
+pub const BYTES: usize = SIDE * SIDE * 3;
 
 /// Samples per pixel and direction, against jagged edges.
 const FINE: usize = 2;

@@ -7,18 +7,20 @@ mod dice;
 mod domain;
 mod draw;
 mod shape;
+mod words;
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 
-pub(crate) use self::dice::Dice;
-pub(crate) use self::domain::Domain;
-pub(crate) use self::draw::{BYTES, SIDE};
+pub use self::dice::Dice;
+pub use self::domain::Domain;
+pub use self::draw::{BYTES, SIDE};
 use self::shape::Class;
+pub use self::words::{Detail, END, LONGEST, START, VOCABULARY, WORDS, Words};
 
 /// Which images: no image is in two splits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Split {
+pub enum Split {
     /// Training images.
     Train,
     /// Held out: radii are learned on these.
@@ -34,7 +36,7 @@ const FINE_TUNING: usize = 1_000_000;
 
 /// What to draw.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Request {
+pub struct Request {
     /// Other seeds have other classes.
     seed: u64,
     /// Number of the first class.
@@ -50,30 +52,38 @@ pub(crate) struct Request {
 
 impl Request {
     /// Classes of pre-training.
-    pub(crate) fn pretraining(seed: u64, classes: usize) -> Self {
+    pub fn pretraining(seed: u64, classes: usize) -> Self {
         Self { seed, first_class: 0, classes, split: Split::Train, first: 0, images: 0 }
     }
 
     /// Classes of fine-tuning: none of them is a class of pre-training.
-    pub(crate) fn fine_tuning(seed: u64, classes: usize) -> Self {
+    pub fn fine_tuning(seed: u64, classes: usize) -> Self {
         Self { first_class: FINE_TUNING, ..Self::pretraining(seed, classes) }
     }
 
     /// This many images per class and domain of a split.
-    pub(crate) fn of(self, split: Split, images: usize) -> Self {
+    pub fn of(self, split: Split, images: usize) -> Self {
         Self { split, images, ..self }
     }
 
     /// Begins at another image of each class.
-    pub(crate) fn from(self, first: usize) -> Self {
+    pub fn from(self, first: usize) -> Self {
         Self { first, ..self }
+    }
+
+    /// The classes in words.
+    pub fn words(&self) -> Vec<Words> {
+        self.class_list().iter().map(Words::new).collect()
+    }
+
+    fn class_list(&self) -> Vec<Class> {
+        (0..self.classes).map(|class| Class::new(self.seed, (self.first_class + class) as u64)).collect()
     }
 
     /// Draws them, in parallel; the pixels do not depend on the number of threads. The images of each class follow each
     /// other, in the order of `domains`.
-    pub(crate) fn draw(&self, domains: &[Domain]) -> Images {
-        let classes: Vec<_> =
-            (0..self.classes).map(|class| Class::new(self.seed, (self.first_class + class) as u64)).collect();
+    pub fn draw(&self, domains: &[Domain]) -> Images {
+        let classes = self.class_list();
         let per_class = domains.len() * self.images;
         let mut pixels = vec![0; self.classes * per_class * BYTES];
         pixels.par_chunks_exact_mut(BYTES).enumerate().for_each(|(position, image)| {
@@ -90,34 +100,40 @@ impl Request {
 }
 
 /// Images with their classes.
-pub(crate) struct Images {
+pub struct Images {
     pixels: Vec<u8>,
     labels: Vec<u32>,
     classes: usize,
 }
 
 impl Images {
-    pub(crate) fn len(&self) -> usize {
+    /// Number of images.
+    pub fn len(&self) -> usize {
         self.labels.len()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
     /// Number of classes.
-    pub(crate) fn classes(&self) -> usize {
+    pub fn classes(&self) -> usize {
         self.classes
     }
 
     /// The class of each image.
-    pub(crate) fn labels(&self) -> &[u32] {
+    pub fn labels(&self) -> &[u32] {
         &self.labels
     }
 
     /// The pixels of an image: rows of red, green, blue.
-    pub(crate) fn image(&self, position: usize) -> &[u8] {
+    pub fn image(&self, position: usize) -> &[u8] {
         &self.pixels[position * BYTES..][..BYTES]
     }
 
     /// These images, and after them others of the same classes.
-    pub(crate) fn with(&self, more: &Self) -> Self {
+    pub fn with(&self, more: &Self) -> Self {
         Self {
             pixels: [&self.pixels[..], &more.pixels].concat(),
             labels: [&self.labels[..], &more.labels].concat(),
@@ -130,8 +146,8 @@ impl Images {
     /// # Errors
     ///
     /// No image, or images of one class only.
-    pub(crate) fn check(&self, name: &str) -> Result<()> {
-        ensure!(self.len() > 0, "there are no {name} images: ask for at least one image per class");
+    pub fn check(&self, name: &str) -> Result<()> {
+        ensure!(!self.is_empty(), "there are no {name} images: ask for at least one image per class");
         let several = self.labels.iter().any(|label| *label != self.labels[0]);
         ensure!(several, "all {name} images are of one class: a classifier needs at least two");
         Ok(())

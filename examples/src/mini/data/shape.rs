@@ -81,6 +81,8 @@ pub(super) struct Class {
     /// Distance of the outline from the center at `POINTS` angles; the largest is 1.
     outline: Vec<f32>,
     hole: Hole,
+    /// Whether the outline has corners.
+    pub(super) pointed: bool,
     /// How it usually looks in real images; the other domains do not know it.
     pub(super) look: Look,
 }
@@ -89,13 +91,14 @@ impl Class {
     /// The class of this number.
     pub(super) fn new(seed: u64, number: u64) -> Self {
         let mut dice = Dice::new([seed, 1, number, 0]);
-        let outline = if dice.chance(0.5) { smooth(&mut dice) } else { pointed(&mut dice) };
+        let is_smooth = dice.chance(0.5);
+        let outline = if is_smooth { smooth(&mut dice) } else { pointed(&mut dice) };
         let hole = match dice.below(4) {
             0 => Hole::Round(dice.range(0.2, 0.35)),
             1 => Hole::Similar(dice.range(0.35, 0.55)),
             _ => Hole::None,
         };
-        Self { outline, hole, look: Look::random(&mut dice) }
+        Self { outline, hole, pointed: !is_smooth, look: Look::random(&mut dice) }
     }
 
     /// Distance of the outline from the center at this angle (radians).
@@ -103,6 +106,15 @@ impl Class {
         let position = angle.rem_euclid(TAU) / TAU * POINTS as f32;
         let (left, share) = (position as usize % POINTS, position.fract());
         self.outline[left] * (1.0 - share) + self.outline[(left + 1) % POINTS] * share
+    }
+
+    /// Which kind of hole it has: none, a circle, the outline again.
+    pub(super) fn hole_kind(&self) -> u32 {
+        match self.hole {
+            Hole::None => 0,
+            Hole::Round(_) => 1,
+            Hole::Similar(_) => 2,
+        }
     }
 
     /// Distance of the hole's edge from the center where the outline is at `outline`; zero without a hole.

@@ -10,7 +10,7 @@ use super::shape::{Look, Texture, from_hsv};
 
 /// A kind of image, as in DomainNet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
-pub(crate) enum Domain {
+pub enum Domain {
     /// A lit object in front of something; nine in ten show their class's usual colors and texture.
     Real,
     /// Pencil on paper.
@@ -27,7 +27,7 @@ pub(crate) enum Domain {
 
 impl Domain {
     /// All, the domain of fine-tuning first.
-    pub(crate) const ALL: [Domain; 6] = [
+    pub const ALL: [Domain; 6] = [
         Domain::Real,
         Domain::Sketch,
         Domain::Painting,
@@ -37,7 +37,7 @@ impl Domain {
     ];
 
     /// Name as in tables.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Domain::Real => "real",
             Domain::Sketch => "sketch",

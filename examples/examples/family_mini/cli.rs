@@ -1,0 +1,234 @@
+//! The command line, and the order of things.
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use tpgm_examples::fingerprint::Fingerprint;
+use tpgm_examples::progress::Progress;
+use tpgm_examples::stop::Stop;
+use tpgm_examples::study::RecordArgs;
+use tpgm_examples::{folder, workers};
+
+use crate::lab::{Lab, Outcome, Stopped};
+use crate::method::{Method, Setting};
+use crate::pretrain::{Pretrain, pretrain};
+use crate::world::{Scale, World};
+use crate::{report, rows};
+
+/// Fine-tunes a small pair of image and text towers on real images with the methods of the wider family, and tests it in other
+/// domains.
+///
+/// Everything is drawn from a seed: nothing is downloaded. Ctrl-C stops; the same command with --resume goes on after the runs that
+/// are finished.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "family_mini", version)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Folder for tables and outcomes
+    #[arg(long, default_value = "runs/family_mini")]
+    out: PathBuf,
+    /// Go on with the interrupted study in --out
+    #[arg(long)]
+    resume: bool,
+    /// Sweep four settings of every method, then repeat the best with two other seeds
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
+    /// Everything very small, to see that it works (seconds)
+    #[arg(long)]
+    quick: bool,
+    /// Seed of new parameters and of the order of images; with --full the first of three
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    records: RecordArgs,
+    /// Runs at the same time, one thread each [default: number of processors, at most 4]
+    #[arg(long)]
+    jobs: Option<NonZero<usize>>,
+    /// The pre-trained pair [default: the one in the repository]
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
+    /// Steps of every training run [default: 300]
+    #[arg(long)]
+    steps: Option<u64>,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum Command {
+    /// Train both towers on pairs of images and texts of all domains, and write the checkpoint that everything starts from
+    Pretrain(Pretrain),
+}
+
+/// Seed of the classes and images. One world for all runs: seeds of training are compared on the same images.
+const WORLD: u64 = 0;
+
+/// Seeds of `--full`.
+const SEEDS: u64 = 3;
+
+/// What must be the same to go on with a study.
+#[derive(Debug, Serialize)]
+struct Config {
+    full: bool,
+    seed: u64,
+    scale: Scale,
+    /// What the checkpoint holds.
+    files: Fingerprint,
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+///
+/// Options that do not fit, files that cannot be read or written, a loss that is not finite.
+pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
+    if let Some(Command::Pretrain(options)) = &args.command {
+        return pretrain(options, progress);
+    }
+    let begun = Instant::now();
+    let mut scale = if args.quick { Scale::QUICK } else { Scale::NORMAL };
+    scale.steps = args.steps.unwrap_or(scale.steps);
+    ensure!(scale.steps > 0, "--steps is 0: there is nothing to compare without training");
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/family_mini/pretrained.safetensors");
+    let checkpoint = args.checkpoint.clone().unwrap_or(own);
+    let files = Fingerprint::default().file("checkpoint", &checkpoint)?;
+    let config = Config { full: args.full, seed: args.seed, scale, files };
+    let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
+    progress.line("drawing the images");
+    let world = World::draw(WORLD, &scale)?;
+    let head = args.out.join("zero_shot.safetensors");
+    let records = args.records.open("family_mini", &(scale, &config.files))?;
+    // Trials go where outcomes go: both are of one configuration.
+    let journal = match (&args.records.outcomes, &records) {
+        (Some(path), Some(records)) => {
+            path.with_file_name(format!("autoft_{}_{}.jsonl", records.print(), args.seed))
+        }
+        _ => runs.join("autoft.jsonl"),
+    };
+    let (records, seed) = (records.as_ref(), args.seed);
+    let lab = Lab { world: &world, scale, checkpoint, head, runs, records, journal, seed, progress, stop };
+    lab.write_head()?;
+
+    let jobs = args.jobs.map_or_else(workers::default_count, NonZero::get);
+    match study(&lab, jobs, args.full) {
+        Ok((all, chosen)) => report::write(&args.out, &all, &chosen, progress)?,
+        Err(error) if error.is::<Stopped>() => {
+            progress.line(folder::how_to_resume());
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    }
+    progress.line(format!("{:.0} seconds in all; see {}", begun.elapsed().as_secs_f64(), args.out.display()));
+    Ok(())
+}
+
+/// All outcomes of the first seed, and for each method those of the chosen setting, one per seed.
+fn study(lab: &Lab<'_>, jobs: usize, full: bool) -> Result<(Vec<Outcome>, Vec<Vec<Outcome>>)> {
+    let settings = |method: Method| if full { method.settings() } else { vec![method.setting()] };
+    let first = Method::ALL.into_iter().flat_map(|method| {
+        let setting = move |(lr, strength)| Setting { method, lr, strength, seed: lab.seed };
+        settings(method).into_iter().map(setting)
+    });
+    let all = run_all(lab, jobs, first.collect())?;
+    let mut chosen: Vec<_> = best(&all).into_iter().map(|outcome| vec![outcome]).collect();
+    if full {
+        let others = (lab.seed + 1..lab.seed + SEEDS).flat_map(|seed| {
+            chosen.iter().map(move |outcomes| Setting { seed, ..outcomes[0].setting }).collect::<Vec<_>>()
+        });
+        for outcome in run_all(lab, jobs, others.collect())? {
+            let of = chosen.iter_mut().find(|of| of[0].setting.method == outcome.setting.method);
+            of.into_iter().for_each(|of| of.push(outcome.clone()));
+        }
+    }
+    Ok((all, chosen))
+}
+
+/// Runs settings, those of one base in one go.
+fn run_all(lab: &Lab<'_>, jobs: usize, settings: Vec<Setting>) -> Result<Vec<Outcome>> {
+    let outcomes = workers::run(jobs, 1, grouped(settings), |group| rows::run(lab, &group))?;
+    Ok(outcomes.concat())
+}
+
+/// Settings that are made from the same run stand together.
+fn grouped(settings: Vec<Setting>) -> Vec<Vec<Setting>> {
+    let shared = |method: Method| matches!(method.base(), Method::FineTuning | Method::Bang);
+    let base = |setting: &Setting| (setting.method.base(), setting.lr.to_bits(), setting.seed);
+    let mut groups: Vec<Vec<Setting>> = Vec::new();
+    for setting in settings {
+        let same = |group: &&mut Vec<Setting>| shared(setting.method) && base(&group[0]) == base(&setting);
+        match groups.iter_mut().find(same) {
+            Some(group) => group.push(setting),
+            // First: it takes longest.
+            None if setting.method == Method::AutoFt => groups.insert(0, vec![setting]),
+            None => groups.push(vec![setting]),
+        }
+    }
+    groups
+}
+
+/// For each method the outcome with the highest accuracy on the real images for choosing, the earlier one of equals.
+fn best(outcomes: &[Outcome]) -> Vec<Outcome> {
+    let of = |method: &Method| {
+        let mut of = outcomes.iter().filter(|outcome| outcome.setting.method == *method);
+        let first = of.next()?;
+        Some(
+            of.fold(first, |best, outcome| if outcome.choice > best.choice { outcome } else { best }).clone(),
+        )
+    };
+    Method::ALL.iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting(method: Method, lr: f64, strength: Option<f64>) -> Setting {
+        Setting { method, lr, strength, seed: 0 }
+    }
+
+    #[test]
+    fn settings_of_one_base_are_one_job() {
+        let groups = grouped(vec![
+            setting(Method::FineTuning, 1e-3, None),
+            setting(Method::FineTuning, 3e-4, None),
+            setting(Method::L2Sp, 1e-3, Some(0.1)),
+            setting(Method::L2Sp, 1e-3, Some(0.3)),
+            setting(Method::WiseFt, 1e-3, Some(0.5)),
+            setting(Method::Bang, 1e-3, Some(0.5)),
+            setting(Method::Bang, 1e-3, Some(0.7)),
+            setting(Method::AutoFt, 0.0, None),
+        ]);
+        let methods: Vec<Vec<Method>> =
+            groups.iter().map(|group| group.iter().map(|setting| setting.method).collect()).collect();
+        assert_eq!(
+            methods,
+            [
+                vec![Method::AutoFt],
+                vec![Method::FineTuning, Method::WiseFt],
+                vec![Method::FineTuning],
+                vec![Method::L2Sp],
+                vec![Method::L2Sp],
+                vec![Method::Bang, Method::Bang],
+            ]
+        );
+    }
+
+    #[test]
+    fn the_choice_is_made_on_held_out_images_and_the_first_of_equals_wins() {
+        let outcome = |strength, choice, ood| Outcome {
+            setting: setting(Method::WiseFt, 1e-3, Some(strength)),
+            choice,
+            accuracy: vec![choice, ood],
+            seconds: 1.0,
+            kept: 0,
+            milliseconds: 1.0,
+            notes: Vec::new(),
+        };
+        let chosen = best(&[outcome(0.3, 0.8, 0.9), outcome(0.5, 0.9, 0.1), outcome(0.7, 0.9, 0.8)]);
+        assert_eq!(chosen.len(), 1);
+        assert_eq!(chosen[0].setting.strength, Some(0.5));
+    }
+}
