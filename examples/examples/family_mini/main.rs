@@ -10,13 +10,20 @@ mod report;
 mod rows;
 mod world;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::Parser;
 use tpgm_examples::environment;
+use tpgm_examples::failure;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    failure::exit_code(start())
+}
+
+fn start() -> Result<()> {
     environment::for_threads(1);
     let args = cli::Args::parse();
     let stop = Stop::never();
