@@ -194,14 +194,12 @@ fn build(folder: &Path, short: bool) -> Result<PathBuf> {
     let features: Vec<&str> =
         FEATURES.split(',').filter(|feature| *feature != "tpgm-examples/hf-hub").collect();
     let features = format!("{},tpgm-fuzz/libfuzzer", features.join(","));
+    let level = if short { 0 } else { 1 };
     let output = cargo(&["test", "--workspace", "--features", &features, "--test", "fuzzer", "--no-run"])
         .args(["--message-format", "json-render-diagnostics"])
-        .args(
-            INSTRUMENTED
-                .iter()
-                .filter(|_| short)
-                .flat_map(|name| ["--config".to_owned(), format!("profile.dev.package.{name}.opt-level=0")]),
-        )
+        .args(INSTRUMENTED.iter().flat_map(|name| {
+            ["--config".to_owned(), format!("profile.dev.package.{name}.opt-level={level}")]
+        }))
         .current_dir(root()?)
         .env("RUSTC_WORKSPACE_WRAPPER", &wrapper)
         .stderr(Stdio::inherit())
