@@ -65,14 +65,15 @@ fn a_hook_changes_no_gradient_of_a_resnet() {
         let grads = |y: Tensor| weighted_sum(&y).unwrap().backward().unwrap();
         let pixels = grads(model.forward(&images, true).unwrap());
         let planes = grads(model.forward_with(&images, true, |_, hidden| Ok(hidden)).unwrap());
-        let mut trained = 0;
+        let (mut trained, mut alive) = (0, 0);
         for (name, var) in vars.data().lock().unwrap().iter().filter(|(name, _)| !name.contains("running")) {
             let [pixels, planes] = [&pixels, &planes].map(|grads| grads.get(var.as_tensor()).unwrap());
-            assert!(flat(pixels).iter().any(|&x| x != 0.0), "{name}");
             assert_close(name, pixels, planes, 1e-12);
             trained += 1;
+            alive += usize::from(flat(pixels).iter().any(|&x| x != 0.0));
         }
-        assert!(trained > 40, "{trained}");
+        // Weights are drawn anew each time, and a block of so few channels may be dead for all images.
+        assert!(trained > 40 && alive > 30, "{alive} of {trained}");
         check_gradients("images", &[images], |x| model.forward(&x[0], true));
     }
 }
