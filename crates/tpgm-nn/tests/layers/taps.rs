@@ -62,6 +62,13 @@ fn a_hook_changes_no_gradient_of_a_resnet() {
         let vars = VarMap::new();
         let config = config.statistics(Statistics::Running);
         let (model, images) = (ResNet::new(&config, vb(&vars)).unwrap(), values((3, 3, 40, 36), 1));
+        // The same weights in every run: others have a kink within the difference quotients once in 200 runs.
+        let mut drawn: Vec<_> = vars.data().lock().unwrap().clone().into_iter().collect();
+        drawn.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (i, (_, var)) in drawn.iter().enumerate().filter(|(_, (name, _))| !name.contains("running")) {
+            let (noise, around) = if var.rank() == 1 { (0.2, 1.0) } else { (0.3, 0.0) };
+            var.set(&values(var.shape(), i as u64 + 1).affine(noise, around).unwrap()).unwrap();
+        }
         let grads = |y: Tensor| weighted_sum(&y).unwrap().backward().unwrap();
         let pixels = grads(model.forward(&images, true).unwrap());
         let planes = grads(model.forward_with(&images, true, |_, hidden| Ok(hidden)).unwrap());
@@ -72,7 +79,7 @@ fn a_hook_changes_no_gradient_of_a_resnet() {
             trained += 1;
             alive += usize::from(flat(pixels).iter().any(|&x| x != 0.0));
         }
-        // Weights are drawn anew each time, and a block of so few channels may be dead for all images.
+        // A block of so few channels may be dead for all images.
         assert!(trained > 40 && alive > 30, "{alive} of {trained}");
         check_gradients("images", &[images], |x| model.forward(&x[0], true));
     }
