@@ -18,7 +18,7 @@ pub fn exit_code(result: anyhow::Result<()>) -> ExitCode {
 }
 
 /// The error and its causes, a line each. Causes that the line before ends with are left out.
-pub fn describe(error: &Error) -> String {
+fn describe(error: &Error) -> String {
     let mut text = String::new();
     let mut last = String::new();
     for cause in error.chain() {

@@ -222,6 +222,7 @@ impl Stage {
 }
 
 /// What became of a stage.
+#[derive(Clone)]
 struct Outcome {
     /// For the summary.
     line: String,
@@ -261,13 +262,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     outcomes.extend(thread::scope(|scope| {
         let beside = scope.spawn(|| {
             let mut output = Output::kept();
-            of(Turn::Beside, &mut output).map(|outcomes| (outcomes, output))
+            (of(Turn::Beside, &mut output), output)
         });
-        let mut outcomes = of(Turn::Then, &mut Output::Shown)?;
-        let (others, output) = beside.join().map_err(|_| anyhow!("a stage panicked"))??;
+        let outcomes = of(Turn::Then, &mut Output::Shown);
+        // Shown in any case: it says what went wrong.
+        let (others, output) = beside.join().map_err(|_| anyhow!("a stage panicked"))?;
         output.show()?;
-        outcomes.extend(others);
-        anyhow::Ok(outcomes)
+        anyhow::Ok([outcomes?, others?].concat())
     })?);
     outcomes.extend(of(Turn::Last, &mut Output::Shown)?);
     let lines: Vec<_> = outcomes.iter().map(|outcome| outcome.line.as_str()).collect();

@@ -110,7 +110,7 @@ impl Checkpointer {
         let part = agreed(communicator, write_part(state, temporary, rank, ranks))?;
         let publish = |begun: &Begun| {
             let others = (1..ranks).map(|rank| read_part(temporary, rank)).collect::<Result<_>>()?;
-            state.write_rest(temporary, part, others)?;
+            state.write_manifest(temporary, part, others)?;
             self.publish(temporary, &begun.path)
         };
         agreed(communicator, begun.map_or(Ok(()), publish))

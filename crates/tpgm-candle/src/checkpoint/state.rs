@@ -114,11 +114,15 @@ impl TrainState {
     /// Writes all files into an empty folder and waits until they are on the disk.
     pub(super) fn write(&self, dir: &Path) -> Result<()> {
         let part = self.write_part(dir, 0, 1)?;
-        self.write_rest(dir, part, Vec::new())
+        self.write_manifest(dir, part, Vec::new())
     }
 
-    /// Writes the sections of one of several ranks.
+    /// Writes the sections of one of several ranks; rank 0, before them, the weights.
     pub(super) fn write_part(&self, dir: &Path, rank: usize, ranks: usize) -> Result<Part> {
+        let weights = match rank {
+            0 => Some(write_tensor_file(&dir.join(WEIGHTS), &self.weight_sources())?),
+            _ => None,
+        };
         let mut state = Vec::new();
         for (section, items) in &self.sections {
             for (key, item) in items {
@@ -132,15 +136,16 @@ impl TrainState {
         let file = state_file(rank, ranks);
         let sum = write_tensor_file(&dir.join(&file), &state)?;
         let sections = self.sections.keys().cloned().collect();
-        Ok(Part { file, sum, sections, values: Values::new(self.values.clone()) })
+        Ok(Part { weights, file, sum, sections, values: Values::new(self.values.clone()) })
     }
 
-    /// Writes what there is once, and what the parts of all ranks have to do with each other. `others` are those of the ranks
-    /// from 1 on.
-    pub(super) fn write_rest(&self, dir: &Path, own: Part, others: Vec<Part>) -> Result<()> {
-        let weights: Vec<_> =
-            self.weights.iter().map(|(name, t)| (name.clone(), Source::Tensor(t))).collect();
-        let mut sums = vec![(WEIGHTS.to_owned(), write_tensor_file(&dir.join(WEIGHTS), &weights)?)];
+    fn weight_sources(&self) -> Vec<(String, Source<'_>)> {
+        self.weights.iter().map(|(name, tensor)| (name.clone(), Source::Tensor(tensor))).collect()
+    }
+
+    /// Writes what makes one checkpoint of the parts of all ranks. `others` are those of the ranks from 1 on.
+    pub(super) fn write_manifest(&self, dir: &Path, own: Part, others: Vec<Part>) -> Result<()> {
+        let mut sums: Vec<_> = own.weights.map(|sum| (WEIGHTS.to_owned(), sum)).into_iter().collect();
         sums.push((own.file, own.sum));
         let mut ranks = Vec::with_capacity(others.len());
         for (rank, part) in (1..).zip(others) {
@@ -165,6 +170,8 @@ impl TrainState {
 /// What one rank has written, for the manifest.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Part {
+    /// Of the weights' file, on rank 0.
+    weights: Option<Sum>,
     file: String,
     sum: Sum,
     sections: Vec<String>,

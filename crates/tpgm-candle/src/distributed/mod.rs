@@ -207,9 +207,8 @@ pub fn require_same(
     value: &[u8],
     device: &Device,
 ) -> Result<()> {
-    // FNV-1a; in two halves, each exact in f64.
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    let hash = value.iter().fold(0xcbf2_9ce4_8422_2325, step);
+    let hash = fnv(FNV_OFFSET, value);
+    // In two halves, each exact in f64.
     let own = [(hash >> 32) as f64, (hash & 0xffff_ffff) as f64];
     let first = or_refuse(Some(communicator), Tensor::new(&own, device))?;
     communicator.broadcast(&[(what, &first)])?;
@@ -218,8 +217,15 @@ pub fn require_same(
         true => Ok(()),
         false => Err(Error::from(RankProblem::Unequal { what: what.to_owned(), rank: communicator.rank() })),
     };
-    or_refuse(Some(communicator), same)?;
-    communicator.barrier()
+    agreed(communicator, same)
+}
+
+/// Where [`fnv`] begins.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a: the same on all builds, which Rust's own hash is not.
+fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Makes the variables of all ranks those of rank 0, and makes sure that their anchors, their `config` and this crate's version
@@ -277,4 +283,14 @@ pub(crate) fn or_refuse<T, E: std::fmt::Display>(
         let _ = communicator.refuse(&error.to_string());
     }
     result
+}
+
+/// As [`or_refuse`], and without an error waits until all ranks say that they have none.
+pub(crate) fn agreed<T, E: std::fmt::Display + From<Error>>(
+    communicator: &dyn Communicator,
+    result: Result<T, E>,
+) -> Result<T, E> {
+    let value = or_refuse(Some(communicator), result)?;
+    communicator.barrier()?;
+    Ok(value)
 }

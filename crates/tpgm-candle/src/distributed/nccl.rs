@@ -11,7 +11,7 @@ use cudarc::nccl::safe::{Comm, Id, ReduceOp};
 
 use super::error::{Error, Result};
 use super::problem::{RankProblem, check_owners};
-use super::{Communicator, Named};
+use super::{Communicator, FNV_OFFSET, Named, fnv};
 use crate::engine;
 use crate::memory::{core_dtype, events};
 
@@ -341,13 +341,6 @@ impl InplaceOp1 for Exchange<'_> {
 
 fn failed(call: &'static str, rank: usize, error: &NcclError) -> Error {
     RankProblem::Failed { call, rank, reason: format!("NCCL says {:?}", error.0) }.into()
-}
-
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// FNV-1a: the same on all builds, which Rust's own hash is not.
-fn fnv(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Equal for tensors of one name, type, shape and owner.

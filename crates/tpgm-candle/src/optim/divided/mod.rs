@@ -18,7 +18,7 @@ use tpgm_core::{Constraint, ParamSet, Settings};
 
 pub(super) use self::radii::{RadiusSteps, WholeRadii};
 use super::error::{Error, Result};
-use crate::distributed::{Communicator, Division, or_refuse};
+use crate::distributed::{Communicator, Division, agreed, or_refuse};
 use crate::engine::Operands;
 use crate::params::Param;
 
@@ -143,9 +143,7 @@ impl<E: ?Sized> Parts<E> {
 
     /// Tells the other ranks of an error, or waits until all of them say that they have none.
     fn agreed<T>(&self, result: Result<T>) -> Result<T> {
-        let value = or_refuse(Some(&*self.communicator), result)?;
-        self.communicator.barrier()?;
-        Ok(value)
+        agreed(&*self.communicator, result)
     }
 
     /// The means of gradients over all ranks, each on its owner. Sends every gradient of another rank once.
