@@ -42,8 +42,12 @@ fi
 "#;
 
 /// The CUDA features of the libraries by themselves, then all: code that leans on the other ones' imports fails in the first.
-/// Over the whole workspace, with the features of the other lints: so dependencies are what they are there, and shared.
-const FEATURES: [&str; 2] = ["tpgm-candle/cuda", "tpgm-candle/nccl,tpgm-examples/nccl,tpgm-benches/cuda"];
+/// Over the whole workspace, with the features of the other lints: so dependencies are what they are there, and shared. Those of
+/// CUDA have the features of both, and are checked once.
+const FEATURES: [&str; 2] = [
+    "tpgm-candle/cuda,cudarc/nccl,candle-core/nccl",
+    "tpgm-candle/nccl,tpgm-examples/nccl,tpgm-benches/cuda",
+];
 
 /// The packages that ask for the toolkit get other options than in any other build: so they, and what depends on them, lie apart
 /// in the target folder, and all else is shared with the other lints.

@@ -42,6 +42,8 @@ struct Stage {
     /// All that its outcome hangs on, if that is a small part of the workspace: then it runs only where something of it changed
     /// since it passed.
     inputs: Option<&'static [&'static str]>,
+    /// What `--all` adds to the arguments.
+    all: &'static [&'static str],
     turn: Turn,
     /// Why the stage cannot run here, if so.
     skip: fn() -> Result<Option<&'static str>>,
@@ -65,23 +67,33 @@ enum Turn {
     First,
     /// Then these, one after the other
     Then,
-    /// And these beside them, one after the other: they compile one crate after another, which keeps one processor busy
+    /// And these at the same time, one after the other: no stage keeps all processors busy to its end
     Beside,
     /// By themselves again: they measure, or take no time
     Last,
 }
 
 const fn stage(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage { name, args, env: &[], quick: Quick::Not, inputs: None, turn: Turn::First, skip: || Ok(None) }
+    Stage {
+        name,
+        args,
+        env: &[],
+        quick: Quick::Not,
+        inputs: None,
+        all: &[],
+        turn: Turn::First,
+        skip: || Ok(None),
+    }
+}
+
+/// The same at another turn.
+const fn at(turn: Turn, stage: Stage) -> Stage {
+    Stage { turn, ..stage }
 }
 
 /// A stage over the kernels.
 const fn kernels(name: &'static str, args: &'static [&'static str]) -> Stage {
     Stage { inputs: Some(KERNELS), turn: Turn::Then, ..stage(name, args) }
-}
-
-const fn last(name: &'static str, args: &'static [&'static str]) -> Stage {
-    Stage { turn: Turn::Last, ..stage(name, args) }
 }
 
 /// What the kernels, their tests and the commands over them are made of.
@@ -115,20 +127,46 @@ const STAGES: &[Stage] = &[
     },
     // The tests of the examples have their modules in them, so that the examples themselves need not be linked; lints have
     // compiled their main files.
-    stage("tests", &["test", "--workspace", "--features", FEATURES, "--lib", "--bins", "--tests"]),
-    stage("documentation tests", &["test", "--workspace", "--features", FEATURES, "--doc"]),
+    stage(
+        "tests, built",
+        &["test", "--workspace", "--features", FEATURES, "--lib", "--bins", "--tests", "--no-run"],
+    ),
+    // Two rows of stages from here on. Cargo has a lock for each target folder, and a stage that builds waits for another that
+    // does: so those that build in the same folder for long stand at the end of the second row.
+    at(
+        Turn::Then,
+        stage(
+            "tests",
+            &["test", "--workspace", "--features", FEATURES, "--lib", "--bins", "--tests", "--no-fail-fast"],
+        ),
+    ),
+    at(
+        Turn::Then,
+        stage(
+            "documentation tests",
+            &["test", "--workspace", "--features", FEATURES, "--doc", "--no-fail-fast"],
+        ),
+    ),
+    // Compiled again, which takes minutes, where something changed since they were written, and with --all.
     Stage {
-        env: &[("RUSTDOCFLAGS", "-D warnings")],
-        turn: Turn::Beside,
-        ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
+        skip: crate::ptx::missing,
+        all: &["--anew"],
+        ..kernels("committed kernels", &["xtask", "ptx", "--check"])
     },
+    kernels("kernels on the CPU", &["xtask", "emulate"]),
+    kernels("kernels with a GPU's blocks", &["xtask", "emulate", "--threads", "256"]),
+    kernels("kernels with the sums of other GPUs", &["xtask", "emulate", "--compensated"]),
+    Stage {
+        skip: crate::emulate::missing,
+        ..kernels("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
+    },
+    at(Turn::Then, stage("layers over the kernels on the CPU", &["xtask", "emulate", "--layers"])),
     // A short turn from every seed; what needs longer is found by hand.
     Stage {
         skip: crate::fuzz::missing,
         turn: Turn::Beside,
         ..stage("readers under a fuzzer", &["xtask", "fuzz", "--seconds", "1"])
     },
-    Stage { turn: Turn::Beside, ..stage("lints of the CUDA features", &["xtask", "cuda-check"]) },
     Stage {
         skip: || {
             Ok(crate::cuda_tools::offline()
@@ -137,28 +175,41 @@ const STAGES: &[Stage] = &[
         turn: Turn::Beside,
         ..stage("packages", &["xtask", "packages"])
     },
-    Stage { skip: crate::ptx::missing, ..kernels("committed kernels", &["xtask", "ptx", "--check"]) },
-    kernels("kernels on the CPU", &["xtask", "emulate"]),
-    kernels("kernels with a GPU's blocks", &["xtask", "emulate", "--threads", "256"]),
-    kernels("kernels with the sums of other GPUs", &["xtask", "emulate", "--compensated"]),
     // Addresses and undefined behavior; the tests that reach all kernels.
-    kernels(
-        "kernels under the address sanitizer",
-        &["xtask", "emulate", "--asan", "--", "device::", "suite::averages", "suite::projector"],
+    at(
+        Turn::Beside,
+        kernels(
+            "kernels under the address sanitizer",
+            &["xtask", "emulate", "--asan", "--", "device::", "suite::averages", "suite::projector"],
+        ),
     ),
-    kernels("kernels under the thread sanitizer", &["xtask", "emulate", "--tsan"]),
-    kernels("mistakes planted in kernels", &["xtask", "emulate", "--self-test"]),
-    kernels("the host's code over a stand-in for the driver", &["xtask", "emulate", "--driver"]),
-    kernels("mistakes planted in calls of the driver", &["xtask", "emulate", "--driver", "--self-test"]),
+    at(Turn::Beside, kernels("kernels under the thread sanitizer", &["xtask", "emulate", "--tsan"])),
+    at(Turn::Beside, kernels("mistakes planted in kernels", &["xtask", "emulate", "--self-test"])),
+    at(
+        Turn::Beside,
+        kernels("the host's code over a stand-in for the driver", &["xtask", "emulate", "--driver"]),
+    ),
+    at(
+        Turn::Beside,
+        kernels("mistakes planted in calls of the driver", &["xtask", "emulate", "--driver", "--self-test"]),
+    ),
+    at(Turn::Beside, stage("lints of the CUDA features", &["xtask", "cuda-check"])),
     Stage {
-        skip: crate::emulate::missing,
-        ..kernels("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
+        env: &[("RUSTDOCFLAGS", "-D warnings")],
+        turn: Turn::Beside,
+        ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
     },
-    last("layers over the kernels on the CPU", &["xtask", "emulate", "--layers"]),
+    at(
+        Turn::Beside,
+        stage(
+            "benchmark, built",
+            &["build", "--release", "--package", "tpgm-benches", "--bin", "side_by_side"],
+        ),
+    ),
     // Only ratios within the run count: a machine that is merely slow passes.
-    last("speed against that of memory", &["xtask", "bench", "--quick"]),
-    last("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"]),
-    last("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"]),
+    at(Turn::Last, stage("speed against that of memory", &["xtask", "bench", "--quick"])),
+    at(Turn::Last, stage("parity of the oracle", &["xtask", "parity", GOLDEN, "--backend", "oracle"])),
+    at(Turn::Last, stage("parity of the CPU backend", &["xtask", "parity", GOLDEN, "--backend", "cpu"])),
 ];
 
 impl Stage {
@@ -210,6 +261,9 @@ impl Stage {
             args => cargo(args),
         };
         command.current_dir(root).envs(self.env.iter().copied());
+        if all {
+            command.args(self.all);
+        }
         let success = output.run(command).context("cannot start cargo")?.success();
         let took = start.elapsed().as_secs();
         record().add(self.name, took, files.filter(|_| success))?;
@@ -302,14 +356,13 @@ mod tests {
             STAGES.iter().filter(|stage| stage.runs(quick)).map(|stage| stage.name).collect()
         };
         assert_eq!(names(true), ["formatting", "lints", "unit tests"]);
-        assert!(names(false).starts_with(&["formatting", "lints", "tests"]));
+        assert!(names(false).starts_with(&["formatting", "lints", "tests, built", "tests"]));
     }
 
     /// The benchmark measures, so nothing runs beside it; the inner loop is shown as it comes.
     #[test]
     fn stages_have_their_turns() {
         let turns = |turn| STAGES.iter().filter(move |stage| stage.turn == turn);
-        assert!(turns(Turn::Then).all(|stage| stage.inputs.is_some()));
         assert!(turns(Turn::Last).any(|stage| stage.args.contains(&"bench")));
         assert!(turns(Turn::Beside).all(|stage| !stage.args.contains(&"bench")));
         assert!(STAGES.iter().filter(|stage| stage.runs(true)).all(|stage| stage.turn == Turn::First));

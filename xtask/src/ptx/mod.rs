@@ -1,12 +1,13 @@
-//! `cargo xtask ptx`: `kernels/*.cu` and `kernels/layers/*.cu` to modules of machine code and PTX, which are committed so that building needs no
-//! compiler of CUDA.
+//! `cargo xtask ptx`: `kernels/*.cu` and `kernels/layers/*.cu` to modules of machine code and PTX, which are committed so that
+//! building needs no compiler of CUDA.
 //!
-//! A module is one kernel for one storage of the operands, or one kernel of a layer for one element type, as a fat binary: machine code for the usual GPUs and PTX for all
-//! others, from which the driver takes what fits.
+//! A module is one kernel for one storage of the operands, or one kernel of a layer for one element type, as a fat binary:
+//! machine code for the usual GPUs and PTX for all others, from which the driver takes what fits.
 
 mod fatbinary;
 mod nvrtc;
 mod ptxas;
+mod record;
 mod table;
 
 use std::cmp::Reverse;
@@ -25,9 +26,13 @@ use ptxas::{GPUS, Gpu, Usage};
 /// Options of `ptx`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Compare with the committed files instead of writing them
+    /// Compare with the committed files instead of writing them, where sources, compilers or files changed since they were
+    /// written
     #[arg(long)]
     check: bool,
+    /// Compile and compare in any case
+    #[arg(long, requires = "check")]
+    anew: bool,
     /// Take only modules with this in their names, print what they take, and write nothing
     #[arg(long, value_name = "TEXT", conflicts_with = "check")]
     only: Option<String>,
@@ -56,6 +61,9 @@ const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
 /// The release of the pinned NVRTC, which it writes at the top of its output.
 const RELEASE: &str = "release 12.4, V12.4.127";
 
+/// Folder of the committed files.
+const MODULES: &str = "crates/tpgm-cuda/modules";
+
 /// Extension of the committed files.
 const EXTENSION: &str = "fatbin";
 
@@ -67,6 +75,15 @@ const EXTENSION: &str = "fatbin";
 pub(crate) fn run(args: &Args) -> Result<()> {
     let root = crate::root()?;
     let target = root.join("target");
+    let kernels = root.join("kernels");
+    let committed = root.join(MODULES);
+    if args.check && !args.anew && record::holds(&kernels, &committed)? {
+        println!(
+            "sources, compilers and modules are those of when `cargo xtask ptx` wrote them (`{}`); --anew compiles and compares",
+            record::path(&kernels).display()
+        );
+        return Ok(());
+    }
     let library = match &args.nvrtc {
         Some(path) => path.clone(),
         None => cuda_tools::NVRTC.fetch(&target)?,
@@ -74,7 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let ptxas = cuda_tools::PTXAS.fetch(&target)?;
     let fatbinary = cuda_tools::FATBINARY.fetch(&target)?;
     let only = args.only.as_deref().unwrap_or("");
-    let ptx = compile_all(&Nvrtc::open(&library)?, &root.join("kernels"), only, args.any_version)?;
+    let ptx = compile_all(&Nvrtc::open(&library)?, &kernels, only, args.any_version)?;
 
     // PTX and machine code are kept: what has not changed is not assembled again, and what `--check` complains about can be
     // looked at.
@@ -92,7 +109,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let modules = pack_all(&fatbinary, &fresh, &parts)?;
     let bytes: usize = modules.values().map(Vec::len).sum();
     println!("{} modules, {} KiB packed of {} KiB", modules.len(), bytes >> 10, parts.bytes()? >> 10);
-    let committed = root.join("crates/tpgm-cuda/modules");
     if args.check {
         let problems = compare(&committed, &modules)?;
         for problem in &problems {
@@ -100,16 +116,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         ensure!(problems.is_empty(), "`{}` is not up to date: run `cargo xtask ptx`", committed.display());
         println!("all modules are what the kernels compile to");
+        ensure!(
+            record::holds(&kernels, &committed)?,
+            "`{}` is not that of these files: run `cargo xtask ptx`",
+            record::path(&kernels).display()
+        );
     } else {
         write_all(&committed, &modules)?;
+        record::write(&kernels, &committed)?;
         println!("written to {}", committed.display());
     }
     Ok(())
 }
 
-/// Why the tools are not there and cannot or must not be fetched, if so.
+/// Why the tools are not there and cannot or must not be fetched, if so and `--check` needs them.
 pub(crate) fn missing() -> Result<Option<&'static str>> {
-    let target = crate::root()?.join("target");
+    let root = crate::root()?;
+    if record::holds(&root.join("kernels"), &root.join(MODULES))? {
+        return Ok(None);
+    }
+    let target = root.join("target");
     let tools = [cuda_tools::NVRTC, cuda_tools::PTXAS, cuda_tools::FATBINARY];
     let fetched = tools.iter().all(|tool| tool.fetched(&target).is_some());
     Ok(match (fetched, cuda_tools::offline()) {
