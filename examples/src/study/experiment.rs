@@ -77,8 +77,8 @@ pub fn sweep<T: Task>(
 ) -> Result<Option<Outcomes>> {
     let recipe = lab.recipe;
     let probes = &recipe.probe_rates;
-    let mut everything: Vec<Outcome> = Vec::new();
-    let mut asked: Vec<Setting> = Vec::new();
+    // Of other methods, which those of the recipe are made from.
+    let mut others: Vec<Outcome> = Vec::new();
     let run_points = |points: Vec<(Method, Point)>| {
         let setting = |(method, (lr, strength))| Setting { method, lr, strength, seed };
         let settings: Vec<_> = points.into_iter().map(setting).collect();
@@ -87,11 +87,11 @@ pub fn sweep<T: Task>(
         };
         let found = settings.iter().map(|setting| found(&outcomes, setting)).collect::<Result<_>>()?;
         for outcome in outcomes {
-            if find(&everything, &outcome.setting).is_none() {
-                everything.push(outcome);
+            if !recipe.methods.contains(&outcome.setting.method) && find(&others, &outcome.setting).is_none()
+            {
+                others.push(outcome);
             }
         }
-        asked.extend(settings);
         Ok(Some(found))
     };
     let methods = recipe.methods.iter().map(|method| (*method, method.name(), recipe.axes(*method)));
@@ -99,9 +99,7 @@ pub fn sweep<T: Task>(
     let tried = search::sweep(search.args, search.journals, seed, methods.collect(), run_points, choice)?;
     let Some(tried) = tried else { return Ok(None) };
     let mut chosen: Vec<_> = tried.iter().map(|tried| vec![tried.best().clone()]).collect();
-    // What something else was made of was not tried as a setting of its own.
-    let methods = &recipe.methods;
-    everything.retain(|of| asked.contains(&of.setting) || !methods.contains(&of.setting.method));
+    let all = tried.into_iter().flat_map(|tried| tried.outcomes).chain(others).collect();
 
     // Other seeds take the probe that was chosen.
     let probe = chosen.iter().map(|outcomes| outcomes[0].setting);
@@ -117,7 +115,7 @@ pub fn sweep<T: Task>(
         let of = chosen.iter_mut().find(|of| Setting { seed, ..setting } == of[0].setting);
         of.into_iter().for_each(|of| of.push(outcome.clone()));
     }
-    Ok(Some(Outcomes { all: everything, chosen }))
+    Ok(Some(Outcomes { all, chosen }))
 }
 
 /// The outcome of a setting.

@@ -85,7 +85,7 @@ pub(crate) fn check_search(root: &Path, run: impl Fn(&str, &[&str], &Stop) -> an
     assert_eq!(kept("stopped"), expected);
     let error = |options: &[&str]| format!("{:#}", run("stopped", options, &Stop::never()).unwrap_err());
     let grid = [&["--full", "--seeds", "2", "--resume"], &methods[..]].concat();
-    has(&error(&grid), &["search, search: tpe when it was begun, none now"]);
+    has(&error(&grid), &["search: {\"search\":\"tpe\"", "when it was begun, none now"]);
     has(&error(&["--full", "--trials", "3"]), &["--trials: a grid has a fixed number of settings"]);
     has(&error(&["--search", "tpe"]), &["--full"]);
 }
