@@ -6,8 +6,8 @@
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
 #[path = "../examples/family_mini/cli.rs"]
 mod cli;
-#[path = "family_mini/graphs.rs"]
-mod graphs;
+#[path = "family_mini/graph_mini.rs"]
+mod graph_mini;
 #[path = "../examples/family_mini/lab.rs"]
 mod lab;
 #[path = "../examples/family_mini/method.rs"]
