@@ -15,6 +15,7 @@ pub mod mini;
 pub mod mosaic;
 pub mod plot;
 pub mod progress;
+pub mod search;
 pub mod stop;
 pub mod study;
 pub mod table;

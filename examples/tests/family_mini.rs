@@ -6,6 +6,8 @@
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
 #[path = "../examples/family_mini/cli.rs"]
 mod cli;
+#[path = "family_mini/graph_mini.rs"]
+mod graph_mini;
 #[path = "../examples/family_mini/lab.rs"]
 mod lab;
 #[path = "../examples/family_mini/method.rs"]
@@ -33,6 +35,7 @@ use tpgm_candle::search::Record;
 use tpgm_candle::teacher::Teacher;
 use tpgm_examples::mini::data::{Detail, Domain, Request, Split};
 use tpgm_examples::progress::Progress;
+use tpgm_examples::search::{Point, Sampler, SearchArgs, sweep};
 use tpgm_examples::stop::Stop;
 
 use crate::cli::{Args, run};
@@ -128,6 +131,72 @@ fn a_quick_study_has_every_row_and_goes_on_after_an_interruption() {
     assert!(format!("{error:#}").contains("steps: 6 when it was begun, 7 now"), "{error:#}");
 }
 
+/// The committed outcomes are read, and nothing is trained, drawn from them or chosen anew.
+#[test]
+fn committed_outcomes_lead_to_the_committed_table() {
+    let results = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/family_mini/results");
+    let outcomes: Vec<Outcome> = fs::read_to_string(results.join("outcomes.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let of = |setting: Setting| outcomes.iter().find(|outcome| outcome.setting == setting).cloned().unwrap();
+    let methods = Method::ALL.map(|method| (method, method.name(), method.axes())).to_vec();
+    let run = |points: Vec<(Method, Point)>| {
+        let outcome = |(method, (lr, strength))| of(Setting { method, lr, strength, seed: 0 });
+        Ok(Some(points.into_iter().map(outcome).collect()))
+    };
+    let (args, nowhere) = (SearchArgs::default(), Path::new("nowhere"));
+    let tried = sweep(&args, nowhere, 0, methods, run, |outcome| outcome.choice).unwrap().unwrap();
+    let all: Vec<_> = tried.iter().flat_map(|tried| tried.outcomes.clone()).collect();
+    let seeds = |best: &Outcome| (0..3).map(|seed| of(Setting { seed, ..best.setting })).collect();
+    let chosen: Vec<_> = tried.iter().map(|tried| seeds(tried.best())).collect();
+    let out = tempfile::tempdir().unwrap();
+    report::write(out.path(), &all, &chosen, &Progress::hidden()).unwrap();
+    for name in ["table.md", "choices.md", "notes.md"] {
+        let [new, committed] =
+            [out.path(), &results].map(|folder| fs::read_to_string(folder.join(name)).unwrap());
+        assert_eq!(new, committed, "{name}");
+    }
+}
+
+/// A method that is made of another, one alone, and one with nothing to search: with a search, too, they go on.
+#[test]
+fn a_search_goes_on_from_its_journals() {
+    in_lab(|lab| {
+        let folder = tempfile::tempdir().unwrap();
+        let methods = || {
+            let of = [Method::ZeroShot, Method::WiseFt, Method::Levi];
+            of.map(|method| (method, method.name(), method.axes())).to_vec()
+        };
+        let args = SearchArgs { search: Sampler::Tpe, trials: std::num::NonZero::new(5) };
+        let in_rounds = |rounds: usize| {
+            let mut left = rounds;
+            let run = |points: Vec<(Method, Point)>| {
+                if left == 0 {
+                    return Ok(None);
+                }
+                left -= 1;
+                let setting = |(method, (lr, strength))| Setting { method, lr, strength, seed: 0 };
+                let outcome = |point| Ok(rows::run(lab, &[setting(point)])?.remove(0));
+                points.into_iter().map(outcome).collect::<Result<Vec<_>>>().map(Some)
+            };
+            sweep(&args, folder.path(), 0, methods(), run, |outcome: &Outcome| outcome.choice).unwrap()
+        };
+        assert!(in_rounds(2).is_none());
+        let tried = in_rounds(9).unwrap();
+        assert_eq!(tried.iter().map(|tried| tried.outcomes.len()).collect::<Vec<_>>(), [1, 5, 5]);
+        let mut settings: Vec<_> =
+            tried.iter().flat_map(|tried| &tried.outcomes).map(|of| of.setting).collect();
+        assert!(settings[1..6].iter().all(|of| (0.5..=0.7).contains(&of.amount()) && of.lr <= 1e-3));
+        assert!(settings[6..].iter().all(|of| [0.0, 1.0].contains(&of.amount())));
+        settings.dedup();
+        assert_eq!(settings.len(), 11, "{settings:?}");
+        let lines = fs::read_to_string(folder.path().join("WiSE-FT.jsonl")).unwrap().lines().count();
+        assert_eq!(lines, 1 + 5);
+    });
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -136,6 +205,7 @@ fn what_does_not_fit_is_refused() {
     assert!(error(&["--steps", "0"]).contains("--steps is 0"));
     assert!(error(&["--checkpoint", "nowhere.safetensors"]).contains("nowhere.safetensors"));
     assert!(error(&["--resume"]).contains("there is no run in"));
+    assert!(error(&["--trials", "3"]).contains("--trials: a grid has"));
 }
 
 #[test]

@@ -179,6 +179,15 @@ fn an_interrupted_run_of_a_resnet_goes_on_to_the_same_bits() {
 }
 
 #[test]
+fn a_search_replaces_the_grid() {
+    let root = study();
+    resnet(&root.path().join("resnet"), "");
+    common::check_search(root.path(), |out, options, stop| {
+        command(root.path(), out, &[&RESNET[..], options].concat(), stop)
+    });
+}
+
+#[test]
 fn the_domainnet_preset_shows_published_beside_measured_numbers() {
     let root = study();
     resnet(&root.path().join("resnet"), "module.base_encoder.");

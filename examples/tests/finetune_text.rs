@@ -156,6 +156,12 @@ fn a_sweep_repeats_the_chosen_settings_with_other_seeds() {
 }
 
 #[test]
+fn a_search_replaces_the_grid() {
+    let folder = study();
+    common::check_search(folder.path(), |out, options, stop| command(folder.path(), out, options, stop));
+}
+
+#[test]
 fn held_out_texts_come_from_the_training_file_if_there_are_no_others() {
     let folder = study();
     let path = |name: &str| folder.path().join(name);

@@ -1,10 +1,12 @@
-//! Steps and projections copy neither weights nor gradients.
+//! Steps and projections copy neither weights nor gradients, losses no features.
 #![allow(clippy::unwrap_used)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Device, Tensor, Var};
+use tpgm_candle::nn::losses::{contrastive, energy_gap};
+use tpgm_candle::nn::matmul_transposed;
 use tpgm_candle::{AdamW, Constraint, Ftp, Param, Params, RobustOptimizer, TpgmConfig};
 
 /// The system's allocator, counting every byte that is asked for on any thread.
@@ -48,10 +50,15 @@ fn allocated<R>(work: impl FnOnce() -> R) -> usize {
     ALLOCATED.load(Ordering::Relaxed) - before
 }
 
-/// One test, so that no other allocates at the same time.
+/// One test, so that nothing else allocates at the same time.
 #[test]
-fn a_step_allocates_nothing_of_parameter_size() {
+fn nothing_large_is_copied() {
     assert!(allocated(|| vec![0u8; 4096]) >= 4096, "the allocator does not count");
+    a_step_allocates_nothing_of_parameter_size();
+    losses_copy_no_features();
+}
+
+fn a_step_allocates_nothing_of_parameter_size() {
     const NUMEL: usize = 1 << 18;
     for dtype in [DType::F32, DType::BF16] {
         let ones = Tensor::ones(NUMEL, dtype, &Device::Cpu).unwrap();
@@ -82,5 +89,35 @@ fn a_step_allocates_nothing_of_parameter_size() {
                 }
             }
         }
+    }
+}
+
+/// Features are 8 MiB, everything else is small. Forward and backward take what they take for the product of features alone.
+fn losses_copy_no_features() {
+    const SHAPE: (usize, usize) = (16, 1 << 17);
+    const FEATURES: usize = 4 * SHAPE.0 * SHAPE.1;
+    let features = || Var::from_tensor(&Tensor::full(1e-3f32, SHAPE, &Device::Cpu).unwrap()).unwrap();
+    let (image, text, scale) = (features(), features(), Tensor::new(10f32, &Device::Cpu).unwrap());
+    let anchor = Tensor::zeros(SHAPE, DType::F32, &Device::Cpu).unwrap();
+    let product = |image: &Tensor, text: &Tensor| matmul_transposed(image, text).unwrap().sum_all().unwrap();
+    let (pairs, pairs_alone) =
+        (|| contrastive(&image, &text, &scale, 0.1).unwrap().loss, || product(&image, &text));
+    // The difference is a factor of the product.
+    let (gap, gap_alone) = (
+        || energy_gap(&image, &anchor, &text, 10.0).unwrap(),
+        || product(&(image.as_tensor() - &anchor).unwrap(), &text.detach()),
+    );
+    for (name, loss, alone, forward) in [
+        ("contrastive", &pairs as &dyn Fn() -> Tensor, &pairs_alone as &dyn Fn() -> Tensor, 0),
+        ("energy gap", &gap, &gap_alone, 1),
+    ] {
+        loss().backward().unwrap(); // buffers of products
+        let bytes = allocated(loss);
+        assert!(bytes < forward * FEATURES + FEATURES / 8, "{name}: {bytes} bytes");
+        let [bytes, alone] = [loss(), alone()].map(|loss| allocated(|| loss.backward().unwrap()));
+        assert!(
+            alone > FEATURES && bytes < alone + FEATURES / 8,
+            "{name}, backward: {bytes} and {alone} bytes"
+        );
     }
 }

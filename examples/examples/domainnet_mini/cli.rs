@@ -10,8 +10,9 @@ use serde::Serialize;
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
+use tpgm_examples::search::SearchArgs;
 use tpgm_examples::stop::Stop;
-use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, RecordArgs};
+use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, RecordArgs, Search};
 use tpgm_examples::{files, folder, workers};
 
 use crate::pretrain::{Pretrain, pretrain};
@@ -42,6 +43,8 @@ pub(crate) struct Args {
     /// Seed of the head's initial weights and of the order of images; with --full the first of three
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    search: SearchArgs,
     #[command(flatten)]
     records: RecordArgs,
     #[command(flatten)]
@@ -83,6 +86,8 @@ const SEEDS: u64 = 3;
 struct Config {
     full: bool,
     seed: u64,
+    #[serde(skip_serializing_if = "SearchArgs::is_default")]
+    search: SearchArgs,
     scale: Scale,
     checkpoint: PathBuf,
     /// What the checkpoint holds.
@@ -101,6 +106,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     }
     let jobs = args.device.place.runs_at_once(args.jobs.map(NonZero::get), workers::default_count())?;
     let begun = Instant::now();
+    args.search.check()?;
     let config = args.config()?;
     let scale = config.scale;
     ensure!(scale.batch > 0, "--batch is 0: a step needs at least one image");
@@ -112,6 +118,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     files::write(&args.out.join("samples.svg"), samples(WORLD, scale.classes)?)?;
     let recipe = recipe(&scale, args.full);
     let records = args.records.open("domainnet_mini", &(scale, &config.files))?;
+    let journals = args.records.journals(records.as_ref(), &runs, args.seed);
     let lab = Lab {
         task: &world,
         recipe: &recipe,
@@ -126,7 +133,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     lab.audit(args.seed)?;
 
     let outcomes = if args.full {
-        study::sweep(&lab, jobs, args.seed, SEEDS)?
+        let search = Search { args: &args.search, journals: &journals };
+        study::sweep(&lab, jobs, args.seed, SEEDS, search)?
     } else {
         study::once(&lab, jobs, args.seed)?
     };
@@ -179,6 +187,7 @@ impl Args {
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/domainnet_mini/pretrained.safetensors");
         let checkpoint = self.checkpoint.clone().unwrap_or_else(own);
         let files = Fingerprint::default().file("checkpoint", &checkpoint)?;
-        Ok(Config { full: self.full, seed: self.seed, scale, checkpoint, files })
+        let search = self.search.clone();
+        Ok(Config { full: self.full, seed: self.seed, search, scale, checkpoint, files })
     }
 }

@@ -4,11 +4,12 @@ use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
+use tpgm_examples::search::{Point, SearchArgs, sweep};
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::RecordArgs;
 use tpgm_examples::{folder, workers};
@@ -45,6 +46,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
+    search: SearchArgs,
+    #[command(flatten)]
     records: RecordArgs,
     /// Runs at the same time, one thread each [default: number of processors, at most 4]
     #[arg(long)]
@@ -74,6 +77,8 @@ const SEEDS: u64 = 3;
 struct Config {
     full: bool,
     seed: u64,
+    #[serde(skip_serializing_if = "SearchArgs::is_default")]
+    search: SearchArgs,
     scale: Scale,
     /// What the checkpoint holds.
     files: Fingerprint,
@@ -89,18 +94,20 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         return pretrain(options, progress);
     }
     let begun = Instant::now();
+    args.search.check()?;
     let mut scale = if args.quick { Scale::QUICK } else { Scale::NORMAL };
     scale.steps = args.steps.unwrap_or(scale.steps);
     ensure!(scale.steps > 0, "--steps is 0: there is nothing to compare without training");
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/family_mini/pretrained.safetensors");
     let checkpoint = args.checkpoint.clone().unwrap_or(own);
     let files = Fingerprint::default().file("checkpoint", &checkpoint)?;
-    let config = Config { full: args.full, seed: args.seed, scale, files };
+    let config = Config { full: args.full, seed: args.seed, search: args.search.clone(), scale, files };
     let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
     progress.line("drawing the images");
     let world = World::draw(WORLD, &scale)?;
     let head = args.out.join("zero_shot.safetensors");
     let records = args.records.open("family_mini", &(scale, &config.files))?;
+    let journals = args.records.journals(records.as_ref(), &runs, args.seed);
     // Trials go where outcomes go: both are of one configuration.
     let journal = match (&args.records.outcomes, &records) {
         (Some(path), Some(records)) => {
@@ -113,7 +120,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     lab.write_head()?;
 
     let jobs = args.jobs.map_or_else(workers::default_count, NonZero::get);
-    match study(&lab, jobs, args.full) {
+    match study(&lab, jobs, args, &journals) {
         Ok((all, chosen)) => report::write(&args.out, &all, &chosen, progress)?,
         Err(error) if error.is::<Stopped>() => {
             progress.line(folder::how_to_resume());
@@ -126,30 +133,41 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
 }
 
 /// All outcomes of the first seed, and for each method those of the chosen setting, one per seed.
-fn study(lab: &Lab<'_>, jobs: usize, full: bool) -> Result<(Vec<Outcome>, Vec<Vec<Outcome>>)> {
-    let settings = |method: Method| if full { method.settings() } else { vec![method.setting()] };
-    let first = Method::ALL.into_iter().flat_map(|method| {
-        let setting = move |(lr, strength)| Setting { method, lr, strength, seed: lab.seed };
-        settings(method).into_iter().map(setting)
-    });
-    let all = run_all(lab, jobs, first.collect())?;
-    let mut chosen: Vec<_> = best(&all).into_iter().map(|outcome| vec![outcome]).collect();
-    if full {
-        let others = (lab.seed + 1..lab.seed + SEEDS).flat_map(|seed| {
-            chosen.iter().map(move |outcomes| Setting { seed, ..outcomes[0].setting }).collect::<Vec<_>>()
-        });
-        for outcome in run_all(lab, jobs, others.collect())? {
-            let of = chosen.iter_mut().find(|of| of[0].setting.method == outcome.setting.method);
-            of.into_iter().for_each(|of| of.push(outcome.clone()));
-        }
+fn study(
+    lab: &Lab<'_>,
+    jobs: usize,
+    args: &Args,
+    journals: &Path,
+) -> Result<(Vec<Outcome>, Vec<Vec<Outcome>>)> {
+    let seed = lab.seed;
+    let setting = |(method, (lr, strength)): (Method, Point)| Setting { method, lr, strength, seed };
+    if !args.full {
+        let all = run_all(lab, jobs, Method::ALL.map(|method| setting((method, method.setting()))).to_vec())?;
+        let chosen = all.iter().map(|outcome| vec![outcome.clone()]).collect();
+        return Ok((all, chosen));
     }
-    Ok((all, chosen))
+    let methods = Method::ALL.map(|method| (method, method.name(), method.axes())).to_vec();
+    let run = |points: Vec<_>| run_all(lab, jobs, points.into_iter().map(setting).collect()).map(Some);
+    let tried = sweep(&args.search, journals, seed, methods, run, |outcome| outcome.choice)?;
+    let tried = tried.unwrap_or_default();
+    let best: Vec<_> = tried.iter().map(|tried| tried.best().clone()).collect();
+    let others = (seed + 1..seed + SEEDS)
+        .flat_map(|seed| best.iter().map(move |outcome| Setting { seed, ..outcome.setting }));
+    let others = run_all(lab, jobs, others.collect())?;
+    let mut chosen: Vec<_> = best.into_iter().map(|outcome| vec![outcome]).collect();
+    let count = chosen.len();
+    others.into_iter().enumerate().for_each(|(at, outcome)| chosen[at % count].push(outcome));
+    Ok((tried.into_iter().flat_map(|tried| tried.outcomes).collect(), chosen))
 }
 
-/// Runs settings, those of one base in one go.
+/// Runs settings, those of one base in one go, and returns their outcomes in the same order.
 fn run_all(lab: &Lab<'_>, jobs: usize, settings: Vec<Setting>) -> Result<Vec<Outcome>> {
-    let outcomes = workers::run(jobs, 1, grouped(settings), |group| rows::run(lab, &group))?;
-    Ok(outcomes.concat())
+    let outcomes = workers::run(jobs, 1, grouped(settings.clone()), |group| rows::run(lab, &group))?.concat();
+    let of = |setting: &Setting| {
+        let outcome = outcomes.iter().find(|outcome| outcome.setting == *setting);
+        outcome.cloned().with_context(|| format!("{} was not run", setting.method.name()))
+    };
+    settings.iter().map(of).collect()
 }
 
 /// Settings that are made from the same run stand together.
@@ -167,18 +185,6 @@ fn grouped(settings: Vec<Setting>) -> Vec<Vec<Setting>> {
         }
     }
     groups
-}
-
-/// For each method the outcome with the highest accuracy on the real images for choosing, the earlier one of equals.
-fn best(outcomes: &[Outcome]) -> Vec<Outcome> {
-    let of = |method: &Method| {
-        let mut of = outcomes.iter().filter(|outcome| outcome.setting.method == *method);
-        let first = of.next()?;
-        Some(
-            of.fold(first, |best, outcome| if outcome.choice > best.choice { outcome } else { best }).clone(),
-        )
-    };
-    Method::ALL.iter().filter_map(of).collect()
 }
 
 #[cfg(test)]
@@ -214,21 +220,5 @@ mod tests {
                 vec![Method::Bang, Method::Bang],
             ]
         );
-    }
-
-    #[test]
-    fn the_choice_is_made_on_held_out_images_and_the_first_of_equals_wins() {
-        let outcome = |strength, choice, ood| Outcome {
-            setting: setting(Method::WiseFt, 1e-3, Some(strength)),
-            choice,
-            accuracy: vec![choice, ood],
-            seconds: 1.0,
-            kept: 0,
-            milliseconds: 1.0,
-            notes: Vec::new(),
-        };
-        let chosen = best(&[outcome(0.3, 0.8, 0.9), outcome(0.5, 0.9, 0.1), outcome(0.7, 0.9, 0.8)]);
-        assert_eq!(chosen.len(), 1);
-        assert_eq!(chosen[0].setting.strength, Some(0.5));
     }
 }

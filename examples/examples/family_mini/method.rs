@@ -1,6 +1,7 @@
 //! The methods of the table, and the settings that each is tried with.
 
 use serde::{Deserialize, Serialize};
+use tpgm_examples::search::{Axes, Between};
 
 /// A row of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -160,21 +161,27 @@ impl Method {
         }
     }
 
-    /// The settings of the sweep: four for every method that is trained, each a learning rate and a strength. The zero-shot
+    /// What a sweep tries: four settings of every method that is trained, each a learning rate and a strength. The zero-shot
     /// pair has none, and AutoFT's are searched: one that stands for them.
-    pub(crate) fn settings(self) -> Vec<(f64, Option<f64>)> {
-        let strengths = self.strengths().map(|(_, strengths)| strengths.map(Some).to_vec());
-        let strengths = strengths.unwrap_or_else(|| vec![None]);
-        match self.rates() {
-            [] => vec![(0.0, None)],
-            rates => rates.iter().flat_map(|lr| strengths.iter().map(|strength| (*lr, *strength))).collect(),
-        }
+    pub(crate) fn axes(self) -> Axes {
+        let strengths = self.strengths().map_or(Vec::new(), |(_, strengths)| strengths.to_vec());
+        let between = match self {
+            Method::WiseFt | Method::Bang => Between::Shares,
+            Method::Lora
+            | Method::PromptsShallow
+            | Method::PromptsDeep
+            | Method::PromptsMoved
+            | Method::Levi
+            | Method::Dawin => Between::Counts,
+            _ => Between::Factors,
+        };
+        Axes { rates: self.rates().to_vec(), strengths, between, given: false }
     }
 
-    /// The setting without a sweep.
+    /// The setting without a sweep: the third of four, so the larger learning rate of two.
     pub(crate) fn setting(self) -> (f64, Option<f64>) {
-        let all = self.settings();
-        all[all.len() / 2]
+        let Axes { rates, strengths, .. } = self.axes();
+        (rates.get(rates.len() / 2).copied().unwrap_or_default(), strengths.first().copied())
     }
 
     /// What it is made from after training: a run of this method with the same learning rate and seed.
@@ -230,12 +237,14 @@ mod tests {
     #[test]
     fn every_method_that_is_trained_has_four_settings() {
         for method in Method::ALL {
-            let expected = if matches!(method, Method::ZeroShot | Method::AutoFt) { 1 } else { 4 };
-            assert_eq!(method.settings().len(), expected, "{method:?}");
-            assert!(method.settings().contains(&method.setting()));
+            let expected = if matches!(method, Method::ZeroShot | Method::AutoFt) { 0 } else { 4 };
+            let Axes { rates, strengths, .. } = method.axes();
+            assert_eq!(rates.len() * strengths.len().max(1), expected, "{method:?}");
+            let (lr, strength) = method.setting();
+            assert!(rates.is_empty() || rates.contains(&lr), "{method:?}");
+            assert!(strength.map_or(strengths.is_empty(), |strength| strengths.contains(&strength)));
             // What is made from another run needs a run with its learning rate.
-            let rates: Vec<f64> = method.base().settings().into_iter().map(|(lr, _)| lr).collect();
-            assert!(method.settings().iter().all(|(lr, _)| rates.contains(lr)), "{method:?}");
+            assert!(rates.iter().all(|lr| method.base().rates().contains(lr)), "{method:?}");
         }
     }
 }

@@ -12,8 +12,9 @@ use tpgm_examples::data::images::{Augmentation, Crop, PREPROCESSING_FILES, Trans
 use tpgm_examples::data::{Problems, Strictness};
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
+use tpgm_examples::search::SearchArgs;
 use tpgm_examples::stop::Stop;
-use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Task};
+use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, Search, Task};
 use tpgm_examples::{files, folder, hub};
 
 use crate::images::{Images, Places};
@@ -47,6 +48,8 @@ struct Config {
     templates: Vec<String>,
     tuned: Option<PathBuf>,
     full: bool,
+    #[serde(skip_serializing_if = "SearchArgs::is_default")]
+    search: SearchArgs,
     seed: u64,
     epochs: u64,
     batch: usize,
@@ -68,6 +71,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     if let Some(Command::Pretrain(options)) = &args.command {
         return pretrain(options, progress, stop);
     }
+    args.search.check()?;
     let jobs = args.device.place.runs_at_once(Some(args.jobs.get()), 1)?;
     let device = args.device.place.open()?;
     let defaults = Defaults::of(args.preset, args.arch());
@@ -139,6 +143,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         templates: args.templates.clone(),
         tuned: args.tuned.clone(),
         full: args.full,
+        search: args.search.clone(),
         seed: args.seed,
         epochs: args.epochs.unwrap_or(defaults.epochs),
         batch: args.batch.map_or(defaults.batch, NonZero::get),
@@ -179,6 +184,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     }
     let groups = groups(args, &defaults, tests)?;
     let records = args.records.open(&study_name(args), &config.outcome_depends_on())?;
+    let journals = args.records.journals(records.as_ref(), &runs, args.seed);
     if let Some(records) = &records {
         progress.line(format!("{} outcomes of this study are known", records.len()));
     }
@@ -205,7 +211,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     task.problems.explain(lab.audit(args.seed))?;
 
     let outcomes = if args.full {
-        study::sweep(&lab, jobs, args.seed, args.seeds)
+        let search = Search { args: &args.search, journals: &journals };
+        study::sweep(&lab, jobs, args.seed, args.seeds, search)
     } else {
         study::once(&lab, jobs, args.seed)
     };

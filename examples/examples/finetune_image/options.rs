@@ -9,6 +9,7 @@ use tpgm_candle::models::Activation;
 use tpgm_examples::data::images::Resample;
 use tpgm_examples::data::named;
 use tpgm_examples::device::DeviceArgs;
+use tpgm_examples::search::SearchArgs;
 use tpgm_examples::study::{Method, RecordArgs};
 use tpgm_examples::workers;
 
@@ -98,6 +99,8 @@ pub(crate) struct Args {
     /// Sweep learning rate and strength of every method, then repeat the best with other seeds
     #[arg(long)]
     pub(crate) full: bool,
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
     #[command(flatten)]
     pub(crate) records: RecordArgs,
     /// Every method starts from the linear probe instead of a new head

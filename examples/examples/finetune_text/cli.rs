@@ -13,8 +13,9 @@ use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
+use tpgm_examples::search::SearchArgs;
 use tpgm_examples::stop::Stop;
-use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, RecordArgs, Task};
+use tpgm_examples::study::{self, Described, Head, Lab, Method, Recipe, RecordArgs, Search, Task};
 use tpgm_examples::{folder, hub, workers};
 
 use crate::pooling;
@@ -83,6 +84,8 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 3e-2)]
     head_lr: f64,
     #[command(flatten)]
+    search: SearchArgs,
+    #[command(flatten)]
     records: RecordArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -112,6 +115,8 @@ struct Config {
     tests: Vec<(String, PathBuf)>,
     columns: [String; 2],
     full: bool,
+    #[serde(skip_serializing_if = "SearchArgs::is_default")]
+    search: SearchArgs,
     seed: u64,
     epochs: u64,
     batch: usize,
@@ -150,6 +155,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     ensure!(args.epochs > 0, "--epochs is 0: there is nothing to compare without training");
     ensure!(!args.rates.is_empty(), "--rates is empty");
     ensure!(args.seeds > 0, "--seeds is 0");
+    args.search.check()?;
     let (jobs, device) = (args.jobs()?, args.device.place.open()?);
     let tests = args.tests.iter().map(|test| named(test)).collect::<Result<Vec<_>>>()?;
     let files = ["config.json", "model.safetensors", "tokenizer.json"];
@@ -176,6 +182,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         tests: tests.clone(),
         columns: [args.label_column.clone(), args.text_column.clone()],
         full: args.full,
+        search: args.search.clone(),
         seed: args.seed,
         epochs: args.epochs,
         batch: args.batch.get(),
@@ -221,6 +228,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let checkpoint = model.join("model.safetensors");
     let Config { epochs, batch, max_length, head_lr, ref files, .. } = config;
     let records = args.records.open("finetune_text", &(epochs, batch, max_length, head_lr, files))?;
+    let journals = args.records.journals(records.as_ref(), &runs, args.seed);
     let lab = Lab {
         task: &task,
         recipe: &recipe,
@@ -235,7 +243,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     lab.audit(args.seed)?;
 
     let outcomes = if args.full {
-        study::sweep(&lab, jobs, args.seed, args.seeds)?
+        let search = Search { args: &args.search, journals: &journals };
+        study::sweep(&lab, jobs, args.seed, args.seeds, search)?
     } else {
         study::once(&lab, jobs, args.seed)?
     };

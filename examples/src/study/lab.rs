@@ -73,12 +73,8 @@ pub enum Wanted {
 pub struct Row {
     /// Learning rates of linear probes; see [`Recipe::probe_rates`].
     pub probes: Vec<f64>,
-    /// Learning rates of LP-FT, or of fine-tuning from a head that is there.
-    pub lrs: Vec<f64>,
-    /// Shares of WiSE-FT.
-    pub shares: Vec<f64>,
-    /// Updates of TPGM post hoc.
-    pub updates: Vec<f64>,
+    /// What is wanted of LP-FT, or fine-tuning from a head that is there, of WiSE-FT and of TPGM post hoc.
+    pub settings: Vec<Setting>,
 }
 
 /// Where methods are run.
@@ -179,9 +175,9 @@ impl<T: Task> Lab<'_, T> {
         Ok(true)
     }
 
-    /// The row of runs that build on each other: a linear probe (or the zero-shot model) and, for each learning rate, LP-FT
-    /// from it (or fine-tuning), and what can be made of the two afterwards: WiSE-FT with each of `shares`, TPGM post hoc
-    /// with each number of updates. `None` if stopped.
+    /// The row of runs that build on each other: a linear probe (or the zero-shot model) and, for each learning rate of the
+    /// settings, LP-FT from it (or fine-tuning), and what is to be made of the two afterwards: WiSE-FT, TPGM post hoc. `None` if
+    /// stopped.
     ///
     /// # Errors
     ///
@@ -189,15 +185,19 @@ impl<T: Task> Lab<'_, T> {
     pub fn row(&self, seed: u64, row: &Row) -> Result<Option<Vec<Outcome>>> {
         let setting = |method, lr| Setting { method, lr, strength: None, seed };
         let method = if self.recipe.head == Head::InCheckpoint { Method::FineTuning } else { Method::LpFt };
+        let mut lrs: Vec<f64> = Vec::new();
+        for setting in &row.settings {
+            if !lrs.contains(&setting.lr) {
+                lrs.push(setting.lr);
+            }
+        }
         let between = |lr: f64| {
-            let shares = row.shares.iter().map(|share| (Method::WiseFt, *share));
-            let updates = row.updates.iter().map(|updates| (Method::TpgmPostHoc, *updates));
-            let made = |(method, strength)| Setting { strength: Some(strength), ..setting(method, lr) };
-            shares.chain(updates).map(made).collect::<Vec<_>>()
+            let made = row.settings.iter().filter(|setting| setting.lr == lr && setting.strength.is_some());
+            made.copied().collect::<Vec<_>>()
         };
         // An outcome that is known is enough, unless something is to be made of its weights.
         let mut base_wanted = Wanted::Outcome;
-        for lr in &row.lrs {
+        for lr in &lrs {
             if !self.all_known(&[between(*lr), vec![setting(method, *lr)]].concat())? {
                 base_wanted = Wanted::Weights;
             }
@@ -212,7 +212,7 @@ impl<T: Task> Lab<'_, T> {
             (self.model(&chosen), outcomes)
         };
         let seconds = outcomes.iter().map(|outcome| outcome.seconds).sum();
-        for lr in &row.lrs {
+        for lr in &lrs {
             let (tuned, between) = (setting(method, *lr), between(*lr));
             let wanted = if self.all_known(&between)? { Wanted::Outcome } else { Wanted::Weights };
             let trained = match &self.tuned {

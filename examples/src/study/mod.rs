@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 use tpgm_candle::Rule;
 use tpgm_candle::nn::DropoutRng;
 
-pub use self::experiment::{Outcomes, once, sweep};
+use crate::search::{Axes, Between};
+
+pub use self::experiment::{Outcomes, Search, once, sweep};
 pub use self::lab::{Lab, Outcome, Row, Setting, Wanted};
 pub use self::marks::Marks;
 pub use self::method::Method;
@@ -229,6 +231,28 @@ impl Recipe {
     /// The learning rate of a method without a sweep.
     fn rate(&self, method: Method) -> f64 {
         self.own_rates.iter().find(|(of, _)| *of == method).map_or(self.rate, |(_, rate)| *rate)
+    }
+
+    /// What a sweep tries of a method.
+    fn axes(&self, method: Method) -> Axes {
+        let rates = match method {
+            Method::LinearProbe => self.probe_rates.clone(),
+            Method::ZeroShot => Vec::new(),
+            _ => self.rates.clone(),
+        };
+        let between = if method == Method::WiseFt { Between::Shares } else { Between::Factors };
+        // A row begins with the best of its linear probes.
+        Axes {
+            rates,
+            strengths: (self.strengths)(method).to_vec(),
+            between,
+            given: method == Method::LinearProbe,
+        }
+    }
+
+    /// The method that goes from the linear probe, or from a head that is there, to where others are made of it.
+    fn tuned(&self) -> Method {
+        if self.head == Head::InCheckpoint { Method::FineTuning } else { Method::LpFt }
     }
 
     /// Whether a method is part of the row of runs that begins with the linear probe or the zero-shot model.

@@ -47,6 +47,14 @@ impl RecordArgs {
     pub fn open<O: Recorded>(&self, study: &str, config: &impl Serialize) -> Result<Option<Records<O>>> {
         self.outcomes.as_ref().map(|path| Records::open(path, study, config)).transpose()
     }
+
+    /// The folder for the journals of a search: beside the records, under the configuration and the seed, or in `runs`.
+    pub fn journals<O: Recorded>(&self, records: Option<&Records<O>>, runs: &Path, seed: u64) -> PathBuf {
+        match self.outcomes.as_ref().zip(records) {
+            Some((path, records)) => path.with_file_name(format!("search_{}_{seed}", records.print())),
+            None => runs.join("search"),
+        }
+    }
 }
 
 /// A line of the file.

@@ -109,7 +109,7 @@ fn table(
             let shares = outcomes.iter().map(|outcome| 100.0 * share(of(outcome)));
             with_deviation(&shares.collect::<Vec<_>>(), 1)
         };
-        let mut row = vec![first.setting.method.name().to_owned(), setting(&first.setting)];
+        let mut row = vec![first.setting.method.name().to_owned(), words(&first.setting)];
         row.extend((0..domains.len()).map(|domain| percent(&|shares| shares[domain])));
         let mean = |shares: &[f64], of: &[usize]| {
             super::mean(&of.iter().map(|domain| shares[*domain]).collect::<Vec<_>>())
@@ -136,7 +136,7 @@ fn choices(outcomes: &Outcomes) -> Table {
         let shares = chosen.iter().map(|outcome| 100.0 * outcome.scores.choice).collect::<Vec<_>>();
         table.rows.push(vec![
             method.name().to_owned(),
-            setting(&chosen[0].setting),
+            words(&chosen[0].setting),
             tried.to_string(),
             with_deviation(&shares, 1),
             chosen.len().to_string(),
@@ -163,7 +163,7 @@ fn times(chosen: &[Vec<Outcome>]) -> Table {
 }
 
 /// Learning rate and strength.
-fn setting(setting: &Setting) -> String {
+pub(super) fn words(setting: &Setting) -> String {
     let lr = (setting.lr > 0.0).then(|| format!("lr {}", setting.lr));
     let strength = setting.method.strength_name().zip(setting.strength);
     let strength = strength.map(|(name, value)| format!("{name} {value}"));

@@ -9,7 +9,8 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
 use serde_json::{Value, json};
-use tpgm_examples::study::Outcome;
+use tpgm_examples::stop::Stop;
+use tpgm_examples::study::{Method, Outcome};
 use tpgm_examples::timing::StepTimes;
 
 /// Every part is in the text.
@@ -52,6 +53,41 @@ pub(crate) fn check_device_option(run: impl Fn(&[&str]) -> anyhow::Result<()>) {
             "{error}"
         );
     }
+}
+
+/// Checks that a search replaces the grid of a sweep and goes on from its journals. `run` takes the name of a folder in `root` and
+/// more options.
+pub(crate) fn check_search(root: &Path, run: impl Fn(&str, &[&str], &Stop) -> anyhow::Result<()>) {
+    let methods = ["--methods", "linear-probe,lp-ft,wise-ft,ftp", "--rates", "1e-3,1e-4", "--epochs", "1"];
+    let options = [&["--full", "--seeds", "2", "--search", "tpe"], &methods[..]].concat();
+    run("searched", &options, &Stop::never()).unwrap();
+    let read = |out: &str, name| outcomes(&root.join(out).join(name));
+    let kept = |out: &str| {
+        let scores = |outcome: Outcome| (outcome.setting, outcome.scores.choice, outcome.scores.accuracy);
+        [read(out, "outcomes.json"), read(out, "other_seeds.json")].concat().into_iter().map(scores).collect()
+    };
+    let expected: Vec<_> = kept("searched");
+    // As many as the grid has: two rates, three shares of WiSE-FT, two values of k. What WiSE-FT starts from is not LP-FT's.
+    let count = |method, seed| {
+        expected.iter().filter(|(setting, ..)| (setting.method, setting.seed) == (method, seed)).count()
+    };
+    let of = [Method::LinearProbe, Method::LpFt, Method::WiseFt, Method::Ftp];
+    assert_eq!(of.map(|method| [count(method, 0), count(method, 1)]), [[1, 1], [2, 1], [6, 1], [4, 1]]);
+    let rates: Vec<_> = expected.iter().map(|(setting, ..)| setting.lr).filter(|lr| *lr > 0.0).collect();
+    assert!(rates.iter().all(|lr| (1e-4..=1e-3).contains(lr)), "{rates:?}");
+    assert!(rates.iter().all(|lr| *lr != 1e-4 && *lr != 1e-3), "other settings than the grid's: {rates:?}");
+
+    run("stopped", &options, &Stop::after(20)).unwrap();
+    let journal = fs::read_to_string(root.join("stopped/runs/search/FTP.jsonl")).unwrap();
+    assert!((2..5).contains(&journal.lines().count()), "{journal}");
+    let again = [&options[..], &["--resume"]].concat();
+    run("stopped", &again, &Stop::never()).unwrap();
+    assert_eq!(kept("stopped"), expected);
+    let error = |options: &[&str]| format!("{:#}", run("stopped", options, &Stop::never()).unwrap_err());
+    let grid = [&["--full", "--seeds", "2", "--resume"], &methods[..]].concat();
+    has(&error(&grid), &["search: {\"search\":\"tpe\"", "when it was begun, none now"]);
+    has(&error(&["--full", "--trials", "3"]), &["--trials: a grid has a fixed number of settings"]);
+    has(&error(&["--search", "tpe"]), &["--full"]);
 }
 
 /// Saves what a model has asked for, with reproducible values, its names behind a prefix, and some tensors more.

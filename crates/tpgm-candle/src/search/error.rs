@@ -16,6 +16,31 @@ pub enum Error {
     /// There is nothing to search.
     #[error("the space has no parameters; add some with `Space::log`, `Space::uniform` or `Space::integer`")]
     EmptySpace,
+    /// A grid has nothing to try.
+    #[error(
+        "the grid has no {}; add some with `Grid::values`",
+        name.as_ref().map_or("parameters".to_owned(), |name| format!("values of `{name}`"))
+    )]
+    EmptyGrid {
+        /// The parameter without values; none if there is no parameter.
+        name: Option<String>,
+    },
+    /// A value of a grid is no number.
+    #[error("parameter `{name}`: a value of the grid is {value}; it must be finite")]
+    GridValue {
+        /// The parameter.
+        name: String,
+        /// The value.
+        value: f64,
+    },
+    /// A grid has nothing left.
+    #[error(
+        "all {trials} combinations of the grid were asked for; `Study::left` says how many there still are"
+    )]
+    Exhausted {
+        /// Number of combinations.
+        trials: u64,
+    },
     /// A range has no room, or numbers that its kind does not take.
     #[error("parameter `{name}`: its range is {low} to {high}, but must be {requirement}")]
     Range {

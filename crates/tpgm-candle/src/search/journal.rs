@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
-use super::{Record, Space};
+use super::{Grid, Record, Space};
 use crate::files::io;
 
 /// The first line.
@@ -18,6 +18,9 @@ pub(super) struct Header {
     pub(super) seed: u64,
     pub(super) random: usize,
     pub(super) space: Space,
+    /// Instead of a space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) grid: Option<Grid>,
 }
 
 #[derive(Debug)]
@@ -54,8 +57,11 @@ impl Journal {
                 }
                 continue;
             }
-            let record: Record = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
-            check(&record, &header.space).map_err(wrong)?;
+            let mut record: Record = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+            match &header.grid {
+                Some(grid) => record.values = of_grid(&record, grid, &records).map_err(wrong)?,
+                None => check(&record, &header.space).map_err(wrong)?,
+            }
             records.push(record);
         }
         let mut out = OpenOptions::new().create(true).append(true).open(path).map_err(io(path))?;
@@ -103,6 +109,14 @@ fn number(value: f64) -> String {
 
 /// What a journal's study has other than this one.
 fn difference(found: &Header, header: &Header) -> Option<String> {
+    match (&found.grid, &header.grid) {
+        (Some(_), None) => return Some("the journal is of a grid, but this study searches".to_owned()),
+        (None, Some(_)) => return Some("the journal is of a search, but this study of a grid".to_owned()),
+        (old, new) if old != new => {
+            return Some(format!("the journal is of another grid, {old:?}, but this study of {new:?}"));
+        }
+        _ => {}
+    }
     let names = |map: &BTreeMap<_, _>| map.keys().cloned().collect::<Vec<String>>();
     let (old, new) = (found.space.ranges(), header.space.ranges());
     if names(old) != names(new) {
@@ -132,5 +146,29 @@ fn check(record: &Record, space: &Space) -> std::result::Result<(), String> {
     match record.values.keys().find(|name| !space.ranges().contains_key(*name)) {
         Some(name) => Err(format!("trial {} has `{name}`, which the space has not", record.trial)),
         None => Ok(()),
+    }
+}
+
+/// The values of a grid's trial, exactly as the grid has them.
+fn of_grid(
+    record: &Record,
+    grid: &Grid,
+    before: &[Record],
+) -> std::result::Result<BTreeMap<String, f64>, String> {
+    let number = record.trial;
+    if number >= grid.len() {
+        return Err(format!("there is no trial {number}: the grid has {}", grid.len()));
+    }
+    if before.iter().any(|other| other.trial == number) {
+        return Err(format!("trial {number} is there twice"));
+    }
+    let values = grid.point(number);
+    // The journal has ten digits.
+    let same = |(name, value): (&String, &f64)| {
+        record.values.get(name).is_some_and(|other| (other - value).abs() <= 1e-9 * value.abs())
+    };
+    match record.values.len() == values.len() && values.iter().all(same) {
+        true => Ok(values),
+        false => Err(format!("trial {number} is {:?}, but the grid has {values:?} there", record.values)),
     }
 }

@@ -19,8 +19,15 @@
 //! The sampler is a tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011) by the crate `tpe`, one for each
 //! parameter, as AutoFT (arXiv 2401.10220) searches weights of losses. The first ten trials are random. Judge a trial on
 //! held-out data that is not reported afterwards. [`Ranking`] says how promising settings are that are given.
+//!
+//! | you want | use |
+//! |---|---|
+//! | a good setting between bounds in as few trials as possible | [`Study::new`], [`Study::with_random`] |
+//! | all combinations of some values | [`Study::grid`] |
+//! | the same, and to go on after an interruption | [`Study::open`], [`Study::open_with_random`], [`Study::open_grid`] |
 
 mod error;
+mod grid;
 mod journal;
 mod ranking;
 mod sampler;
@@ -32,6 +39,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use self::error::{Error, Result};
+pub use self::grid::Grid;
 use self::journal::{Header, Journal, Opened};
 pub use self::ranking::{Component, Density, Ranking};
 use self::sampler::Sampler;
@@ -66,15 +74,17 @@ impl Trial {
         self.values.get(name).copied().ok_or_else(unknown)
     }
 
-    /// The value of a parameter with an integer range.
+    /// The value of a parameter with an integer range, or an integer of a grid.
     ///
     /// # Errors
     ///
     /// [`Error::UnknownName`] or [`Error::NotInteger`].
     pub fn integer(&self, name: &str) -> Result<i64> {
         let value = self.value(name)?;
-        match self.space.ranges()[name] {
-            Range::Integer { .. } => Ok(value as i64),
+        match self.space.ranges().get(name) {
+            Some(Range::Integer { .. }) => Ok(value as i64),
+            // Of a grid.
+            None if value.fract() == 0.0 && value.abs() <= Range::LARGEST as f64 => Ok(value as i64),
             _ => Err(Error::NotInteger { name: name.to_owned() }),
         }
     }
@@ -136,9 +146,24 @@ impl Study {
     /// As [`Space::validate`].
     pub fn with_random(space: Space, seed: u64, random: usize) -> Result<Self> {
         space.validate()?;
+        Self::of(Header { seed, random, space, grid: None })
+    }
+
+    /// A study in memory that tries all combinations of a grid, in their order, whatever comes out. Of equal losses the earlier
+    /// trial counts as better.
+    ///
+    /// # Errors
+    ///
+    /// As [`Grid::validate`].
+    pub fn grid(grid: Grid) -> Result<Self> {
+        grid.validate()?;
+        Self::of(Header { seed: 0, random: 0, space: Space::default(), grid: Some(grid) })
+    }
+
+    fn of(header: Header) -> Result<Self> {
         Ok(Self {
-            sampler: Sampler::new(&space)?,
-            header: Header { seed, random, space },
+            sampler: Sampler::new(&header.space)?,
+            header,
             records: Vec::new(),
             waiting: BTreeMap::new(),
             next: 0,
@@ -156,12 +181,39 @@ impl Study {
     /// As [`Space::validate`], [`Error::Files`], or [`Error::Journal`] for the journal of another study or a damaged line; the
     /// file is unchanged then.
     pub fn open(path: impl AsRef<Path>, space: Space, seed: u64) -> Result<Self> {
-        let mut study = Self::new(space, seed)?;
-        let Opened { journal, records, dropped } = Journal::open(path.as_ref(), &study.header)?;
+        Self::new(space, seed)?.with_journal(path.as_ref())
+    }
+
+    /// [`Study::with_random`] with a journal, as [`Study::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Study::open`].
+    pub fn open_with_random(path: impl AsRef<Path>, space: Space, seed: u64, random: usize) -> Result<Self> {
+        Self::with_random(space, seed, random)?.with_journal(path.as_ref())
+    }
+
+    /// [`Study::grid`] with a journal, as [`Study::open`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Grid::validate`], else as [`Study::open`].
+    pub fn open_grid(path: impl AsRef<Path>, grid: Grid) -> Result<Self> {
+        Self::grid(grid)?.with_journal(path.as_ref())
+    }
+
+    fn with_journal(mut self, path: &Path) -> Result<Self> {
+        let Opened { journal, records, dropped } = Journal::open(path, &self.header)?;
         for record in records {
-            study.take(record)?;
+            self.take(record)?;
         }
-        Ok(Self { journal: Some(journal), dropped, ..study })
+        Ok(Self { journal: Some(journal), dropped, ..self })
+    }
+
+    /// How many trials of a grid were not asked for yet; none if it is no grid, which has no end.
+    pub fn left(&self) -> Option<u64> {
+        let grid = self.header.grid.as_ref()?;
+        Some(grid.len() - (self.records.len() + self.waiting.len()) as u64)
     }
 
     /// What was left out when the journal was opened, in words.
@@ -173,10 +225,20 @@ impl Study {
     ///
     /// # Errors
     ///
-    /// [`Error::Sampler`].
+    /// [`Error::Sampler`], or [`Error::Exhausted`] for a grid.
     pub fn ask(&mut self) -> Result<Trial> {
+        if let Some(grid) = &self.header.grid {
+            let known = |number: &u64| {
+                self.waiting.contains_key(number) || self.records.iter().any(|record| record.trial == *number)
+            };
+            let trials = grid.len();
+            let number = (0..trials).find(|number| !known(number)).ok_or(Error::Exhausted { trials })?;
+            let values = grid.point(number);
+            self.waiting.insert(number, values.clone());
+            return Ok(Trial { number, values, space: Space::default() });
+        }
         let told = self.records.iter().filter(|record| record.loss.is_some()).count();
-        let Header { seed, random, ref space } = self.header;
+        let Header { seed, random, ref space, .. } = self.header;
         let values = self.sampler.suggest(space, seed, self.next, told >= random)?;
         let trial = Trial { number: self.next, values, space: space.clone() };
         self.waiting.insert(trial.number, trial.values.clone());
@@ -184,7 +246,8 @@ impl Study {
         Ok(trial)
     }
 
-    /// Tells how a trial went: the smaller, the better. Of equal losses the later trial counts as better.
+    /// Tells how a trial went: the smaller, the better. Of equal losses the later trial counts as better, or the earlier of a
+    /// grid.
     ///
     /// # Errors
     ///
@@ -234,6 +297,12 @@ impl Study {
 
     /// The trial with the smallest loss.
     pub fn best(&self) -> Option<&Record> {
+        if self.header.grid.is_some() {
+            let scored = self.records.iter().filter_map(|record| Some((record.loss?, record)));
+            return scored
+                .min_by(|(a, x), (b, y)| a.total_cmp(b).then(x.trial.cmp(&y.trial)))
+                .map(|(_, record)| record);
+        }
         let scored = self.records.iter().filter_map(|record| Some((record.score()?, record)));
         scored.min_by(|(a, x), (b, y)| a.total_cmp(b).then(y.trial.cmp(&x.trial))).map(|(_, record)| record)
     }

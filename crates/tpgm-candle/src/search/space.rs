@@ -35,7 +35,7 @@ pub enum Range {
 
 impl Range {
     /// Beyond this not every integer is a number of 64 bits.
-    const LARGEST: i64 = 1 << 53;
+    pub(super) const LARGEST: i64 = 1 << 53;
 
     pub(super) fn check(&self, name: &str) -> Result<()> {
         let (low, high, good, requirement) = match *self {

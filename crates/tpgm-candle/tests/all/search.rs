@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use tpgm_candle::nn::random::SplitMix64;
-use tpgm_candle::search::{Error, Range, Ranking, Space, Study, Trial};
+use tpgm_candle::search::{Error, Grid, Range, Ranking, Space, Study, Trial};
 
 fn space() -> Space {
     Space::default().log("lr", 1e-6, 1e-1).uniform("decay", 0.0, 1.0).integer("layers", 1, 12)
@@ -237,4 +237,76 @@ fn journals_of_other_studies_are_refused() {
     let n = SplitMix64::new(0).next_u64();
     fs::write(&path, format!("{n}\n")).unwrap();
     assert!(refused(&path, space(), 1).contains("line 1"));
+}
+
+fn grid() -> Grid {
+    // Neither is a number of ten digits.
+    Grid::default().values("lr", [1e-4, 1.0 / 3e3]).values("alpha", [0.0, 0.1 + 0.2, 2.0])
+}
+
+#[test]
+fn a_grid_is_tried_in_its_order_and_goes_on_with_what_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("grid.jsonl");
+    let mut study = Study::open_grid(&path, grid()).unwrap();
+    assert_eq!(study.left(), Some(6));
+    let trials: Vec<Trial> = (0..6).map(|_| study.ask().unwrap()).collect();
+    let points: Vec<_> = trials.iter().map(|t| (t.value("lr").unwrap(), t.value("alpha").unwrap())).collect();
+    let (a, b, c) = (1e-4, 1.0 / 3e3, 0.1 + 0.2);
+    assert_eq!(points, [(a, 0.0), (a, c), (a, 2.0), (b, 0.0), (b, c), (b, 2.0)]);
+    assert_eq!((trials[2].integer("alpha").unwrap(), study.left()), (2, Some(0)));
+    assert!(message(trials[1].integer("alpha")).contains("`alpha` is no integer"));
+    assert!(message(study.ask()).contains("all 6 combinations of the grid were asked for"));
+    // Told in another order, and not all of them: of equal losses the earlier trial is the best.
+    for (number, loss) in [(4, 0.5), (1, 0.5), (2, 0.7)] {
+        study.tell(&trials[number], loss).unwrap();
+    }
+    assert_eq!(study.best().unwrap().trial, 1);
+
+    let mut again = Study::open_grid(&path, grid()).unwrap();
+    assert_eq!((again.records(), again.left()), (study.records(), Some(3)));
+    let rest: Vec<_> = (0..3).map(|_| again.ask().unwrap()).collect();
+    assert_eq!(rest, [trials[0].clone(), trials[3].clone(), trials[5].clone()]);
+    again.tell(&rest[2], 0.1).unwrap();
+    assert_eq!(again.best().unwrap().values["lr"], b);
+    assert_eq!(Study::open_grid(&path, grid()).unwrap().left(), Some(2));
+}
+
+#[test]
+fn what_is_no_grid_or_another_one_is_refused() {
+    for (grid, expected) in [
+        (Grid::default(), "the grid has no parameters"),
+        (grid().values("k", []), "the grid has no values of `k`"),
+        (grid().values("k", [1.0, f64::NAN]), "parameter `k`: a value of the grid is NaN"),
+        (grid().values("lr", [1.0]), "two parameters named `lr`"),
+    ] {
+        let error = message(Study::grid(grid));
+        assert!(error.contains(expected), "{error}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (path, searched) = (dir.path().join("grid.jsonl"), dir.path().join("search.jsonl"));
+    run(&mut Study::open(&searched, space(), 1).unwrap(), 1);
+    let mut study = Study::open_grid(&path, grid()).unwrap();
+    for loss in [1.0, 2.0] {
+        let trial = study.ask().unwrap();
+        study.tell(&trial, loss).unwrap();
+    }
+    let text = fs::read_to_string(&path).unwrap();
+    let changed = |from: &str, to: &str| {
+        fs::write(&path, text.replace(from, to)).unwrap();
+        message(Study::open_grid(&path, grid()))
+    };
+    for (error, expected) in [
+        (
+            message(Study::open_grid(&searched, grid())),
+            "the journal is of a search, but this study of a grid",
+        ),
+        (message(Study::open(&path, space(), 1)), "the journal is of a grid, but this study searches"),
+        (message(Study::open_grid(&path, grid().values("k", [1.0]))), "the journal is of another grid"),
+        (changed("{\"trial\":1", "{\"trial\":0"), "line 3: trial 0 is there twice"),
+        (changed("{\"trial\":1", "{\"trial\":9"), "line 3: there is no trial 9: the grid has 6"),
+        (changed("{\"trial\":1", "{\"trial\":2"), "line 3: trial 2 is"),
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
 }

@@ -25,6 +25,10 @@
 //! is read just before the tensor moves, which then finds in the last-level cache what fits there.
 //! SGD with momentum moves 8 bytes less than AdamW, AMSGrad 8 more.
 //! Importance of a pull is taken from gradients for 4 bytes, then 12.
+//!
+//! Bytes per parameter that are kept between two steps, f32, besides weights and anchors: moments of AdamW 8 (AMSGrad 12, SGD with
+//! momentum 4); FTP's displacement and DiGraP's direction 4; a pull 0, its importance 4; an average of the weights, such as a
+//! teacher's, 4. `state B` of the measured rows of `benches/RESULTS.md` is this.
 //! A [`Projector`](crate::Projector) projects for 12 bytes (MARS, f32) or 20, 8 of them from the last-level cache (L2).
 
 mod advance;
