@@ -26,4 +26,11 @@ pub mod workers;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/candle.md")]
+#[doc = include_str!("../../docs/lora.md")]
+#[doc = include_str!("../../docs/losses.md")]
+#[doc = include_str!("../../docs/merging.md")]
+#[doc = include_str!("../../docs/radii.md")]
+#[doc = include_str!("../../docs/resuming.md")]
+#[doc = include_str!("../../docs/slices.md")]
+#[doc = include_str!("../../docs/start.md")]
 struct PagesDoctests;

@@ -8,6 +8,7 @@ mod data;
 mod emulate;
 mod fuzz;
 mod gpu_day;
+mod guide;
 #[cfg(test)]
 mod layers;
 mod packages;
@@ -52,6 +53,8 @@ enum Command {
     Packages(packages::Args),
     /// Packs a day on a GPU into one folder, tries it here, and takes its results in
     GpuDay(gpu_day::Args),
+    /// Checks links and code of all pages, and makes the book of the guide
+    Guide(guide::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
     Simd(simd::Args),
 }
@@ -79,6 +82,7 @@ fn start() -> Result<()> {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Packages(args) => packages::run(&args),
         Command::GpuDay(args) => gpu_day::run(&args),
+        Command::Guide(args) => guide::run(&args),
         Command::Simd(args) => simd::run(&args),
     }
 }
