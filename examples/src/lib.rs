@@ -1,6 +1,5 @@
 //! What the fine-tuning examples share.
 
-pub mod bars;
 pub mod data;
 pub mod device;
 pub mod environment;
@@ -13,6 +12,7 @@ pub mod loader;
 pub mod metrics;
 pub mod mini;
 pub mod mosaic;
+pub mod page;
 pub mod plot;
 pub mod progress;
 pub mod stop;

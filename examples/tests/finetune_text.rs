@@ -31,7 +31,7 @@ use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{Method, Outcome};
 
 use crate::cli::{Args, run};
-use crate::common::{outcomes, results, save, tokenizer};
+use crate::common::{check_page, outcomes, results, save, tokenizer};
 
 const WORDS: [&str; 6] = ["draw", "paint", "shoot", "jump", "mail", "chat"];
 
@@ -111,6 +111,10 @@ fn nine_methods_leave_tables_plots_and_models_and_an_interrupted_run_the_same() 
     for file in ["frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"] {
         assert!(out.join(file).exists(), "{file}");
     }
+    let parts =
+        ["id=\"accuracy\"", "<td>max_length</td><td>16</td>", "Radii of TPGM at the end", "Training loss"];
+    check_page(&out, &parts);
+    check_page(&out, &["<td>encoder.layer.0.output.dense</td>", "id=\"ftp-radius-over-the-steps\""]);
     // All of the checkpoint is in a model, also what the encoder does not use.
     let tuned =
         candle_core::safetensors::load(out.join("runs/FTP_lr0.0001_1_seed0/model.safetensors"), &Device::Cpu);

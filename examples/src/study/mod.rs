@@ -6,6 +6,7 @@
 mod bootstrap;
 mod experiment;
 mod lab;
+mod log;
 mod marks;
 mod method;
 mod paired;
@@ -23,6 +24,7 @@ use tpgm_candle::nn::DropoutRng;
 
 pub use self::experiment::{Outcomes, once, sweep};
 pub use self::lab::{Lab, Outcome, Row, Setting, Wanted};
+pub use self::log::{Log, Quantity, RADII};
 pub use self::marks::Marks;
 pub use self::method::Method;
 pub use self::records::{RecordArgs, Recorded, Records};

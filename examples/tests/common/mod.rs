@@ -17,6 +17,13 @@ pub(crate) fn has(text: &str, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
 }
 
+/// The page of a run is well formed, fetches nothing, and has every part.
+pub(crate) fn check_page(out: &Path, parts: &[&str]) {
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert_eq!(tpgm_examples::page::complaints(&html), Vec::<String>::new());
+    has(&html, parts);
+}
+
 /// The outcomes of a study in one of its files.
 pub(crate) fn outcomes(file: &Path) -> Vec<Outcome> {
     serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
