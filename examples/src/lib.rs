@@ -7,6 +7,7 @@ pub mod failure;
 pub mod files;
 pub mod fingerprint;
 pub mod folder;
+pub mod help;
 pub mod hub;
 pub mod loader;
 pub mod metrics;
