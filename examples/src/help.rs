@@ -1,11 +1,29 @@
 //! Command lines whose help fits a screen.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 
+use anyhow::Result;
 use clap::{Arg, ArgAction, Command, CommandFactory, Parser};
 
 /// Letters of a line.
 const WIDTH: usize = 100;
+
+/// Parses a command line as [`parse`] does; with `--quick`, the options that `quick` returns stand before those that were given, of which
+/// the later one counts.
+///
+/// # Errors
+///
+/// Those of `quick`.
+pub fn parse_quick<A: Parser + CommandFactory>(quick: impl FnOnce() -> Result<Vec<String>>) -> Result<A> {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let wanted = |name: &str| args.iter().skip(1).any(|arg| arg == name);
+    if !wanted("--quick") || wanted("--help") || wanted("--help-all") || wanted("-h") {
+        return Ok(parse());
+    }
+    args.splice(1..1, quick()?.into_iter().map(OsString::from));
+    Ok(A::parse_from(args))
+}
 
 /// Parses the command line. `--help` is a screen with a line for each option; `--help-all` says all there is to say.
 pub fn parse<A: Parser + CommandFactory>() -> A {
@@ -88,7 +106,6 @@ mod tests {
     /// Does one thing, and says so in a sentence that is longer than any line of a screen can be, were it not cut at a comma.
     #[derive(Debug, Parser)]
     #[command(name = "thing", version)]
-    #[expect(dead_code, reason = "only its help is looked at")]
     struct Args {
         /// Seed of everything
         #[arg(long, default_value_t = 3)]

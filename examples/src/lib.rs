@@ -16,6 +16,7 @@ pub mod mosaic;
 pub mod page;
 pub mod plot;
 pub mod progress;
+pub mod quick;
 pub mod stop;
 pub mod study;
 pub mod table;

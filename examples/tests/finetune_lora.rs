@@ -42,7 +42,7 @@ fn command(out: &Path, options: &[&str], stop: &Stop) -> Result<()> {
 
 /// A short run without a model.
 const TINY: [&str; 14] = [
-    "--tiny",
+    "--quick",
     "--pretrain-steps",
     "3",
     "--steps",
@@ -69,7 +69,7 @@ fn error(options: &[&str]) -> String {
 
 #[test]
 fn the_command_line_is_well_formed() {
-    Args::command().debug_assert();
+    common::check_help(Args::command());
 }
 
 #[test]
@@ -156,11 +156,11 @@ fn a_run_is_not_resumed_with_another_text_or_model() {
 
 #[test]
 fn options_that_make_no_sense_are_named() {
-    assert!(error(&["--tiny", "--held-out", "1.5"]).contains("--held-out is 1.5"));
-    assert!(error(&["--tiny", "--steps", "0"]).contains("--steps"));
-    assert!(error(&["--tiny", "--batch", "0"]).contains("--batch"));
-    assert!(error(&["--tiny", "--length", "1"]).contains("--length is 1"));
-    assert!(error(&["--tiny", "--text", "no-such-file"]).contains("no-such-file"));
+    assert!(error(&["--quick", "--held-out", "1.5"]).contains("--held-out is 1.5"));
+    assert!(error(&["--quick", "--steps", "0"]).contains("--steps"));
+    assert!(error(&["--quick", "--batch", "0"]).contains("--batch"));
+    assert!(error(&["--quick", "--length", "1"]).contains("--length is 1"));
+    assert!(error(&["--quick", "--text", "no-such-file"]).contains("no-such-file"));
     assert!(error(&[]).contains("--model"));
     assert!(error(&["--model", "m"]).contains("--text"));
     let tiny = |more: &[&'static str]| error(&[&TINY, more].concat());

@@ -22,7 +22,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde_json::json;
 use tpgm_candle::models::bert::{Bert, BertConfig};
 use tpgm_candle::nn::DropoutRng;
@@ -93,6 +93,22 @@ fn study() -> tempfile::TempDir {
         texts(&folder.path().join(name), count);
     }
     folder
+}
+
+#[test]
+fn a_quick_run_needs_no_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = tpgm_examples::quick::texts(&folder.path().join("made")).unwrap();
+    let out = folder.path().join("out");
+    let given = ["--quick", "--jobs", "1", "--epochs", "1", "--out", out.to_str().unwrap()];
+    let args = ["finetune_text"].into_iter().chain(made.iter().map(String::as_str)).chain(given);
+    run(&Args::try_parse_from(args).unwrap(), &Progress::hidden(), &Stop::never()).unwrap();
+    check_page(&out, &["rare", "<td>epochs</td><td>1</td>"]);
+}
+
+#[test]
+fn the_help_fits_a_screen() {
+    common::check_help(Args::command());
 }
 
 #[test]

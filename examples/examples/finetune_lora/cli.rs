@@ -32,11 +32,11 @@ use crate::train::{Bound, Ended, Training};
 #[command(name = "finetune_lora", version, args_override_self = true)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and model.safetensors (or its shards)
-    #[arg(long, value_name = "DIR", required_unless_present = "tiny", requires = "text")]
+    #[arg(long, value_name = "DIR", required_unless_present = "quick", requires = "text")]
     model: Option<PathBuf>,
     /// Without a model: pre-train a small one on bytes of a generated text, and adapt it to another one (a minute)
-    #[arg(long, conflicts_with = "model")]
-    pub(crate) tiny: bool,
+    #[arg(long, alias = "tiny", conflicts_with = "model")]
+    pub(crate) quick: bool,
     /// Text to train on, in UTF-8
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -74,16 +74,16 @@ pub(crate) struct Args {
     /// Learning rate of AdamW
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
-    /// Steps of fine-tuning [default: 200, with --tiny 400]
+    /// Steps of fine-tuning [default: 200, with --quick 400]
     #[arg(long)]
     steps: Option<u64>,
-    /// Steps of pre-training with --tiny
+    /// Steps of pre-training with --quick
     #[arg(long, default_value_t = 600)]
     pretrain_steps: u64,
-    /// Tokens in a sequence [default: 256, with --tiny 96]
+    /// Tokens in a sequence [default: 256, with --quick 96]
     #[arg(long)]
     length: Option<usize>,
-    /// Sequences in a step [default: 4, with --tiny 16]
+    /// Sequences in a step [default: 4, with --quick 16]
     #[arg(long)]
     batch: Option<usize>,
     /// Seed of factors, order of batches, and samples
@@ -259,7 +259,7 @@ impl Args {
             "--held-out is {}, not between 0 and 1",
             self.held_out
         );
-        let otherwise = |tiny, usual| if self.tiny { tiny } else { usual };
+        let otherwise = |tiny, usual| if self.quick { tiny } else { usual };
         let training = Training {
             bound: self.constraint,
             strength: self.strength,
@@ -275,7 +275,7 @@ impl Args {
         let lora = LoraConfig { rank, alpha, targets, seed, ..LoraConfig::default() };
         let length = self.length.unwrap_or(otherwise(96, 256) as usize);
         let (model, text) = (self.model.clone(), self.text.clone());
-        let pretrain_steps = self.tiny.then_some(self.pretrain_steps);
+        let pretrain_steps = self.quick.then_some(self.pretrain_steps);
         let files = self.fingerprint()?;
         Ok(Config { model, pretrain_steps, text, held_out: self.held_out, length, lora, training, files })
     }
@@ -306,7 +306,7 @@ impl Args {
         for path in &self.ood {
             ood.push((path.display().to_string(), read(path)?));
         }
-        if self.tiny {
+        if self.quick {
             ood.push(("text of pre-training, held out".to_owned(), self.farm().1));
         }
         Ok(Texts { train: train.to_owned(), held_out: held_out.to_owned(), ood })

@@ -58,6 +58,9 @@ pub(crate) struct Args {
     /// Sweep learning rate and strength of every method, then repeat the best with other seeds
     #[arg(long)]
     full: bool,
+    /// A small untrained model and made-up texts, to see that it works (seconds): the options that name them need not be given
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
     /// Methods to compare
     #[arg(long, value_delimiter = ',', value_name = "METHODS", value_enum, default_values_t = NINE)]
     methods: Vec<Method>,
