@@ -49,7 +49,10 @@ fn print(text: &str) {
 pub fn screen(command: &mut Command) -> String {
     command.build();
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    let mut text = format!("{}\n\n{}\n", brief(&about, WIDTH), command.render_usage());
+    // The form with a subcommand is clear from the lines that follow.
+    let usage = command.render_usage().to_string();
+    let usage = usage.lines().next().unwrap_or_default();
+    let mut text = format!("{}\n\n{usage}\n", brief(&about, WIDTH));
     for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
         let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
         let name = sub.get_name();
@@ -95,8 +98,14 @@ fn brief(text: &str, room: usize) -> String {
     }
     let cut: String = text.chars().take(room.saturating_sub(2)).collect();
     let end = ["; ", ": ", ", ", " [", " (", ". "].iter().filter_map(|mark| cut.rfind(mark)).max();
-    let end = end.filter(|end| 2 * end > cut.len()).or_else(|| cut.rfind(' ')).unwrap_or(cut.len());
-    format!("{} …", &cut[..end])
+    let end = end.filter(|end| 3 * end > 2 * cut.len()).or_else(|| cut.rfind(' ')).unwrap_or(cut.len());
+    // A default or a remark is shown whole or not at all.
+    let open = [('[', ']'), ('(', ')')].iter().filter_map(|(begin, close)| {
+        let begin = cut[..end].rfind(*begin)?;
+        (!cut[begin..end].contains(*close)).then_some(begin)
+    });
+    let end = open.min().unwrap_or(end);
+    format!("{} …", cut[..end].trim_end())
 }
 
 #[cfg(test)]
@@ -135,5 +144,7 @@ mod tests {
         assert_eq!(brief("short", 5), "short");
         assert_eq!(brief("the first half, the second half", 20), "the first half …");
         assert_eq!(brief("a, and then no other mark", 20), "a, and then no …");
+        assert_eq!(brief("a remark (that is not short) follows", 20), "a remark …");
+        assert_eq!(brief("a default [default: those of the model]", 30), "a default …");
     }
 }

@@ -42,7 +42,7 @@ fn command(out: &Path, options: &[&str], stop: &Stop) -> Result<()> {
 
 /// A short run without a model.
 const TINY: [&str; 14] = [
-    "--quick",
+    "--tiny",
     "--pretrain-steps",
     "3",
     "--steps",
@@ -94,6 +94,14 @@ fn a_run_without_a_model_leaves_an_adapter_that_predicts_better() {
     assert!(fs::read_to_string(folder.path().join("table.md")).unwrap().contains("| held out |"));
     let parts = ["id=\"radii-at-the-end\"", "v_proj.lora_B</td>", "<td>training.steps</td><td>12</td>"];
     common::check_page(folder.path(), &parts);
+}
+
+#[test]
+fn a_quick_run_needs_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    command(folder.path(), &["--quick", "--pretrain-steps", "2", "--held-out", "0.01"], &Stop::never())
+        .unwrap();
+    assert_eq!(outcome(folder.path()).times.steps(), 20);
 }
 
 #[test]
@@ -156,11 +164,11 @@ fn a_run_is_not_resumed_with_another_text_or_model() {
 
 #[test]
 fn options_that_make_no_sense_are_named() {
-    assert!(error(&["--quick", "--held-out", "1.5"]).contains("--held-out is 1.5"));
-    assert!(error(&["--quick", "--steps", "0"]).contains("--steps"));
-    assert!(error(&["--quick", "--batch", "0"]).contains("--batch"));
-    assert!(error(&["--quick", "--length", "1"]).contains("--length is 1"));
-    assert!(error(&["--quick", "--text", "no-such-file"]).contains("no-such-file"));
+    assert!(error(&["--tiny", "--held-out", "1.5"]).contains("--held-out is 1.5"));
+    assert!(error(&["--tiny", "--steps", "0"]).contains("--steps"));
+    assert!(error(&["--tiny", "--batch", "0"]).contains("--batch"));
+    assert!(error(&["--tiny", "--length", "1"]).contains("--length is 1"));
+    assert!(error(&["--tiny", "--text", "no-such-file"]).contains("no-such-file"));
     assert!(error(&[]).contains("--model"));
     assert!(error(&["--model", "m"]).contains("--text"));
     let tiny = |more: &[&'static str]| error(&[&TINY, more].concat());

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
 fn start() -> Result<()> {
     let args: cli::Args = help::parse();
     // Before any thread is there: this starts the program anew.
-    if args.quick {
+    if args.without_model() {
         environment::for_threads(1);
     }
     let stop = Stop::never();

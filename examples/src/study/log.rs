@@ -10,11 +10,13 @@ use crate::plot::{Curve, Labels, Style, curves};
 use crate::table::Table;
 
 /// What is plotted of a log.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantity {
-    /// How far a tensor may be from its anchor.
+    /// How far a tensor is from its anchor before it is pulled back: its largest row norm (MARS).
+    Distance,
+    /// How far it may be.
     Radius,
-    /// The part of the displacement that the last projection kept, as a mean over the rows.
+    /// The smallest part of a row's displacement that the last projection kept.
     Ratio,
 }
 
@@ -25,6 +27,16 @@ struct Line {
     tag: Option<String>,
     value: Option<f64>,
     tensor: Option<String>,
+    #[serde(default)]
+    norm: Option<f64>,
+    radius: Option<f64>,
+    ratio: Option<f64>,
+}
+
+/// What a line says of a tensor.
+struct Point {
+    step: f64,
+    distance: Option<f64>,
     radius: Option<f64>,
     ratio: Option<f64>,
 }
@@ -33,8 +45,7 @@ struct Line {
 pub struct Log {
     /// Loss of a training batch at some steps.
     pub losses: Vec<(f64, f64)>,
-    /// Steps with radii and ratios.
-    tensors: BTreeMap<String, Vec<(f64, Option<f64>, Option<f64>)>>,
+    tensors: BTreeMap<String, Vec<Point>>,
 }
 
 impl Log {
@@ -58,7 +69,8 @@ impl Log {
                         && head.is_none_or(|head| !tensor.starts_with(head)) =>
                 {
                     let name = tensor.trim_end_matches(".weight").to_owned();
-                    log.tensors.entry(name).or_default().push((step, line.radius, line.ratio));
+                    let point = Point { step, distance: line.norm, radius: line.radius, ratio: line.ratio };
+                    log.tensors.entry(name).or_default().push(point);
                 }
                 (None, Some("loss"), Some(loss)) => log.losses.push((step, loss)),
                 _ => {}
@@ -67,46 +79,49 @@ impl Log {
         Ok(log)
     }
 
-    /// Radius and ratio of each matrix behind the last step.
+    /// Distance, radius and ratio of each matrix at the last step. Methods without radii have none.
     pub fn last(&self) -> Table {
-        let mut table = Table::new(["layer", "radius", "mean ratio"]);
+        let has_radii = self.tensors.values().flatten().any(|point| point.radius.is_some_and(|r| r > 0.0));
+        let mut table = Table::new(["layer", "distance", "radius", "smallest ratio"]);
         let number = |x: Option<f64>| x.map(|x| format!("{x:.4}")).unwrap_or_default();
         for (name, points) in &self.tensors {
-            if let Some((_, radius, ratio)) = points.last() {
-                table.rows.push(vec![name.clone(), number(*radius), number(*ratio)]);
+            if let Some(Point { distance, radius, ratio, .. }) = points.last() {
+                let radius = radius.filter(|_| has_radii);
+                table.rows.push(vec![name.clone(), number(*distance), number(radius), number(*ratio)]);
             }
         }
         table
     }
 
-    /// Radius or ratio of every matrix over the steps, under a method's name.
+    /// A quantity of every matrix over the steps, under a method's name.
     ///
     /// # Errors
     ///
     /// plotters fails.
     pub fn over_steps(&self, method: &str, quantity: Quantity) -> Result<String> {
-        let of = |(step, radius, ratio): &(f64, Option<f64>, Option<f64>)| {
+        let of = |point: &Point| {
             let value = match quantity {
-                Quantity::Radius => radius,
-                Quantity::Ratio => ratio,
+                Quantity::Distance => point.distance,
+                Quantity::Radius => point.radius,
+                Quantity::Ratio => point.ratio,
             };
-            value.map(|value| (*step, value))
+            value.map(|value| (point.step, value))
         };
         let plotted = self.tensors.iter().filter_map(|(name, points)| {
             let line: Vec<_> = points.iter().filter_map(of).collect();
             (!line.is_empty()).then(|| Curve { name: name.clone(), lines: vec![line], chosen: None })
         });
-        let plotted: Vec<_> = plotted.collect();
-        let (title, y) = match quantity {
-            Quantity::Radius => {
-                (format!("{}: radius of each matrix", method), "radius (MARS: L1 norm of a row)")
-            }
-            Quantity::Ratio => (format!("{}: ratio of each matrix", method), "mean ratio over the rows"),
+        let (what, y) = match quantity {
+            Quantity::Distance => ("distance", "distance (MARS: L1 norm of a row)"),
+            Quantity::Radius => ("radius", "radius (MARS: L1 norm of a row)"),
+            Quantity::Ratio => ("ratio", "smallest ratio of a row"),
         };
+        let title = format!("{method}: {what} of each matrix");
+        let plotted: Vec<_> = plotted.collect();
         curves(Labels { title: &title, x: "step", y }, Style::Lines, &plotted)
     }
 }
 
 /// What the table of radii shows.
-pub const RADII: &str = "How far each matrix may be from its pre-trained values, as the L1 norm of a row, and the part of its \
-                     displacement that the last projection kept, as a mean over the rows.";
+pub const RADII: &str = "Distance: how far the farthest row of each matrix was from its pre-trained values before the last projection \
+                         (L1 norm). Radius: how far a row may be. Ratio: the part of its displacement that a row kept, at least.";

@@ -20,7 +20,7 @@ pub(crate) fn has(text: &str, parts: &[&str]) {
 pub(crate) fn check_help(mut command: clap::Command) {
     command.clone().debug_assert();
     let screen = tpgm_examples::help::screen(&mut command);
-    assert!(screen.lines().count() <= 56, "{} lines:\n{screen}", screen.lines().count());
+    assert!(screen.lines().count() <= 50, "{} lines:\n{screen}", screen.lines().count());
     assert!(screen.lines().all(|line| line.chars().count() <= 100), "{screen}");
     for option in ["--out", "--resume", "--quick", "--seed", "--help-all"] {
         assert!(screen.contains(&format!("  {option}")), "no {option}:\n{screen}");
