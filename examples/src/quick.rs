@@ -43,7 +43,10 @@ pub fn texts(folder: &Path) -> Result<Vec<String>> {
     files::write_json(&model.join("config.json"), &config)?;
     files::write(&model.join("tokenizer.json"), tokenizer(&words, [Some("[CLS]"), None]))?;
     let config = BertConfig::from_file(model.join("config.json"))?;
-    untrained(&model, |params| Ok(drop(Bert::new(&config, &DropoutRng::new(SEED), params.var_builder())?)))?;
+    untrained(&model, |params| {
+        Bert::new(&config, &DropoutRng::new(SEED), params.var_builder())?;
+        Ok(())
+    })?;
     for (name, count, shifted) in
         [("train", 240, false), ("held_out", 96, false), ("id", 90, false), ("rare", 90, true)]
     {
@@ -79,7 +82,8 @@ pub fn images(folder: &Path) -> Result<Vec<String>> {
     let config = VitConfig::from_file(model.join("config.json"))?;
     untrained(&model, |params| {
         let (layout, dropout) = (VitLayout::HuggingFace, DropoutRng::new(SEED));
-        Ok(drop(Vit::with_layout(&config, layout, &dropout, params.var_builder())?))
+        Vit::with_layout(&config, layout, &dropout, params.var_builder())?;
+        Ok(())
     })?;
     for (name, count, shade) in [("train", 40, 30), ("held_out", 16, 30), ("id", 16, 30), ("bright", 16, 120)]
     {

@@ -142,7 +142,9 @@ fn errors_name_file_and_tensor_and_leave_the_output_alone() {
     let wide = Tensor::ones((2, 3), DType::F32, &Device::Cpu).unwrap();
     folder.save("wide", &[("a.weight", wide)]);
     let two = "two.safetensors has no tensor `head.weight`";
-    let cases: [(&str, &[&str], &[&str], i32, &[&str]); 14] = [
+    /// Method, models, options, exit code, parts of the message.
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], i32, &'a [&'a str]);
+    let cases: [Case<'_>; 14] = [
         ("wise", &["one"], &[], 4, &["anchor.safetensors has no tensor `head.weight`", "--copy PATTERN"]),
         ("soup", &["one", "two"], &[], 4, &[two, "--drop PATTERN"]),
         ("soup", &["two", "one"], &[], 4, &[two]),
