@@ -45,7 +45,7 @@ fn print(text: &str) {
     print!("{text}");
 }
 
-/// What a program is for, how it is called, and a line for each option, all of them at most [`WIDTH`] letters long.
+/// What a program is for, how it is called, and a line for each option, all of them at most 100 letters long.
 pub fn screen(command: &mut Command) -> String {
     command.build();
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();

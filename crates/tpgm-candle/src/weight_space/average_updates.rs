@@ -14,7 +14,7 @@ use crate::memory::{self, Elements};
 /// # Errors
 ///
 /// [`MergeError::MergeInputs`] without ends, [`MergeError::MissingTensor`], [`MergeError::TensorMismatch`], [`MergeError::NotMergeable`],
-/// [`MergeError::NonFinite`], [`MergeError::IntegerMatrix`], [`Error::Core`] for a rate outside its range, or the device fails.
+/// [`MergeError::NonFinite`], [`MergeError::IntegerMatrix`], [`Error::Core`](super::Error::Core) for a rate outside its range, or the device fails.
 pub fn average_updates(start: &Tensors, ends: &[&Tensors], rate: f64) -> Result<Tensors> {
     let one = first(ends, 1, "average_updates", "the start and one or more ends")?;
     check(one, "model 0", numbered(ends).chain([("the start".to_owned(), start)]))?;
@@ -37,7 +37,7 @@ pub fn average_updates(start: &Tensors, ends: &[&Tensors], rate: f64) -> Result<
 ///
 /// # Errors
 ///
-/// [`MergeError::TensorMismatch`] for shapes that differ, [`Error::Core`] for what the core refuses (logits, for example), or the device
+/// [`MergeError::TensorMismatch`] for shapes that differ, [`Error::Core`](super::Error::Core) for what the core refuses (logits, for example), or the device
 /// fails.
 pub fn ensemble(probabilities: &[&Tensor], weights: &[f64]) -> Result<Tensor> {
     let Some(one) = probabilities.first() else {

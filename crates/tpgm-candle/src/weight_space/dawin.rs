@@ -61,7 +61,7 @@ impl Dawin {
     ///
     /// # Errors
     ///
-    /// [`MergeError::TensorMismatch`] for logits of two shapes, [`Error::Core`] for an option or a logit outside its range, or
+    /// [`MergeError::TensorMismatch`] for logits of two shapes, [`Error::Core`](super::Error::Core) for an option or a logit outside its range, or
     /// the device fails.
     pub fn coefficients(&self, zero_shot: &Tensor, fine_tuned: &Tensor) -> Result<Vec<f64>> {
         if zero_shot.dims() != fine_tuned.dims() {
@@ -88,7 +88,7 @@ impl Dawin {
     ///
     /// # Errors
     ///
-    /// [`Error::Core`] with fewer samples than clusters or for an option outside its range.
+    /// [`Error::Core`](super::Error::Core) with fewer samples than clusters or for an option outside its range.
     pub fn cluster(&self, coefficients: &[f64]) -> Result<Vec<DawinCluster>> {
         let Some(mixture) = &self.clusters else {
             let alone = |(sample, coefficient): (usize, &f64)| DawinCluster {
