@@ -1,6 +1,5 @@
 //! What the fine-tuning examples share.
 
-pub mod bars;
 pub mod data;
 pub mod device;
 pub mod environment;
@@ -8,13 +7,16 @@ pub mod failure;
 pub mod files;
 pub mod fingerprint;
 pub mod folder;
+pub mod help;
 pub mod hub;
 pub mod loader;
 pub mod metrics;
 pub mod mini;
 pub mod mosaic;
+pub mod page;
 pub mod plot;
 pub mod progress;
+pub mod quick;
 pub mod search;
 pub mod stop;
 pub mod study;

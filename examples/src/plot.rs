@@ -96,6 +96,9 @@ fn draw(
         for line in &curve.lines {
             chart.draw_series(LineSeries::new(line.iter().copied(), color.stroke_width(width)))?;
         }
+        // A line of one point is a dot.
+        let lonely = curve.lines.iter().filter(|line| line.len() == 1).flatten();
+        chart.draw_series(lonely.map(|point| Circle::new(*point, 3, color.filled())))?;
         if style == Style::Marks {
             let mark = |point: &(f64, f64)| Circle::new(*point, 3, color.filled());
             chart.draw_series(curve.lines.iter().flatten().map(mark))?;

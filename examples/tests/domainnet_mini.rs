@@ -24,7 +24,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, Var};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tpgm_candle::Params;
 use tpgm_examples::mini::{Backbone, neighbors};
 use tpgm_examples::progress::Progress;
@@ -46,6 +46,11 @@ fn command(out: &Path, options: &[&str], stop: &Stop) -> Result<()> {
     let out = out.to_str().unwrap();
     let args = ["domainnet_mini", "--quick", "--jobs", "1", "--out", out];
     run(&Args::try_parse_from(args.iter().chain(options))?, &Progress::hidden(), stop)
+}
+
+#[test]
+fn the_help_fits_a_screen() {
+    common::check_help(Args::command());
 }
 
 #[test]
@@ -240,11 +245,18 @@ fn the_quick_run_leaves_tables_plots_logs_and_checkpoints() {
     ]) {
         assert!(table.contains(word), "{word}: {table}");
     }
-    for file in
-        ["table.csv", "samples.svg", "frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"]
-    {
+    for file in [
+        "report.html",
+        "table.csv",
+        "samples.svg",
+        "frontier.svg",
+        "radius_tpgm.svg",
+        "ratio_ftp.svg",
+        "config.json",
+    ] {
         assert!(folder.path().join(file).exists(), "{file}");
     }
+    common::check_page(folder.path(), &["Radii of TPGM at the end", "<td>scale.classes</td>", "quickdraw"]);
     let run = folder.path().join("runs/FTP_lr0.001_1_seed0");
     for file in ["log.jsonl", "tensorboard", "checkpoints", "model.safetensors", "outcome.json"] {
         assert!(run.join(file).exists(), "{file}");

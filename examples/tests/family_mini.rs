@@ -6,6 +6,7 @@
 // The modules of the example, as its main file has them: an example is not a library that a test could use.
 #[path = "../examples/family_mini/cli.rs"]
 mod cli;
+mod common;
 #[path = "family_mini/graph_mini.rs"]
 mod graph_mini;
 #[path = "../examples/family_mini/lab.rs"]
@@ -29,7 +30,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::{D, Tensor};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tpgm_candle::nn::losses::energy_gap;
 use tpgm_candle::search::Record;
 use tpgm_candle::teacher::Teacher;
@@ -91,6 +92,11 @@ fn setting(method: Method) -> Setting {
 
 fn rows_of(tensor: &Tensor) -> Vec<Vec<f32>> {
     tensor.to_vec2().unwrap()
+}
+
+#[test]
+fn the_help_fits_a_screen() {
+    common::check_help(Args::command());
 }
 
 #[test]

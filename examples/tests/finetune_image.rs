@@ -39,7 +39,7 @@ use std::path::Path;
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use image::{Rgb, RgbImage};
 use serde_json::json;
 use tpgm_candle::models::clip::{Clip, ClipConfig, ClipImageConfig, ClipLayout, ClipResNetConfig};
@@ -150,6 +150,22 @@ fn command(root: &Path, out: &str, options: &[&str], stop: &Stop) -> Result<()> 
 
 const RESNET: [&str; 6] =
     ["--arch", "resnet50", "--model", "ROOT/resnet/model.safetensors", "--config", "ROOT/resnet/shape.json"];
+
+#[test]
+fn a_quick_run_needs_no_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = tpgm_examples::quick::images(&folder.path().join("made")).unwrap();
+    let out = folder.path().join("out");
+    let given = ["--quick", "--epochs", "1", "--out", out.to_str().unwrap()];
+    let args = ["finetune_image"].into_iter().chain(made.iter().map(String::as_str)).chain(given);
+    run(&Args::try_parse_from(args).unwrap(), &Progress::hidden(), &Stop::never()).unwrap();
+    common::check_page(&out, &["bright", "<td>epochs</td><td>1</td>"]);
+}
+
+#[test]
+fn the_help_fits_a_screen() {
+    common::check_help(Args::command());
+}
 
 #[test]
 fn an_interrupted_run_of_a_resnet_goes_on_to_the_same_bits() {

@@ -69,7 +69,7 @@ fn error(options: &[&str]) -> String {
 
 #[test]
 fn the_command_line_is_well_formed() {
-    Args::command().debug_assert();
+    common::check_help(Args::command());
 }
 
 #[test]
@@ -92,6 +92,16 @@ fn a_run_without_a_model_leaves_an_adapter_that_predicts_better() {
     let config = LoraConfig::from_adapter(&adapter).unwrap();
     assert_eq!((config.rank, config.alpha, config.targets.len()), (8, 16.0, 7));
     assert!(fs::read_to_string(folder.path().join("table.md")).unwrap().contains("| held out |"));
+    let parts = ["id=\"radii-at-the-end\"", "v_proj.lora_B</td>", "<td>training.steps</td><td>12</td>"];
+    common::check_page(folder.path(), &parts);
+}
+
+#[test]
+fn a_quick_run_needs_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    command(folder.path(), &["--quick", "--pretrain-steps", "2", "--held-out", "0.01"], &Stop::never())
+        .unwrap();
+    assert_eq!(outcome(folder.path()).times.steps(), 20);
 }
 
 #[test]

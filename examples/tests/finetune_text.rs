@@ -22,7 +22,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde_json::json;
 use tpgm_candle::models::bert::{Bert, BertConfig};
 use tpgm_candle::nn::DropoutRng;
@@ -31,7 +31,7 @@ use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{Method, Outcome};
 
 use crate::cli::{Args, run};
-use crate::common::{outcomes, results, save, tokenizer};
+use crate::common::{check_page, outcomes, results, save, tokenizer};
 
 const WORDS: [&str; 6] = ["draw", "paint", "shoot", "jump", "mail", "chat"];
 
@@ -96,6 +96,22 @@ fn study() -> tempfile::TempDir {
 }
 
 #[test]
+fn a_quick_run_needs_no_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = tpgm_examples::quick::texts(&folder.path().join("made")).unwrap();
+    let out = folder.path().join("out");
+    let given = ["--quick", "--jobs", "1", "--epochs", "1", "--out", out.to_str().unwrap()];
+    let args = ["finetune_text"].into_iter().chain(made.iter().map(String::as_str)).chain(given);
+    run(&Args::try_parse_from(args).unwrap(), &Progress::hidden(), &Stop::never()).unwrap();
+    check_page(&out, &["rare", "<td>epochs</td><td>1</td>"]);
+}
+
+#[test]
+fn the_help_fits_a_screen() {
+    common::check_help(Args::command());
+}
+
+#[test]
 fn nine_methods_leave_tables_plots_and_models_and_an_interrupted_run_the_same() {
     let folder = study();
     command(folder.path(), "whole", &[], &Stop::never()).unwrap();
@@ -111,6 +127,10 @@ fn nine_methods_leave_tables_plots_and_models_and_an_interrupted_run_the_same() 
     for file in ["frontier.svg", "radius_tpgm.svg", "ratio_ftp.svg", "config.json"] {
         assert!(out.join(file).exists(), "{file}");
     }
+    let parts =
+        ["id=\"accuracy\"", "<td>max_length</td><td>16</td>", "Radii of TPGM at the end", "Training loss"];
+    check_page(&out, &parts);
+    check_page(&out, &["<td>encoder.layer.0.output.dense</td>", "id=\"ftp-radius-over-the-steps\""]);
     // All of the checkpoint is in a model, also what the encoder does not use.
     let tuned =
         candle_core::safetensors::load(out.join("runs/FTP_lr0.0001_1_seed0/model.safetensors"), &Device::Cpu);

@@ -57,7 +57,8 @@ const LONGEST_INPUT: u64 = 1 << 16;
 const LONGEST_SECONDS: u64 = 20;
 
 /// The crates of this workspace that are optimized in tests.
-const INSTRUMENTED: [&str; 5] = ["tpgm-core", "tpgm-cuda", "tpgm-nn", "tpgm-candle", "tpgm-examples"];
+const INSTRUMENTED: [&str; 6] =
+    ["tpgm-core", "tpgm-cuda", "tpgm-files", "tpgm-nn", "tpgm-candle", "tpgm-examples"];
 
 /// Passes calls of the compiler on, with what libFuzzer learns of an execution: which edges were taken, and what was compared.
 const WRAPPER: &str = r#"#!/bin/sh

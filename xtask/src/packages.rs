@@ -13,7 +13,7 @@ use crate::{cargo, root};
 pub(crate) struct Args {}
 
 /// The library crates, from the bottom up.
-const PACKAGES: [&str; 4] = ["tpgm-core", "tpgm-cuda", "tpgm-nn", "tpgm-candle"];
+const PACKAGES: [&str; 5] = ["tpgm-core", "tpgm-cuda", "tpgm-files", "tpgm-nn", "tpgm-candle"];
 
 /// Bytes of a package that the registry takes at most.
 const LARGEST: u64 = 10 << 20;

@@ -43,9 +43,9 @@ pub enum Error {
     /// An optimizer or a trainer of radii.
     #[error(transparent)]
     Optim(optim::Error),
-    /// Merging, measuring, interpolating.
+    /// Models that do not fit together, whether they are files, tensors or alive.
     #[error(transparent)]
-    WeightSpace(weight_space::Error),
+    WeightSpace(weight_space::MergeError),
     /// An adapter.
     #[error(transparent)]
     Lora(lora::Error),
@@ -90,7 +90,7 @@ macro_rules! gathered {
             fn from(error: Error) -> Self {
                 match error {
                     Error::Candle(error) => error,
-                    $(Error::$own(error) => error.into(),)*
+                    $(Error::$own(error) => $crate::room::lower_into_candle!($own error),)*
                     error => candle_core::Error::wrap(error),
                 }
             }
@@ -100,19 +100,43 @@ macro_rules! gathered {
 
 gathered! {
     Memory(memory) below: Core, Candle;
-    Files(files) below: Memory;
+    Files(files) below: ;
     Params(params) below: Core, Candle, Memory, Files;
     Engine(engine) below: Core, Candle, Memory, Params;
     Audit(audit) below: Core, Candle, Memory, Params;
     Distributed(distributed) below: Candle, Memory, Engine;
     Optim(optim) below: Core, Candle, Memory, Params, Engine, Audit, Distributed;
-    WeightSpace(weight_space) below: Core, Candle, Memory, Files, Params, Engine;
-    Lora(lora) below: Nn, Candle, Memory, Files, Params, WeightSpace;
+    Lora(lora) below: Nn, Candle, Memory, Files, Params, Merge;
     Checkpoint(checkpoint) below: Candle, Memory, Files, Params, Distributed;
     Data(data) below: Core;
     Adapt(adapt) below: Core, Candle, Memory, Params, Optim;
     Teacher(teacher) below: Core, Candle, Memory, Files, Params, Optim, WeightSpace;
     Telemetry(telemetry) below: Files;
+}
+
+/// Not in the list above, because it is the error of no room.
+impl From<weight_space::MergeError> for Error {
+    fn from(error: weight_space::MergeError) -> Self {
+        match error {
+            weight_space::MergeError::Core(error) => error.into(),
+            weight_space::MergeError::Files(error) => error.into(),
+            error => Self::WeightSpace(error),
+        }
+    }
+}
+
+/// Not in the list above, because the room has no problems but those below it.
+impl From<weight_space::Error> for Error {
+    fn from(error: weight_space::Error) -> Self {
+        match error {
+            weight_space::Error::Core(error) => error.into(),
+            weight_space::Error::Candle(error) => error.into(),
+            weight_space::Error::Memory(error) => error.into(),
+            weight_space::Error::Params(error) => error.into(),
+            weight_space::Error::Engine(error) => error.into(),
+            weight_space::Error::Merge(error) => error.into(),
+        }
+    }
 }
 
 /// Not in the list above, because it is only there with its feature.

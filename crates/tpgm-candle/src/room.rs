@@ -10,7 +10,7 @@ macro_rules! into_candle {
         impl From<Error> for candle_core::Error {
             fn from(error: Error) -> Self {
                 match error {
-                    $(Error::$lower(error) => error.into(),)*
+                    $(Error::$lower(error) => $crate::room::lower_into_candle!($lower error),)*
                     error => candle_core::Error::wrap(error),
                 }
             }
@@ -18,4 +18,17 @@ macro_rules! into_candle {
     };
 }
 
-pub(crate) use into_candle;
+/// Errors of `tpgm-files`, which knows no candle, are wrapped; those of rooms know how to become candle's.
+macro_rules! lower_into_candle {
+    (Files $error:ident) => {
+        candle_core::Error::wrap($error)
+    };
+    (Merge $error:ident) => {
+        candle_core::Error::wrap($error)
+    };
+    ($room:ident $error:ident) => {
+        $error.into()
+    };
+}
+
+pub(crate) use {into_candle, lower_into_candle};

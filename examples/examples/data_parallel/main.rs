@@ -26,6 +26,7 @@ use tpgm_candle::{Param, Params, RobustOptimizer, nn};
 use tpgm_examples::device::Place;
 use tpgm_examples::environment;
 use tpgm_examples::failure;
+use tpgm_examples::help;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::table::Table;
 
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
 
 fn start() -> Result<()> {
     environment::for_threads(1);
-    let args = Args::parse();
+    let args: Args = help::parse();
     let ranks = args.ranks as usize;
     ensure!(
         args.batch > 0 && args.batch.is_multiple_of(ranks),

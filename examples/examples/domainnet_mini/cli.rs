@@ -143,6 +143,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         return Ok(());
     };
     let described = Described {
+        page: "domainnet_mini: methods of robust fine-tuning in six domains",
         title: "each method's settings; the one chosen on held-out real images is large",
         id: "on real images",
         ood: "in five other domains",

@@ -226,6 +226,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     };
     let domains = task.domains();
     let described = Described {
+        page: "finetune_image: methods of robust fine-tuning on images",
         title: "each method's settings; the one chosen on held-out images is large",
         id: &format!("on {}", domains[0]),
         ood: &format!("on {} shifted sets", domains.len() - 1),

@@ -16,10 +16,11 @@ mod zero_shot;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use tpgm_examples::environment;
 use tpgm_examples::failure;
+use tpgm_examples::help;
 use tpgm_examples::progress::Progress;
+use tpgm_examples::quick;
 use tpgm_examples::stop::Stop;
 
 fn main() -> ExitCode {
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<()> {
-    let args = options::Args::parse();
+    let args: options::Args = help::parse_quick(|| quick::images("runs/quick_finetune_image".as_ref()))?;
     environment::for_threads(args.threads());
     let stop = Stop::never();
     stop.on_ctrl_c()?;

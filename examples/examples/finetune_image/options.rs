@@ -99,6 +99,9 @@ pub(crate) struct Args {
     /// Sweep learning rate and strength of every method, then repeat the best with other seeds
     #[arg(long)]
     pub(crate) full: bool,
+    /// A small untrained model and made-up images, to see that it works (seconds): the options that name them need not be given
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) quick: bool,
     #[command(flatten)]
     pub(crate) search: SearchArgs,
     #[command(flatten)]

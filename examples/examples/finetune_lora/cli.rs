@@ -11,8 +11,11 @@ use tpgm_candle::lora::{LoraConfig, save_adapter};
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
+use tpgm_examples::page::Page;
+use tpgm_examples::plot::{Curve, Labels, Style, curves};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
+use tpgm_examples::study::{Log, Quantity, RADII};
 use tpgm_examples::table::Table;
 use tpgm_examples::{files, folder};
 
@@ -29,11 +32,14 @@ use crate::train::{Bound, Ended, Training};
 #[command(name = "finetune_lora", version, args_override_self = true)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and model.safetensors (or its shards)
-    #[arg(long, value_name = "DIR", required_unless_present = "tiny", requires = "text")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["tiny", "quick"], requires = "text")]
     model: Option<PathBuf>,
     /// Without a model: pre-train a small one on bytes of a generated text, and adapt it to another one (a minute)
     #[arg(long, conflicts_with = "model")]
-    pub(crate) tiny: bool,
+    tiny: bool,
+    /// As --tiny with few short steps, to see that it works (seconds)
+    #[arg(long, conflicts_with = "model")]
+    quick: bool,
     /// Text to train on, in UTF-8
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
@@ -71,16 +77,16 @@ pub(crate) struct Args {
     /// Learning rate of AdamW
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
-    /// Steps of fine-tuning [default: 200, with --tiny 400]
+    /// Steps of fine-tuning [default: 200, with --tiny 400, with --quick 20]
     #[arg(long)]
     steps: Option<u64>,
-    /// Steps of pre-training with --tiny
-    #[arg(long, default_value_t = 600)]
-    pretrain_steps: u64,
-    /// Tokens in a sequence [default: 256, with --tiny 96]
+    /// Steps of pre-training without a model [default: 600, with --quick 40]
+    #[arg(long)]
+    pretrain_steps: Option<u64>,
+    /// Tokens in a sequence [default: 256, with --tiny 96, with --quick 32]
     #[arg(long)]
     length: Option<usize>,
-    /// Sequences in a step [default: 4, with --tiny 16]
+    /// Sequences in a step [default: 4, with --tiny 16, with --quick 8]
     #[arg(long)]
     batch: Option<usize>,
     /// Seed of factors, order of batches, and samples
@@ -124,6 +130,31 @@ pub(crate) struct Outcome {
     pub(crate) perplexities: Vec<(String, f64, f64)>,
     /// Milliseconds per step, and where they went.
     pub(crate) times: tpgm_examples::timing::StepTimes,
+}
+
+/// The page of a run.
+fn page(config: &Config, perplexities: &Table, log: &Log) -> Result<Page> {
+    let mut page = Page::new("finetune_lora: low-rank factors on a text");
+    page.table(
+        "Perplexity",
+        "Of texts that were not trained on, before and after; lower is better.",
+        perplexities,
+    );
+    let curve = Curve { name: "fine-tuning".to_owned(), lines: vec![log.losses.clone()], chosen: None };
+    let labels = Labels { title: "training loss", x: "step", y: "loss" };
+    page.plot("Training loss", "Of a batch each, not smoothed.", &curves(labels, Style::Lines, &[curve])?);
+    let bound = match config.training.bound {
+        Bound::None => None,
+        Bound::Spd => Some("SPD"),
+        Bound::Ftp => Some("FTP"),
+    };
+    if let Some(bound) = bound {
+        page.table("Radii at the end", RADII, &log.last());
+        let plot = log.over_steps(bound, Quantity::Distance)?;
+        page.plot("Distances over the steps", "Of the factors from zero.", &plot);
+    }
+    page.settings("Settings", config)?;
+    Ok(page)
 }
 
 /// Bytes of the generated texts.
@@ -215,6 +246,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     }
     files::write_json(&args.out.join("outcome.json"), &outcome)?;
     files::write(&args.out.join("table.md"), table.markdown())?;
+    page(&config, &table, &Log::read(&checkpoints.join("log.jsonl"), None)?)?.write(&args.out)?;
     progress.line(format!("\n{}", table.text()));
     if args.sample_tokens > 0 {
         progress.line(format!("before: {}\n\nafter: {}\n", before.1, after.1));
@@ -225,19 +257,32 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
 }
 
 impl Args {
+    /// A small model is made on the spot.
+    pub(crate) fn without_model(&self) -> bool {
+        self.tiny || self.quick
+    }
+
+    fn pretrain_steps(&self) -> u64 {
+        self.pretrain_steps.unwrap_or(if self.quick { 40 } else { 600 })
+    }
+
     fn config(&self) -> Result<Config> {
         ensure!(
             self.held_out > 0.0 && self.held_out < 1.0,
             "--held-out is {}, not between 0 and 1",
             self.held_out
         );
-        let otherwise = |tiny, usual| if self.tiny { tiny } else { usual };
+        let otherwise = |quick, tiny, usual| match (self.quick, self.tiny) {
+            (true, _) => quick,
+            (_, true) => tiny,
+            _ => usual,
+        };
         let training = Training {
             bound: self.constraint,
             strength: self.strength,
             lr: self.lr,
-            steps: self.steps.unwrap_or(otherwise(400, 200)),
-            batch: self.batch.unwrap_or(otherwise(16, 4) as usize),
+            steps: self.steps.unwrap_or(otherwise(20, 400, 200)),
+            batch: self.batch.unwrap_or(otherwise(8, 16, 4) as usize),
             seed: self.seed,
             save_every: self.save_every,
         };
@@ -245,9 +290,9 @@ impl Args {
         ensure!(training.batch > 0, "--batch is 0: a step needs a sequence");
         let (rank, alpha, targets, seed) = (self.rank, self.alpha, self.targets.clone(), self.seed);
         let lora = LoraConfig { rank, alpha, targets, seed, ..LoraConfig::default() };
-        let length = self.length.unwrap_or(otherwise(96, 256) as usize);
+        let length = self.length.unwrap_or(otherwise(32, 96, 256) as usize);
         let (model, text) = (self.model.clone(), self.text.clone());
-        let pretrain_steps = self.tiny.then_some(self.pretrain_steps);
+        let pretrain_steps = self.without_model().then(|| self.pretrain_steps());
         let files = self.fingerprint()?;
         Ok(Config { model, pretrain_steps, text, held_out: self.held_out, length, lora, training, files })
     }
@@ -278,7 +323,7 @@ impl Args {
         for path in &self.ood {
             ood.push((path.display().to_string(), read(path)?));
         }
-        if self.tiny {
+        if self.without_model() {
             ood.push(("text of pre-training, held out".to_owned(), self.farm().1));
         }
         Ok(Texts { train: train.to_owned(), held_out: held_out.to_owned(), ood })
@@ -299,7 +344,7 @@ impl Args {
             let name = "text of pre-training";
             let tokens = Encoder::Bytes.encode(name, &self.farm().0)?;
             let windows = Windows::new(name, tokens, config.length)?;
-            let how = Pretraining { steps: self.pretrain_steps, batch: 16, seed: self.seed };
+            let how = Pretraining { steps: self.pretrain_steps(), batch: 16, seed: self.seed };
             tiny::pretrain(&folder, &windows.on(device), how, progress)?;
         }
         Ok(folder)

@@ -11,9 +11,9 @@ mod train;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use tpgm_examples::environment;
 use tpgm_examples::failure;
+use tpgm_examples::help;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
@@ -22,9 +22,9 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<()> {
-    let args = cli::Args::parse();
+    let args: cli::Args = help::parse();
     // Before any thread is there: this starts the program anew.
-    if args.tiny {
+    if args.without_model() {
         environment::for_threads(1);
     }
     let stop = Stop::never();

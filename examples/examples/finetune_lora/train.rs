@@ -8,7 +8,9 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tpgm_candle::core::{Constraint, Ftp, Spd};
 use tpgm_candle::models::llama::Llama;
-use tpgm_candle::{AdamW, Checkpointer, DataOrder, Params, RobustOptimizer, Schedule, TrainState};
+use tpgm_candle::{
+    AdamW, Checkpointer, DataOrder, JsonlWriter, Params, RobustOptimizer, Schedule, Telemetry, TrainState,
+};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::timing::{Part, StepTimes};
@@ -37,6 +39,9 @@ impl Bound {
         }
     }
 }
+
+/// Steps between two lines of the log.
+const LOG_EVERY: u64 = 10;
 
 /// Options of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -67,7 +72,7 @@ struct Position {
 }
 
 impl Training {
-    /// Trains, from the newest checkpoint in the folder if there is one.
+    /// Trains, from the newest checkpoint in the folder if there is one, and writes `log.jsonl` there.
     ///
     /// # Errors
     ///
@@ -107,11 +112,13 @@ impl Training {
             Ok(())
         };
 
+        let mut log = JsonlWriter::resume(folder.join("log.jsonl"), optimizer.steps() + 1)?;
         let bar = progress.bar("fine-tuning", self.steps);
         bar.set_position(optimizer.steps());
         for step in optimizer.steps()..self.steps {
             if stop.before_step() {
                 save(&optimizer, &position)?;
+                log.flush()?;
                 bar.abandon_with_message("stopped");
                 return Ok(Ended::Stopped);
             }
@@ -122,11 +129,17 @@ impl Training {
             bar.set_message(format!("loss {loss:.3}"));
             bar.inc(1);
             let done = step + 1;
+            if done % LOG_EVERY == 0 || done == self.steps {
+                log.scalar("loss", done, loss)?;
+                log.scalar("lr", done, lr)?;
+                log.tensors(done, &optimizer.scalars()?)?;
+            }
             if self.save_every > 0 && done % self.save_every == 0 && done < self.steps {
                 save(&optimizer, &position)?;
             }
         }
         save(&optimizer, &position)?;
+        log.flush()?;
         bar.finish_and_clear();
         Ok(Ended::Done(position.times))
     }

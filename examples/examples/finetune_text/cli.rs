@@ -59,6 +59,9 @@ pub(crate) struct Args {
     /// Sweep learning rate and strength of every method, then repeat the best with other seeds
     #[arg(long)]
     full: bool,
+    /// A small untrained model and made-up texts, to see that it works (seconds): the options that name them need not be given
+    #[arg(long, conflicts_with = "full")]
+    quick: bool,
     /// Methods to compare
     #[arg(long, value_delimiter = ',', value_name = "METHODS", value_enum, default_values_t = NINE)]
     methods: Vec<Method>,
@@ -254,6 +257,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     };
     let domains = task.domains();
     let described = Described {
+        page: "finetune_text: methods of robust fine-tuning on texts",
         title: "each method's settings; the one chosen on held-out texts is large",
         id: &format!("on {}", domains[0]),
         ood: &format!("on {} shifted sets", domains.len() - 1),

@@ -9,10 +9,11 @@ mod texts;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use tpgm_examples::environment;
 use tpgm_examples::failure;
+use tpgm_examples::help;
 use tpgm_examples::progress::Progress;
+use tpgm_examples::quick;
 use tpgm_examples::stop::Stop;
 
 fn main() -> ExitCode {
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<()> {
-    let args = cli::Args::parse();
+    let args: cli::Args = help::parse_quick(|| quick::texts("runs/quick_finetune_text".as_ref()))?;
     environment::for_threads(args.threads()?);
     let stop = Stop::never();
     stop.on_ctrl_c()?;

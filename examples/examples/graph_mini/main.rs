@@ -13,9 +13,9 @@ mod world;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
 use tpgm_examples::environment;
 use tpgm_examples::failure;
+use tpgm_examples::help;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 fn start() -> Result<()> {
     environment::for_threads(1);
-    let args = cli::Args::parse();
+    let args: cli::Args = help::parse();
     let stop = Stop::never();
     stop.on_ctrl_c()?;
     cli::run(&args, &Progress::terminal(), &stop)

@@ -6,6 +6,7 @@
 mod bootstrap;
 mod experiment;
 mod lab;
+mod log;
 mod marks;
 mod method;
 mod paired;
@@ -25,6 +26,7 @@ use crate::search::{Axes, Between};
 
 pub use self::experiment::{Outcomes, Search, once, sweep};
 pub use self::lab::{Lab, Outcome, Row, Setting, Wanted};
+pub use self::log::{Log, Quantity, RADII};
 pub use self::marks::Marks;
 pub use self::method::Method;
 pub use self::records::{RecordArgs, Recorded, Records};

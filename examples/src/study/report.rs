@@ -1,13 +1,13 @@
 //! Tables and plots.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde::Deserialize;
+use anyhow::Result;
 
+use super::log::{Log, Quantity, RADII};
 use super::{Head, Lab, Method, Outcome, Outcomes, Setting, Task, paired, rates};
 use crate::files;
+use crate::page::Page;
 use crate::plot::{Curve, Labels, Style, curves};
 use crate::table::{Table, with_deviation};
 use crate::timing::Part;
@@ -15,7 +15,9 @@ use crate::timing::Part;
 /// What the frontier's plot says.
 #[derive(Debug, Clone, Copy)]
 pub struct Described<'a> {
-    /// Above it.
+    /// What was done, above the page.
+    pub page: &'a str,
+    /// Above the plot.
     pub title: &'a str,
     /// The domain of fine-tuning.
     pub id: &'a str,
@@ -23,7 +25,8 @@ pub struct Described<'a> {
     pub ood: &'a str,
 }
 
-/// Writes tables and plots of a study into a folder, and shows the main table.
+/// Writes tables and plots of a study into a folder, all of them as the page `report.html` too, and shows the main table. The folder
+/// is one that [`folder::prepare`](crate::folder::prepare) has made ready: the page shows the options that it wrote.
 ///
 /// # Errors
 ///
@@ -67,25 +70,45 @@ pub fn write<T: Task>(
     let others: Vec<_> = outcomes.chosen.iter().flat_map(|outcomes| outcomes.iter().skip(1)).collect();
     files::write_json(&out.join("other_seeds.json"), &others)?;
     let methods = &lab.recipe.methods;
-    let plot = |name: &str, domains: &[usize], ood: &str| {
+    let mut page = Page::new(described.page);
+    for (name, table) in &tables {
+        let (title, note) = entitled(name);
+        page.table(title, note, table);
+    }
+    let mut plot = |name: &str, domains: &[usize], ood: &str| {
         let svg = frontier(methods, outcomes, domains, Described { ood, ..described })?;
+        page.plot(&format!("Accuracy under shift {ood}"), described.title, &svg);
         files::write(&out.join(name), svg)
     };
     plot("frontier.svg", &(1..domains.len()).collect::<Vec<_>>(), described.ood)?;
     for (name, domains) in &groups {
         plot(&format!("frontier_{name}.svg"), domains, &format!("on {name}"))?;
     }
+    let mut losses = Vec::new();
     for chosen in &outcomes.chosen {
         let setting = chosen[0].setting;
         // A run whose outcome is from a record has no log.
-        if matches!(setting.method, Method::Tpgm | Method::Ftp) && lab.log(&setting).exists() {
-            let name = setting.method.name().to_lowercase();
+        if !lab.log(&setting).exists() {
+            continue;
+        }
+        let method = setting.method.name();
+        let log = Log::read(&lab.log(&setting), Some(lab.task.head()))?;
+        losses.push(Curve { name: method.to_owned(), lines: vec![log.losses.clone()], chosen: None });
+        if matches!(setting.method, Method::Tpgm | Method::Ftp) {
+            page.table(&format!("Radii of {method} at the end"), RADII, &log.last());
             for (kind, quantity) in [("radius", Quantity::Radius), ("ratio", Quantity::Ratio)] {
-                let plot = over_steps(&lab.log(&setting), setting.method, lab.task.head(), quantity)?;
-                files::write(&out.join(format!("{kind}_{name}.svg")), plot)?;
+                let plot = log.over_steps(method, quantity)?;
+                page.plot(&format!("{method}: {kind} over the steps"), "", &plot);
+                files::write(&out.join(format!("{kind}_{}.svg", method.to_lowercase())), plot)?;
             }
         }
     }
+    if !losses.is_empty() {
+        let labels = Labels { title: "training loss of the chosen settings", x: "step", y: "loss" };
+        page.plot("Training loss", "Of a batch each, not smoothed.", &curves(labels, Style::Lines, &losses)?);
+    }
+    page.settings("Settings", &files::read_json::<serde_json::Value>(&out.join("config.json"))?)?;
+    page.write(out)?;
     lab.progress.line(format!("\naccuracy in percent\n{}", tables[0].1.text()));
     lab.progress.line(format!("time of a training step in milliseconds\n{}", times(&outcomes.chosen).text()));
     Ok(())
@@ -214,53 +237,19 @@ fn frontier(
     curves(labels, Style::Marks, &plotted)
 }
 
-/// What is plotted of a log.
-#[derive(Debug, Clone, Copy)]
-enum Quantity {
-    Radius,
-    Ratio,
-}
-
-/// A line of a log that is about a tensor.
-#[derive(Deserialize)]
-struct Line {
-    step: u64,
-    tensor: Option<String>,
-    radius: Option<f64>,
-    ratio: Option<f64>,
-}
-
-/// Radius or ratio of every matrix but the head's over the steps, from the log of a run.
-fn over_steps(log: &Path, method: Method, head: &str, quantity: Quantity) -> Result<String> {
-    let text = std::fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?;
-    let mut tensors = BTreeMap::<String, Vec<(f64, f64)>>::new();
-    for line in text.lines() {
-        let line: Line = serde_json::from_str(line).with_context(|| format!("{}: {line}", log.display()))?;
-        let value = match quantity {
-            Quantity::Radius => line.radius,
-            Quantity::Ratio => line.ratio,
-        };
-        if let (Some(tensor), Some(value)) = (line.tensor, value)
-            && tensor.ends_with(".weight")
-            && !tensor.to_lowercase().contains("norm")
-            && !tensor.starts_with(head)
-        {
-            tensors.entry(tensor).or_default().push((line.step as f64, value));
-        }
+/// The title of a table on the page, and what to know of it.
+fn entitled(name: &str) -> (&'static str, &'static str) {
+    match name {
+        "table" => (
+            "Accuracy",
+            "In percent, with the sample standard deviation over seeds where there are several. The first set is like the \
+             training data, the others are shifted.",
+        ),
+        "macro_f1" => ("Macro-F1", "In percent."),
+        "choices" => ("Choice of settings", "Made on held-out samples, never on test data."),
+        "rates" => ("Every learning rate", "The first seed, or all where there are several."),
+        "against_fine_tuning" => ("Against fine-tuning", "Differences on the same samples."),
+        "against_probe" => ("Against the linear probe", "Differences on the same samples."),
+        _ => ("Time of a training step", "In milliseconds."),
     }
-    let plotted: Vec<_> = tensors
-        .into_iter()
-        .map(|(name, points)| Curve {
-            name: name.trim_end_matches(".weight").to_owned(),
-            lines: vec![points],
-            chosen: None,
-        })
-        .collect();
-    let (title, y) = match quantity {
-        Quantity::Radius => {
-            (format!("{}: radius of each matrix", method.name()), "radius (MARS: L1 norm of a row)")
-        }
-        Quantity::Ratio => (format!("{}: ratio of each matrix", method.name()), "mean ratio over the rows"),
-    };
-    curves(Labels { title: &title, x: "step", y }, Style::Lines, &plotted)
 }

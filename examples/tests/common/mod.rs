@@ -2,13 +2,12 @@
 
 #![allow(dead_code, reason = "no test needs all of it")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
-use serde_json::{Value, json};
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{Method, Outcome};
 use tpgm_examples::timing::StepTimes;
@@ -16,6 +15,24 @@ use tpgm_examples::timing::StepTimes;
 /// Every part is in the text.
 pub(crate) fn has(text: &str, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(text.contains(part), "{part}: {text}"));
+}
+
+/// The command line is well formed, its help fits a screen, and options that several examples have do the same in each.
+pub(crate) fn check_help(mut command: clap::Command) {
+    command.clone().debug_assert();
+    let screen = tpgm_examples::help::screen(&mut command);
+    assert!(screen.lines().count() <= 50, "{} lines:\n{screen}", screen.lines().count());
+    assert!(screen.lines().all(|line| line.chars().count() <= 100), "{screen}");
+    for option in ["--out", "--resume", "--quick", "--seed", "--help-all"] {
+        assert!(screen.contains(&format!("  {option}")), "no {option}:\n{screen}");
+    }
+}
+
+/// The page of a run is well formed, fetches nothing, and has every part.
+pub(crate) fn check_page(out: &Path, parts: &[&str]) {
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert_eq!(tpgm_examples::page::complaints(&html), Vec::<String>::new());
+    has(&html, parts);
 }
 
 /// The outcomes of a study in one of its files.
@@ -105,28 +122,6 @@ pub(crate) fn save(map: &VarMap, path: &Path, prefix: &str, more: HashMap<String
 }
 
 /// Writes a `tokenizer.json` that knows some words; their ids are their positions. A text gets the special tokens around it.
-pub(crate) fn tokenizer(path: &Path, words: &[&str], [start, end]: [Option<&str>; 2]) {
-    let vocabulary: BTreeMap<_, _> = words.iter().enumerate().map(|(id, word)| (*word, id)).collect();
-    let piece = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
-    let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
-    let around = |texts: Vec<Value>| {
-        start
-            .iter()
-            .map(|token| piece(token))
-            .chain(texts)
-            .chain(end.iter().map(|token| piece(token)))
-            .collect::<Vec<_>>()
-    };
-    let special = |token: &&str| {
-        ((*token).to_owned(), json!({"id": token, "ids": [vocabulary[token]], "tokens": [token]}))
-    };
-    let specials: serde_json::Map<_, _> = [start, end].iter().flatten().map(special).collect();
-    let content = json!({
-        "version": "1.0", "added_tokens": [], "normalizer": {"type": "Lowercase"}, "decoder": null,
-        "truncation": null, "padding": null, "pre_tokenizer": {"type": "Whitespace"},
-        "post_processor": {"type": "TemplateProcessing", "special_tokens": specials,
-            "single": around(vec![text("A")]), "pair": around(vec![text("A"), text("B")])},
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
-    });
-    fs::write(path, content.to_string()).unwrap();
+pub(crate) fn tokenizer(path: &Path, words: &[&str], around: [Option<&str>; 2]) {
+    fs::write(path, tpgm_examples::quick::tokenizer(words, around)).unwrap();
 }

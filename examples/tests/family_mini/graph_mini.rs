@@ -24,7 +24,7 @@ use std::path::Path;
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tpgm_candle::{Anchor, Params};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
@@ -35,6 +35,11 @@ use self::lab::{Lab, Net, Outcome};
 use self::method::{Method, Setting};
 use self::net::{Batch, Gin, WIDTH};
 use self::world::{Scale, TESTS, World};
+
+#[test]
+fn the_help_fits_a_screen() {
+    crate::common::check_help(Args::command());
+}
 
 fn checkpoint() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/graph_mini/pretrained.safetensors")

@@ -1,21 +1,17 @@
-//! Checkpoint files: what they hold, read on demand, and how they are written.
+//! Checkpoint files: the readers and the writer of `tpgm-files`, and what candle adds.
 
-mod data;
-mod error;
-mod folder;
-mod kind;
-mod options;
-mod pytorch;
-mod safetensors;
 mod source;
-mod suggest;
-mod weights;
-mod writer;
 
-pub use self::data::AnchorData;
-pub(crate) use self::error::io;
-pub use self::error::{Error, Result};
-pub use self::options::{Chosen, OpenOptions};
+pub use tpgm_files::{AnchorData, Chosen, Error, OpenOptions, Result};
+pub(crate) use tpgm_files::{Weights, Writer, file_dtype, io, write_beside};
+
 pub(crate) use self::source::{Source, Value};
-pub(crate) use self::weights::{Entry, Weights};
-pub(crate) use self::writer::{Writer, file_dtype, safetensors_dtype, write_beside};
+use crate::memory::{self, core_dtype};
+
+/// The element type in a file of a candle tensor.
+pub(crate) fn safetensors_dtype(
+    tensor: &str,
+    dtype: candle_core::DType,
+) -> memory::Result<tpgm_files::Dtype> {
+    Ok(file_dtype(core_dtype(tensor, dtype)?))
+}

@@ -10,7 +10,7 @@ use super::error::{Error, Result};
 use crate::files::{Weights, Writer, io, safetensors_dtype, write_beside};
 use crate::memory::{Elements, cast, to_tensor};
 use crate::params::{Param, Params};
-use crate::weight_space as models;
+use crate::weight_space::{MergeError, non_finite};
 
 /// Saves the factors of all adapted layers and the modules that belong to them
 /// ([`LoraConfig::modules_to_save`]), and nothing else, to the folder `dir` as PEFT does: `adapter_model.safetensors` and
@@ -56,8 +56,8 @@ pub fn save_adapter(dir: impl AsRef<Path>, config: &LoraConfig, params: &Params)
 /// # Errors
 ///
 /// As [`LoraConfig::read_adapter`], [`files::Error`](crate::files::Error) for a file that cannot be read,
-/// [`Error::MissingTensor`](crate::weight_space::Error::MissingTensor) for a factor that only the file or only the model
-/// has, [`Error::TensorMismatch`](crate::weight_space::Error::TensorMismatch) for another shape,
+/// [`MergeError::MissingTensor`](crate::weight_space::MergeError::MissingTensor) for a factor that only the file or only the model
+/// has, [`MergeError::TensorMismatch`](crate::weight_space::MergeError::TensorMismatch) for another shape,
 /// [`Error::NotTrainable`] and [`Error::NoSavedModule`] for modules of the adapter, or [`Error::NonFinite`]. Nothing has
 /// changed then.
 pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<Adapter> {
@@ -73,7 +73,7 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<Adapter> {
         if config.is_saved(name) {
             return Err(Error::NotTrainable { path, tensor: name.to_owned() });
         }
-        return Err(models::Error::MissingTensor {
+        return Err(MergeError::MissingTensor {
             tensor: name.to_owned(),
             model: model(),
             other: file.place(),
@@ -83,13 +83,13 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<Adapter> {
     let mut values: Vec<(&Param, Tensor)> = Vec::new();
     for (key, param) in &tensors {
         let var = param.var();
-        let entry = file.get(key).ok_or_else(|| models::Error::MissingTensor {
+        let entry = file.get(key).ok_or_else(|| MergeError::MissingTensor {
             tensor: key.clone(),
             model: file.place(),
             other: model(),
         })?;
         let numbers = file.values(key)?.filter(|_| entry.shape == var.dims()).ok_or_else(|| {
-            models::Error::TensorMismatch {
+            MergeError::TensorMismatch {
                 tensor: key.clone(),
                 model: file.place(),
                 got: entry.describe().into(),
@@ -97,7 +97,7 @@ pub fn load_adapter(dir: impl AsRef<Path>, params: &Params) -> Result<Adapter> {
                 expected: format!("{:?} {:?}", var.dtype(), var.dims()).into(),
             }
         })?;
-        let count = models::non_finite(numbers.slice());
+        let count = non_finite(numbers.slice());
         if count > 0 {
             return Err(Error::NonFinite { path, tensor: key.clone(), count });
         }

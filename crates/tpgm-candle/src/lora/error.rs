@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use crate::room::into_candle;
-use crate::{files, memory, params, weight_space};
+use crate::weight_space::MergeError;
+use crate::{files, memory, params};
 
 /// What can go wrong with LoRA layers and the files of adapters.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +61,10 @@ pub enum Error {
     },
     /// An adapter and a model have other factors.
     #[error(transparent)]
-    WeightSpace(#[from] weight_space::Error),
+    Merge(#[from] MergeError),
 }
 
 /// A result with this room's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-into_candle!(Candle, Memory, Files, Params, WeightSpace);
+into_candle!(Candle, Memory, Files, Params, Merge);

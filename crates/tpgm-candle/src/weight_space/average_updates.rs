@@ -3,7 +3,8 @@
 use candle_core::{D, Tensor};
 use tpgm_core::weight_space::UpdateEntry;
 
-use super::error::{Error, Result};
+use super::MergeError;
+use super::error::Result;
 use super::tensors::{Tensors, check, each, finite, first, numbered, place};
 use crate::memory::{self, Elements};
 
@@ -12,8 +13,8 @@ use crate::memory::{self, Elements};
 ///
 /// # Errors
 ///
-/// [`Error::MergeInputs`] without ends, [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`],
-/// [`Error::NonFinite`], [`Error::IntegerMatrix`], [`Error::Core`] for a rate outside its range, or the device fails.
+/// [`MergeError::MergeInputs`] without ends, [`MergeError::MissingTensor`], [`MergeError::TensorMismatch`], [`MergeError::NotMergeable`],
+/// [`MergeError::NonFinite`], [`MergeError::IntegerMatrix`], [`Error::Core`](super::Error::Core) for a rate outside its range, or the device fails.
 pub fn average_updates(start: &Tensors, ends: &[&Tensors], rate: f64) -> Result<Tensors> {
     let one = first(ends, 1, "average_updates", "the start and one or more ends")?;
     check(one, "model 0", numbered(ends).chain([("the start".to_owned(), start)]))?;
@@ -36,20 +37,23 @@ pub fn average_updates(start: &Tensors, ends: &[&Tensors], rate: f64) -> Result<
 ///
 /// # Errors
 ///
-/// [`Error::TensorMismatch`] for shapes that differ, [`Error::Core`] for what the core refuses (logits, for example), or the device
+/// [`MergeError::TensorMismatch`] for shapes that differ, [`Error::Core`](super::Error::Core) for what the core refuses (logits, for example), or the device
 /// fails.
 pub fn ensemble(probabilities: &[&Tensor], weights: &[f64]) -> Result<Tensor> {
     let Some(one) = probabilities.first() else {
-        return Err(Error::MergeInputs { method: "an ensemble", takes: "one or more predictions" });
+        return Err(
+            MergeError::MergeInputs { method: "an ensemble", takes: "one or more predictions" }.into()
+        );
     };
     if let Some((i, other)) = probabilities.iter().enumerate().find(|(_, p)| p.dims() != one.dims()) {
-        return Err(Error::TensorMismatch {
+        return Err(MergeError::TensorMismatch {
             tensor: "probabilities".to_owned(),
             model: place(i),
             got: format!("{:?}", other.dims()).into(),
             other: place(0),
             expected: format!("{:?}", one.dims()).into(),
-        });
+        }
+        .into());
     }
     let elements = probabilities
         .iter()

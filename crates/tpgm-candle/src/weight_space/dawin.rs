@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use tpgm_core::weight_space::BetaMixture;
 use tpgm_core::weight_space::dawin::{Offset, coefficients, entropies};
 
-use super::error::{Error, Result};
+use super::MergeError;
+use super::error::Result;
 use super::interpolate::Interpolation;
 use crate::memory::Elements;
 use crate::params::Params;
@@ -60,17 +61,18 @@ impl Dawin {
     ///
     /// # Errors
     ///
-    /// [`Error::TensorMismatch`] for logits of two shapes, [`Error::Core`] for an option or a logit outside its range, or
+    /// [`MergeError::TensorMismatch`] for logits of two shapes, [`Error::Core`](super::Error::Core) for an option or a logit outside its range, or
     /// the device fails.
     pub fn coefficients(&self, zero_shot: &Tensor, fine_tuned: &Tensor) -> Result<Vec<f64>> {
         if zero_shot.dims() != fine_tuned.dims() {
-            return Err(Error::TensorMismatch {
+            return Err(MergeError::TensorMismatch {
                 tensor: "logits".to_owned(),
                 model: "the fine-tuned model".to_owned(),
                 got: format!("{:?}", fine_tuned.dims()).into(),
                 other: "the zero-shot model".to_owned(),
                 expected: format!("{:?}", zero_shot.dims()).into(),
-            });
+            }
+            .into());
         }
         let (_, classes) = zero_shot.dims2()?;
         let entropies = |name, logits, temperature| -> Result<Vec<f64>> {
@@ -86,7 +88,7 @@ impl Dawin {
     ///
     /// # Errors
     ///
-    /// [`Error::Core`] with fewer samples than clusters or for an option outside its range.
+    /// [`Error::Core`](super::Error::Core) with fewer samples than clusters or for an option outside its range.
     pub fn cluster(&self, coefficients: &[f64]) -> Result<Vec<DawinCluster>> {
         let Some(mixture) = &self.clusters else {
             let alone = |(sample, coefficient): (usize, &f64)| DawinCluster {
@@ -119,7 +121,7 @@ impl Dawin {
     ///
     /// # Errors
     ///
-    /// As [`Dawin::coefficients`] and [`Dawin::cluster`], [`Error::TensorMismatch`] for another number of rows, or what
+    /// As [`Dawin::coefficients`] and [`Dawin::cluster`], [`MergeError::TensorMismatch`] for another number of rows, or what
     /// `forward` returns.
     pub fn evaluate(
         &self,
@@ -137,13 +139,14 @@ impl Dawin {
             let output = forward(&cluster.samples)?;
             let rows = output.dims().first().copied().unwrap_or(0);
             if rows != cluster.samples.len() {
-                return Err(Error::TensorMismatch {
+                return Err(MergeError::TensorMismatch {
                     tensor: "output".to_owned(),
                     model: "what the closure returned".to_owned(),
                     got: format!("{:?}", output.dims()).into(),
                     other: "the samples it was given".to_owned(),
                     expected: format!("[{}, ..]", cluster.samples.len()).into(),
-                });
+                }
+                .into());
             }
             outputs.push(output.detach());
             order.extend_from_slice(&cluster.samples);

@@ -8,8 +8,9 @@ use candle_core::Tensor;
 use tpgm_core::weight_space::{WiseEntry, WiseFt};
 use tpgm_core::{Buffer, Slice};
 
+use super::MergeError;
 use super::error::{Error, Result};
-use super::finite::non_finite;
+use super::non_finite;
 use super::tensors::Tensors;
 #[cfg(any(feature = "cuda", test))]
 use crate::engine::{InterpolationEngine, Operands, Place};
@@ -24,7 +25,7 @@ use crate::params::{Anchor, Param, Params};
 ///
 /// # Errors
 ///
-/// [`Error::Core`] for `alpha` outside its range, [`Error::NonFinite`] for values that are not finite, or the device fails.
+/// [`Error::Core`] for `alpha` outside its range, [`MergeError::NonFinite`] for values that are not finite, or the device fails.
 pub fn wise(params: &Params, alpha: f64) -> Result<Tensors> {
     let wise = options(alpha)?;
     let mut merged = BTreeMap::new();
@@ -37,7 +38,7 @@ pub fn wise(params: &Params, alpha: f64) -> Result<Tensors> {
         let count = non_finite(out.as_slice());
         if count > 0 {
             let (tensor, model) = (param.name().to_owned(), "the model".to_owned());
-            return Err(Error::NonFinite { tensor, model, count });
+            return Err(MergeError::NonFinite { tensor, model, count }.into());
         }
         merged.insert(param.name().to_owned(), to_tensor(out.as_slice(), value.shape(), value.device())?);
     }

@@ -8,35 +8,27 @@
 //! | a fine-tuned model with its anchors | to evaluate it between the two | [`Interpolation`], [`wise`] |
 //! | the same, and unlabelled samples | weights for each of them (DaWin) | [`Dawin`] |
 //!
-//! The mathematics is `tpgm-core`'s ([`tpgm_core::weight_space`]). Merged weights need running statistics of their own:
+//! The mathematics is `tpgm-core`'s ([`tpgm_core::weight_space`]), and what works on files is `tpgm-files`', as the program `tpgm` has it.
+//! Merged weights need running statistics of their own:
 //! after a merge of a model with BatchNorm, estimate them again. Radii that are learned between two checkpoints (TPGM post
 //! hoc) need gradients, so they are the TPGM trainer's business.
 
 mod average_updates;
 mod dawin;
-mod distance;
 mod error;
-mod finite;
-mod inputs;
-mod integers;
 mod interpolate;
-mod merge_files;
-mod norms;
-mod plan;
-mod quantized;
-mod rename;
-mod report;
-mod select;
 mod tensors;
+
+/// Models that do not fit together.
+pub use tpgm_files::weight_space::Error as MergeError;
+pub(crate) use tpgm_files::weight_space::non_finite;
+pub use tpgm_files::weight_space::{
+    DistanceOptions, Distances, FilePass, LeftOut, MergeMethod, MergePlan, MergeReport, MergedTensor, Rename,
+    TensorDistance, Why, distances, distances_with, merge_files, merge_files_with,
+};
 
 pub use self::average_updates::{average_updates, ensemble};
 pub use self::dawin::{Dawin, DawinCluster, DawinOutput};
-pub use self::distance::{DistanceOptions, Distances, TensorDistance, distances, distances_with};
 pub use self::error::{Error, Result};
-pub(crate) use self::finite::non_finite;
 pub use self::interpolate::{Interpolation, wise};
-pub use self::merge_files::{merge_files, merge_files_with};
-pub use self::plan::{FilePass, MergeMethod, MergePlan, MergedTensor};
-pub use self::rename::Rename;
-pub use self::report::{LeftOut, MergeReport, Why};
 pub use self::tensors::{TensorSoup, Tensors, greedy_soup, model_stock, uniform_soup, wise_tensors};

@@ -7,8 +7,9 @@ use candle_core::{DType, Tensor};
 use tpgm_core::weight_space::{Candidate, ModelStock, StockEntry, UniformSoup, WiseEntry, WiseFt};
 use tpgm_core::{Buffer, TensorSpec};
 
+use super::MergeError;
 use super::error::{Error, Result};
-use super::finite::non_finite;
+use super::non_finite;
 use crate::memory::{self, Elements, core_dtype, to_buffer, to_tensor};
 
 /// The values of a model by name: parameters and buffers.
@@ -20,8 +21,8 @@ pub type Tensors = BTreeMap<String, Tensor>;
 ///
 /// # Errors
 ///
-/// [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`], [`Error::NonFinite`],
-/// [`Error::IntegerMatrix`] for integers of two or more dimensions that differ, [`Error::Core`] for an option outside its
+/// [`MergeError::MissingTensor`], [`MergeError::TensorMismatch`], [`MergeError::NotMergeable`], [`MergeError::NonFinite`],
+/// [`MergeError::IntegerMatrix`] for integers of two or more dimensions that differ, [`Error::Core`] for an option outside its
 /// range or the Fisher information of one model only, or the device fails.
 pub fn wise_tensors(
     wise: &WiseFt,
@@ -54,8 +55,8 @@ pub fn wise_tensors(
 ///
 /// # Errors
 ///
-/// [`Error::MergeInputs`] without models, [`Error::MissingTensor`], [`Error::TensorMismatch`], [`Error::NotMergeable`],
-/// [`Error::NonFinite`], [`Error::IntegerMatrix`], or the device fails.
+/// [`MergeError::MergeInputs`] without models, [`MergeError::MissingTensor`], [`MergeError::TensorMismatch`], [`MergeError::NotMergeable`],
+/// [`MergeError::NonFinite`], [`MergeError::IntegerMatrix`], or the device fails.
 pub fn uniform_soup(models: &[&Tensors]) -> Result<Tensors> {
     let first = first(models, 1, "a uniform soup", "one or more models")?;
     check(first, "model 0", numbered(models))?;
@@ -73,8 +74,8 @@ pub fn uniform_soup(models: &[&Tensors]) -> Result<Tensors> {
 ///
 /// # Errors
 ///
-/// [`Error::MergeInputs`] with fewer than two models, [`Error::MissingTensor`], [`Error::TensorMismatch`],
-/// [`Error::NotMergeable`], [`Error::NonFinite`], [`Error::IntegerMatrix`], or the device fails.
+/// [`MergeError::MergeInputs`] with fewer than two models, [`MergeError::MissingTensor`], [`MergeError::TensorMismatch`],
+/// [`MergeError::NotMergeable`], [`MergeError::NonFinite`], [`MergeError::IntegerMatrix`], or the device fails.
 pub fn model_stock(
     stock: &ModelStock,
     anchor: &Tensors,
@@ -121,8 +122,8 @@ pub struct TensorSoup {
 ///
 /// # Errors
 ///
-/// [`Error::MergeInputs`] without candidates, [`Error::MissingTensor`], [`Error::TensorMismatch`],
-/// [`Error::NotMergeable`], [`Error::NonFinite`], [`Error::IntegerMatrix`], [`Error::Core`] for a score that is NaN, or
+/// [`MergeError::MergeInputs`] without candidates, [`MergeError::MissingTensor`], [`MergeError::TensorMismatch`],
+/// [`MergeError::NotMergeable`], [`MergeError::NonFinite`], [`MergeError::IntegerMatrix`], [`Error::Core`] for a score that is NaN, or
 /// what `evaluate` returns.
 pub fn greedy_soup(
     candidates: &[&Tensors],
@@ -189,7 +190,7 @@ pub(super) fn first<'a>(
     takes: &'static str,
 ) -> Result<&'a Tensors> {
     if models.len() < least {
-        return Err(Error::MergeInputs { method, takes });
+        return Err(MergeError::MergeInputs { method, takes }.into());
     }
     Ok(models[0])
 }
@@ -208,7 +209,9 @@ pub(super) fn finite<'a>(name: &str, tensor: &'a Tensor, model: &str) -> Result<
     let elements = Elements::new(name, tensor)?;
     match non_finite(elements.slice()) {
         0 => Ok(elements),
-        count => Err(Error::NonFinite { tensor: name.to_owned(), model: model.to_owned(), count }),
+        count => {
+            Err(MergeError::NonFinite { tensor: name.to_owned(), model: model.to_owned(), count }.into())
+        }
     }
 }
 
@@ -219,7 +222,7 @@ pub(super) fn check<'a, S: Into<String>>(
     models: impl IntoIterator<Item = (S, &'a Tensors)>,
 ) -> Result<()> {
     for (name, value) in first.iter().filter(|(_, value)| !is_discrete(value)) {
-        core_dtype(name, value.dtype()).map_err(|_| Error::NotMergeable {
+        core_dtype(name, value.dtype()).map_err(|_| MergeError::NotMergeable {
             tensor: name.clone(),
             dtype: format!("{:?}", value.dtype()),
             model: place.to_owned(),
@@ -228,31 +231,43 @@ pub(super) fn check<'a, S: Into<String>>(
     for (model, tensors) in models {
         let model = model.into();
         if let Some(name) = tensors.keys().find(|name| !first.contains_key(*name)) {
-            return Err(Error::MissingTensor { tensor: name.clone(), model: place.to_owned(), other: model });
+            return Err(MergeError::MissingTensor {
+                tensor: name.clone(),
+                model: place.to_owned(),
+                other: model,
+            }
+            .into());
         }
         for (name, value) in first {
             let Some(other) = tensors.get(name) else {
-                return Err(Error::MissingTensor { tensor: name.clone(), model, other: place.to_owned() });
+                return Err(MergeError::MissingTensor {
+                    tensor: name.clone(),
+                    model,
+                    other: place.to_owned(),
+                }
+                .into());
             };
             if other.dims() != value.dims() || other.dtype() != value.dtype() {
-                return Err(Error::TensorMismatch {
+                return Err(MergeError::TensorMismatch {
                     tensor: name.clone(),
                     model,
                     got: describe(other).into(),
                     other: place.to_owned(),
                     expected: describe(value).into(),
-                });
+                }
+                .into());
             }
             // Counters and positions may differ; integers of more dimensions may be packed weights.
             let long = value.dims().iter().filter(|dim| **dim != 1).count();
             let few = if value.dtype() == DType::U8 { value.rank() } else { long };
             if is_discrete(value) && few > 1 && bits(value) != bits(other) {
-                return Err(Error::IntegerMatrix {
+                return Err(MergeError::IntegerMatrix {
                     tensor: name.clone(),
                     model: place.to_owned(),
                     got: describe(value).into(),
                     problem: format!("has other values in {model}"),
-                });
+                }
+                .into());
             }
         }
     }

@@ -480,20 +480,20 @@ fn adapters_come_back_from_their_files() {
     let old = before(&other);
     assert!(matches!(
         load_adapter(folder.path(), &other),
-        Err(lora::Error::WeightSpace(weight_space::Error::TensorMismatch { .. }))
+        Err(lora::Error::Merge(weight_space::MergeError::TensorMismatch { .. }))
     ));
     assert_eq!(before(&other), old);
     let fewer = Params::default();
     Model::new(&LoraConfig { targets: vec!["tokens".to_owned()], ..config.clone() }, &fewer);
     assert!(matches!(
         load_adapter(folder.path(), &fewer),
-        Err(lora::Error::WeightSpace(weight_space::Error::MissingTensor { .. }))
+        Err(lora::Error::Merge(weight_space::MergeError::MissingTensor { .. }))
     ));
     let more = Params::default();
     Model::new(&LoraConfig { targets: vec!["*".to_owned()], ..config }, &more);
     let error = load_adapter(folder.path(), &more).unwrap_err();
     assert!(
-        matches!(&error, lora::Error::WeightSpace(weight_space::Error::MissingTensor { tensor, .. }) if tensor.contains("encoder.key")),
+        matches!(&error, lora::Error::Merge(weight_space::MergeError::MissingTensor { tensor, .. }) if tensor.contains("encoder.key")),
         "{error}"
     );
 }

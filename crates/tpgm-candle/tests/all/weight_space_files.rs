@@ -146,7 +146,10 @@ fn fisher_information_weighs_the_models() {
     assert_eq!(numbers(&load(&out)["v"]), [1.0]);
     let more = save("more", &[1.0, 1.0], Some(&[1.0]));
     let error = merge_files(&plan(Some([f0, more])), Some(&anchor), &[&tuned], &out).unwrap_err();
-    assert!(matches!(&error, weight_space::Error::MissingTensor { tensor, .. } if tensor == "v"), "{error}");
+    assert!(
+        matches!(&error, weight_space::MergeError::MissingTensor { tensor, .. } if tensor == "v"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -297,7 +300,7 @@ fn named_tensors_are_copied_and_may_be_missing_elsewhere() {
     let out = folder.path("out");
     let error = merge_files(&MergePlan::wise(0.5), Some(&anchor), &[&tuned], &out).unwrap_err();
     assert!(
-        matches!(&error, weight_space::Error::MissingTensor { tensor, .. } if tensor == "head.weight"),
+        matches!(&error, weight_space::MergeError::MissingTensor { tensor, .. } if tensor == "head.weight"),
         "{error}"
     );
     let report = merge_files(&MergePlan::wise(0.5).copy("head.*"), Some(&anchor), &[&tuned], &out).unwrap();
@@ -324,25 +327,25 @@ fn errors_leave_the_destination_and_no_litter() {
         error
     };
     let wise = MergePlan::wise(0.5);
-    assert!(matches!(fails(&wise, None, &[&tuned]), weight_space::Error::MergeInputs { .. }));
+    assert!(matches!(fails(&wise, None, &[&tuned]), weight_space::MergeError::MergeInputs { .. }));
     assert!(matches!(
         fails(&wise, Some(&anchor), &[&tuned, &tuned]),
-        weight_space::Error::MergeInputs { .. }
+        weight_space::MergeError::MergeInputs { .. }
     ));
     assert!(matches!(
         fails(&MergePlan::uniform_soup(), Some(&anchor), &[&tuned]),
-        weight_space::Error::MergeInputs { .. }
+        weight_space::MergeError::MergeInputs { .. }
     ));
     assert!(matches!(
         fails(&MergePlan::model_stock(), Some(&anchor), &[&tuned]),
-        weight_space::Error::MergeInputs { .. }
+        weight_space::MergeError::MergeInputs { .. }
     ));
     assert!(fails(&MergePlan::wise(1.5), Some(&anchor), &[&tuned]).to_string().contains("WiseFt::alpha"));
     let none = MergePlan::project(FixedRadius { radius: -1.0, norm: Norm::L2 });
     assert!(fails(&none, Some(&anchor), &[&tuned]).to_string().contains("radius"));
     assert!(matches!(
         fails(&wise, Some(&folder.path("nowhere")), &[&tuned]),
-        weight_space::Error::Files(files::Error::Io { .. })
+        weight_space::MergeError::Files(files::Error::Io { .. })
     ));
 
     let (four, two) = ([0u8; 4], [0u8; 2]);
@@ -353,11 +356,11 @@ fn errors_leave_the_destination_and_no_litter() {
     for other in [&flat, &short] {
         let error = fails(&wise, Some(other), &[&wide]);
         assert!(
-            matches!(&error, weight_space::Error::TensorMismatch { tensor, .. } if tensor == "w"),
+            matches!(&error, weight_space::MergeError::TensorMismatch { tensor, .. } if tensor == "w"),
             "{error}"
         );
     }
-    assert!(matches!(fails(&wise, Some(&tiny), &[&tiny]), weight_space::Error::NotMergeable { .. }));
+    assert!(matches!(fails(&wise, Some(&tiny), &[&tiny]), weight_space::MergeError::NotMergeable { .. }));
 
     // A value that is not finite shows only while the file is being written.
     let infinite = folder.save("infinite", &[("w", Dtype::F32, &[1], &f32::INFINITY.to_le_bytes())]);
@@ -380,7 +383,7 @@ fn damaged_files_are_refused() {
         assert!(
             matches!(
                 &error,
-                weight_space::Error::Files(
+                weight_space::MergeError::Files(
                     files::Error::BadFile { path, .. } | files::Error::BadTensor { path, .. }
                 ) if *path == bad
             ),

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::core::weight_space::{BetaMixture, ModelStock, WiseFt};
 use tpgm_candle::weight_space::{
-    Dawin, Interpolation, Tensors, average_updates, ensemble, greedy_soup, model_stock, uniform_soup, wise,
-    wise_tensors,
+    Dawin, Error, Interpolation, MergeError, Tensors, average_updates, ensemble, greedy_soup, model_stock,
+    uniform_soup, wise, wise_tensors,
 };
 use tpgm_candle::{Anchor, Param, Params};
 
@@ -115,7 +115,7 @@ fn models_that_differ_are_named() {
     let long = model(&[0.0, 0.0, 0.0], 1);
     let error = uniform_soup(&[&a, &a, &long]).unwrap_err();
     assert!(
-        matches!(&error, tpgm_candle::weight_space::Error::TensorMismatch { model, .. } if model == "model 2"),
+        matches!(&error, Error::Merge(MergeError::TensorMismatch { model, .. }) if model == "model 2"),
         "{error}"
     );
     let mut less = a.clone();
@@ -123,14 +123,14 @@ fn models_that_differ_are_named() {
     for pair in [[&a, &less], [&less, &a]] {
         let error = uniform_soup(&pair).unwrap_err();
         assert!(
-            matches!(&error, tpgm_candle::weight_space::Error::MissingTensor { tensor, .. } if tensor == "count"),
+            matches!(&error, Error::Merge(MergeError::MissingTensor { tensor, .. }) if tensor == "count"),
             "{error}"
         );
     }
-    assert!(matches!(uniform_soup(&[]), Err(tpgm_candle::weight_space::Error::MergeInputs { .. })));
+    assert!(matches!(uniform_soup(&[]), Err(Error::Merge(MergeError::MergeInputs { .. }))));
     assert!(matches!(
         model_stock(&ModelStock::default(), &a, &[&a]),
-        Err(tpgm_candle::weight_space::Error::MergeInputs { .. })
+        Err(Error::Merge(MergeError::MergeInputs { .. }))
     ));
 }
 
@@ -225,9 +225,9 @@ fn dawin_merges_once_per_cluster() {
     };
     assert!(fails(|_| candle_core::bail!("no data")).to_string().contains("no data"));
     let short = fails(|_| Tensor::zeros(1, DType::F32, &Device::Cpu));
-    assert!(matches!(short, tpgm_candle::weight_space::Error::TensorMismatch { .. }), "{short}");
+    assert!(matches!(short, Error::Merge(MergeError::TensorMismatch { .. })), "{short}");
     let other = dawin.coefficients(&logits(&lead0), &logits(&lead1[1..])).unwrap_err();
-    assert!(matches!(other, tpgm_candle::weight_space::Error::TensorMismatch { .. }), "{other}");
+    assert!(matches!(other, Error::Merge(MergeError::TensorMismatch { .. })), "{other}");
 }
 
 #[test]

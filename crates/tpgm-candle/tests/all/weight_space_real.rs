@@ -10,8 +10,8 @@ use safetensors::tensor::Dtype;
 use tpgm_candle::core;
 use tpgm_candle::core::FixedRadius;
 use tpgm_candle::weight_space::{
-    DistanceOptions, Error, LeftOut, MergePlan, MergeReport, Rename, Why, distances, distances_with,
-    merge_files,
+    DistanceOptions, LeftOut, MergeError as Error, MergePlan, MergeReport, Rename, Why, distances,
+    distances_with, merge_files,
 };
 
 use crate::weight_space_files::Folder;

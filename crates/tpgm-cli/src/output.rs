@@ -1,0 +1,38 @@
+//! Standard output, and small files.
+
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+
+/// Prints text. Whoever reads it may stop early (`tpgm inspect FILE | head`).
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(tpgm_files::io("standard output")(error).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints JSON. Numbers that are not finite are `null`.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).expect("names and numbers can be written as JSON");
+    print(&(text + "\n"))
+}
+
+/// Writes a small file, with its folder.
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(tpgm_files::io(folder))?;
+    }
+    Ok(tpgm_files::write_beside(path, text.as_bytes())?)
+}
+
+/// Whether two paths lead to one file.
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+    a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+}
