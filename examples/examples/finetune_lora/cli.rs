@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use tpgm_candle::Params;
@@ -133,7 +133,7 @@ pub(crate) struct Outcome {
 }
 
 /// The page of a run.
-fn page(config: &Config, perplexities: &Table, log: &Log) -> Result<Page> {
+fn page(config: &Config, params: &Params, perplexities: &Table, log: &Log) -> Result<Page> {
     let mut page = Page::new("finetune_lora: low-rank factors on a text");
     page.table(
         "Perplexity",
@@ -143,15 +143,15 @@ fn page(config: &Config, perplexities: &Table, log: &Log) -> Result<Page> {
     let curve = Curve { name: "fine-tuning".to_owned(), lines: vec![log.losses.clone()], chosen: None };
     let labels = Labels { title: "training loss", x: "step", y: "loss" };
     page.plot("Training loss", "Of a batch each, not smoothed.", &curves(labels, Style::Lines, &[curve])?);
-    let bound = match config.training.bound {
-        Bound::None => None,
-        Bound::Spd => Some("SPD"),
-        Bound::Ftp => Some("FTP"),
-    };
-    if let Some(bound) = bound {
-        page.table("Radii at the end", RADII, &log.last());
-        let plot = log.over_steps(bound, Quantity::Distance)?;
-        page.plot("Distances over the steps", "Of the factors from zero.", &plot);
+    let mut factors = Table::new(["factor", "L2 norm"]);
+    for param in params.all() {
+        let norm = param.var().to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
+        factors.rows.push(vec![param.name().to_owned(), format!("{norm:.4}")]);
+    }
+    page.table("Factors at the end", "How far each factor is from zero, its anchor.", &factors);
+    if config.training.bound == Bound::Ftp {
+        page.table("Radii of FTP at the end", RADII, &log.last());
+        page.plot("FTP: radius over the steps", "", &log.over_steps("FTP", Quantity::Radius)?);
     }
     page.settings("Settings", config)?;
     Ok(page)
@@ -246,7 +246,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     }
     files::write_json(&args.out.join("outcome.json"), &outcome)?;
     files::write(&args.out.join("table.md"), table.markdown())?;
-    page(&config, &table, &Log::read(&checkpoints.join("log.jsonl"), None)?)?.write(&args.out)?;
+    page(&config, &params, &table, &Log::read(&checkpoints.join("log.jsonl"), None)?)?.write(&args.out)?;
     progress.line(format!("\n{}", table.text()));
     if args.sample_tokens > 0 {
         progress.line(format!("before: {}\n\nafter: {}\n", before.1, after.1));
