@@ -8,6 +8,8 @@ mod cli;
 mod common;
 #[path = "../examples/finetune_lora/language.rs"]
 mod language;
+#[path = "../examples/finetune_lora/page.rs"]
+mod page;
 #[path = "../examples/finetune_lora/sample.rs"]
 mod sample;
 #[path = "../examples/finetune_lora/text.rs"]
