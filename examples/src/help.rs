@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(
             text,
             "Does one thing, and says so in a sentence that is longer than any line of a screen can be …\n\nUsage: thing [OPTIONS]\n\n  --seed SEED  Seed of everything [default: 3]\n  --resume     \
-             Go on\n  --model DIR  Where the model is; a folder, a file, or the name of something that is on the other …\n  \
+             Go on\n  --model DIR  Where the model is; a folder, a file, or the name of something that is on the …\n  \
              --help-all   Every option in full\n"
         );
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH));

@@ -8,6 +8,8 @@ mod cli;
 mod common;
 #[path = "../examples/finetune_lora/language.rs"]
 mod language;
+#[path = "../examples/finetune_lora/page.rs"]
+mod page;
 #[path = "../examples/finetune_lora/sample.rs"]
 mod sample;
 #[path = "../examples/finetune_lora/text.rs"]
@@ -92,7 +94,8 @@ fn a_run_without_a_model_leaves_an_adapter_that_predicts_better() {
     let config = LoraConfig::from_adapter(&adapter).unwrap();
     assert_eq!((config.rank, config.alpha, config.targets.len()), (8, 16.0, 7));
     assert!(fs::read_to_string(folder.path().join("table.md")).unwrap().contains("| held out |"));
-    let parts = ["id=\"radii-at-the-end\"", "v_proj.lora_B</td>", "<td>training.steps</td><td>12</td>"];
+    let parts =
+        ["id=\"factors-at-the-end\"", "v_proj.lora_B.weight</td>", "<td>training.steps</td><td>12</td>"];
     common::check_page(folder.path(), &parts);
 }
 

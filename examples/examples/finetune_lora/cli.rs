@@ -11,15 +11,14 @@ use tpgm_candle::lora::{LoraConfig, save_adapter};
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
-use tpgm_examples::page::Page;
-use tpgm_examples::plot::{Curve, Labels, Style, curves};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
-use tpgm_examples::study::{Log, Quantity, RADII};
+use tpgm_examples::study::Log;
 use tpgm_examples::table::Table;
 use tpgm_examples::{files, folder};
 
 use crate::language::Language;
+use crate::page::page;
 use crate::sample::{Sampling, continued, perplexity};
 use crate::text::{Encoder, Windows, read, split};
 use crate::tiny::{self, Pretraining};
@@ -132,31 +131,6 @@ pub(crate) struct Outcome {
     pub(crate) times: tpgm_examples::timing::StepTimes,
 }
 
-/// The page of a run.
-fn page(config: &Config, perplexities: &Table, log: &Log) -> Result<Page> {
-    let mut page = Page::new("finetune_lora: low-rank factors on a text");
-    page.table(
-        "Perplexity",
-        "Of texts that were not trained on, before and after; lower is better.",
-        perplexities,
-    );
-    let curve = Curve { name: "fine-tuning".to_owned(), lines: vec![log.losses.clone()], chosen: None };
-    let labels = Labels { title: "training loss", x: "step", y: "loss" };
-    page.plot("Training loss", "Of a batch each, not smoothed.", &curves(labels, Style::Lines, &[curve])?);
-    let bound = match config.training.bound {
-        Bound::None => None,
-        Bound::Spd => Some("SPD"),
-        Bound::Ftp => Some("FTP"),
-    };
-    if let Some(bound) = bound {
-        page.table("Radii at the end", RADII, &log.last());
-        let plot = log.over_steps(bound, Quantity::Distance)?;
-        page.plot("Distances over the steps", "Of the factors from zero.", &plot);
-    }
-    page.settings("Settings", config)?;
-    Ok(page)
-}
-
 /// Bytes of the generated texts.
 const FARM: usize = 120_000;
 const SEA: usize = 60_000;
@@ -246,7 +220,8 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     }
     files::write_json(&args.out.join("outcome.json"), &outcome)?;
     files::write(&args.out.join("table.md"), table.markdown())?;
-    page(&config, &table, &Log::read(&checkpoints.join("log.jsonl"), None)?)?.write(&args.out)?;
+    page(&config, config.training.bound, &params, &table, &Log::read(&checkpoints.join("log.jsonl"), None)?)?
+        .write(&args.out)?;
     progress.line(format!("\n{}", table.text()));
     if args.sample_tokens > 0 {
         progress.line(format!("before: {}\n\nafter: {}\n", before.1, after.1));

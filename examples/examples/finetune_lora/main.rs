@@ -3,6 +3,7 @@
 
 mod cli;
 mod language;
+mod page;
 mod sample;
 mod text;
 mod tiny;

@@ -12,9 +12,7 @@ use crate::table::Table;
 /// What is plotted of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantity {
-    /// How far a tensor is from its anchor before it is pulled back: its largest row norm (MARS).
-    Distance,
-    /// How far it may be.
+    /// How far a tensor may be from its anchor.
     Radius,
     /// The smallest part of a row's displacement that the last projection kept.
     Ratio,
@@ -27,8 +25,6 @@ struct Line {
     tag: Option<String>,
     value: Option<f64>,
     tensor: Option<String>,
-    #[serde(default)]
-    norm: Option<f64>,
     radius: Option<f64>,
     ratio: Option<f64>,
 }
@@ -36,7 +32,6 @@ struct Line {
 /// What a line says of a tensor.
 struct Point {
     step: f64,
-    distance: Option<f64>,
     radius: Option<f64>,
     ratio: Option<f64>,
 }
@@ -69,7 +64,7 @@ impl Log {
                         && head.is_none_or(|head| !tensor.starts_with(head)) =>
                 {
                     let name = tensor.trim_end_matches(".weight").to_owned();
-                    let point = Point { step, distance: line.norm, radius: line.radius, ratio: line.ratio };
+                    let point = Point { step, radius: line.radius, ratio: line.ratio };
                     log.tensors.entry(name).or_default().push(point);
                 }
                 (None, Some("loss"), Some(loss)) => log.losses.push((step, loss)),
@@ -79,15 +74,13 @@ impl Log {
         Ok(log)
     }
 
-    /// Distance, radius and ratio of each matrix at the last step. Methods without radii have none.
+    /// Radius and ratio of each matrix at the last step.
     pub fn last(&self) -> Table {
-        let has_radii = self.tensors.values().flatten().any(|point| point.radius.is_some_and(|r| r > 0.0));
-        let mut table = Table::new(["layer", "distance", "radius", "smallest ratio"]);
+        let mut table = Table::new(["layer", "radius", "smallest ratio"]);
         let number = |x: Option<f64>| x.map(|x| format!("{x:.4}")).unwrap_or_default();
         for (name, points) in &self.tensors {
-            if let Some(Point { distance, radius, ratio, .. }) = points.last() {
-                let radius = radius.filter(|_| has_radii);
-                table.rows.push(vec![name.clone(), number(*distance), number(radius), number(*ratio)]);
+            if let Some(Point { radius, ratio, .. }) = points.last() {
+                table.rows.push(vec![name.clone(), number(*radius), number(*ratio)]);
             }
         }
         table
@@ -101,7 +94,6 @@ impl Log {
     pub fn over_steps(&self, method: &str, quantity: Quantity) -> Result<String> {
         let of = |point: &Point| {
             let value = match quantity {
-                Quantity::Distance => point.distance,
                 Quantity::Radius => point.radius,
                 Quantity::Ratio => point.ratio,
             };
@@ -112,7 +104,6 @@ impl Log {
             (!line.is_empty()).then(|| Curve { name: name.clone(), lines: vec![line], chosen: None })
         });
         let (what, y) = match quantity {
-            Quantity::Distance => ("distance", "distance (MARS: L1 norm of a row)"),
             Quantity::Radius => ("radius", "radius (MARS: L1 norm of a row)"),
             Quantity::Ratio => ("ratio", "smallest ratio of a row"),
         };
@@ -123,5 +114,5 @@ impl Log {
 }
 
 /// What the table of radii shows.
-pub const RADII: &str = "Distance: how far the farthest row of each matrix was from its pre-trained values before the last projection \
-                         (L1 norm). Radius: how far a row may be. Ratio: the part of its displacement that a row kept, at least.";
+pub const RADII: &str = "Radius: how far a row of each matrix may be from its pre-trained values (L1 norm). Ratio: the part of its \
+                         displacement that a row kept in the last projection, at least.";
