@@ -55,13 +55,19 @@
 //! an error that names it. Weights and state are then as before the call that failed, on all of them, and the last checkpoint
 //! loads. With [`divide_state`](crate::OptimizerBuilder::divide_state) the state of a rank that is gone is only there.
 
+mod call;
 mod division;
 mod error;
 mod in_process;
+mod launch;
 mod mean;
+#[cfg(feature = "mpi")]
+mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod problem;
+mod rendezvous;
+mod start;
 
 use std::fmt::Debug;
 
@@ -74,9 +80,13 @@ use tpgm_core::Slice;
 pub(crate) use self::division::Division;
 pub use self::error::{Error, Result};
 pub use self::in_process::InProcess;
+pub use self::launch::Launch;
+#[cfg(feature = "mpi")]
+pub use self::mpi::Mpi;
 #[cfg(feature = "nccl")]
 pub use self::nccl::{GroupId, Nccl};
 pub use self::problem::RankProblem;
+pub use self::start::StartProblem;
 use crate::engine::Operands;
 use crate::params::{Anchor, Param, Params};
 

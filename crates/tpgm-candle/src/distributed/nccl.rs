@@ -9,8 +9,9 @@ use candle_core::{CpuStorage, CudaDevice, Device, InplaceOp1, Layout};
 use cudarc::nccl::result::{NcclError, group_end, group_start};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp};
 
+use super::call::{Kind, check_owners, check_tensor};
 use super::error::{Error, Result};
-use super::problem::{RankProblem, check_owners};
+use super::problem::RankProblem;
 use super::{Communicator, FNV_OFFSET, Named, fnv};
 use crate::engine;
 use crate::memory::{core_dtype, events};
@@ -140,7 +141,7 @@ impl Nccl {
     fn agree(
         &self,
         handle: &mut Option<Handle>,
-        call: Call,
+        call: Kind,
         tensors: &[Named<'_>],
         owners: &[usize],
     ) -> Result<()> {
@@ -148,10 +149,10 @@ impl Nccl {
             tensors.iter().zip(owners).map(|(named, owner)| digest(named, *owner)).collect();
         let all = digests.iter().fold(FNV_OFFSET, |hash, digest| fnv(hash, &digest.to_le_bytes())) as i64;
         let (count, number) = (tensors.len() as i64, call as i64);
-        let refuses = if call == Call::Refuse { self.rank as i64 + 1 } else { 0 };
+        let refuses = if call == Kind::Refuse { self.rank as i64 + 1 } else { 0 };
         // The complement turns the largest into the smallest; a refusal goes with any call.
         let ends =
-            if call == Call::Refuse { [i64::MIN; 6] } else { [number, !number, count, !count, all, !all] };
+            if call == Kind::Refuse { [i64::MIN; 6] } else { [number, !number, count, !count, all, !all] };
         let mut header = vec![refuses];
         header.extend(ends);
         let header = self.largest(handle, call.name(), &header)?;
@@ -177,7 +178,7 @@ impl Nccl {
         Err(RankProblem::Unlike { position, rank: self.rank, here }.into())
     }
 
-    fn run(&self, call: Call, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+    fn run(&self, call: Kind, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
         let fits = || {
             check_owners(call.name(), self.rank, self.size, tensors.len(), owners)?;
             tensors.iter().try_for_each(|(name, tensor)| self.check(name, tensor))
@@ -188,7 +189,7 @@ impl Nccl {
         }
         let mut handle = self.comm();
         self.agree(&mut handle, call, tensors, owners)?;
-        let (Some(Handle(comm)), false) = (&*handle, call == Call::Barrier) else { return Ok(()) };
+        let (Some(Handle(comm)), false) = (&*handle, call == Kind::Barrier) else { return Ok(()) };
         let nccl = |error: NcclError| failed(call.name(), self.rank, &error);
         group_start().map_err(nccl)?;
         let tensors = tensors.iter().map(|(_, tensor)| *tensor).zip(owners);
@@ -237,23 +238,23 @@ impl Communicator for Nccl {
     }
 
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()> {
-        self.run(Call::Mean, tensors, &vec![0; tensors.len()])
+        self.run(Kind::Mean, tensors, &vec![0; tensors.len()])
     }
 
     fn reduce_mean(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
-        self.run(Call::MeanToOwner, tensors, owners)
+        self.run(Kind::MeanToOwner, tensors, owners)
     }
 
     fn share(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
-        self.run(Call::Share, tensors, owners)
+        self.run(Kind::Share, tensors, owners)
     }
 
     fn barrier(&self) -> Result<()> {
-        self.run(Call::Barrier, &[], &[])
+        self.run(Kind::Barrier, &[], &[])
     }
 
     fn refuse(&self, _reason: &str) -> Result<()> {
-        match self.agree(&mut self.comm(), Call::Refuse, &[], &[]) {
+        match self.agree(&mut self.comm(), Kind::Refuse, &[], &[]) {
             Err(Error::Ranks(RankProblem::Refused { .. })) | Ok(()) => Ok(()),
             Err(error) => Err(error),
         }
@@ -275,31 +276,10 @@ impl Drop for Nccl {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Mean = 1,
-    MeanToOwner,
-    Share,
-    Barrier,
-    Refuse,
-}
-
-impl Call {
-    fn name(self) -> &'static str {
-        match self {
-            Call::Mean => "all_reduce_mean",
-            Call::MeanToOwner => "reduce_mean",
-            Call::Share => "share",
-            Call::Barrier => "barrier",
-            Call::Refuse => "refuse",
-        }
-    }
-}
-
 /// Adds the exchange of one tensor's elements to a group.
 struct Exchange<'a> {
     comm: &'a Comm,
-    call: Call,
+    call: Kind,
     root: i32,
 }
 
@@ -319,8 +299,8 @@ impl InplaceOp1 for Exchange<'_> {
             ($slice:expr) => {{
                 let mut elements = $slice.slice_mut(start..end);
                 match self.call {
-                    Call::Share => self.comm.broadcast_in_place(&mut elements, self.root),
-                    Call::MeanToOwner => self.comm.reduce_in_place(&mut elements, &ReduceOp::Avg, self.root),
+                    Kind::Share => self.comm.broadcast_in_place(&mut elements, self.root),
+                    Kind::MeanToOwner => self.comm.reduce_in_place(&mut elements, &ReduceOp::Avg, self.root),
                     _ => self.comm.all_reduce_in_place(&mut elements, &ReduceOp::Avg),
                 }
             }};

@@ -6,6 +6,7 @@ mod divided;
 mod divided_failures;
 mod divided_state;
 mod failures;
+mod launch;
 mod means;
 mod timeouts;
 mod training;
