@@ -117,11 +117,7 @@ pub(super) fn check_owners(
 }
 
 /// Makes sure that `rank` gives the same tensors in the same order as rank 0.
-fn compare(
-    expected: &[(String, String)],
-    rank: usize,
-    got: &[(String, String)],
-) -> Result<(), RankProblem> {
+fn compare(expected: &[(String, String)], rank: usize, got: &[(String, String)]) -> Result<(), RankProblem> {
     let differs = |tensor: &str, got: &str, expected: &str| {
         let (tensor, got, expected) = (tensor.to_owned(), got.to_owned(), expected.to_owned());
         Err(RankProblem::Differs { tensor, rank, got, expected })
@@ -129,7 +125,8 @@ fn compare(
     if expected == got {
         return Ok(());
     }
-    let by_name = |list: &'_ [(String, String)]| -> HashMap<String, String> { list.iter().cloned().collect() };
+    let by_name =
+        |list: &'_ [(String, String)]| -> HashMap<String, String> { list.iter().cloned().collect() };
     let theirs = by_name(got);
     for (name, kind) in expected {
         match theirs.get(name) {

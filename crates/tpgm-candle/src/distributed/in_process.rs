@@ -179,9 +179,7 @@ fn check(name: &str, tensor: &Tensor) -> Result<()> {
     check_tensor(name, tensor)?;
     match tensor.device() {
         Device::Cpu => Ok(()),
-        device => {
-            Err(engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into())
-        }
+        device => Err(engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into()),
     }
 }
 

@@ -5,16 +5,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
-use candle_core::{CpuStorage, CudaDevice, Device, InplaceOp1, Layout};
+use candle_core::{CpuStorage, CudaDevice, Device, InplaceOp1, Layout, Tensor};
 use cudarc::nccl::result::{NcclError, group_end, group_start};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp};
 
 use super::call::{Kind, check_owners, check_tensor};
 use super::error::{Error, Result};
+use super::launch::Launch;
 use super::problem::RankProblem;
-use super::{Communicator, FNV_OFFSET, Named, fnv};
+use super::start::StartProblem;
+use super::{Communicator, FNV_OFFSET, Named, fnv, or_refuse};
 use crate::engine;
-use crate::memory::{core_dtype, events};
+use crate::memory::events;
 
 /// What the ranks of a group of GPUs have in common: made by one of them, sent to the others (by any means, also to other
 /// machines), and given to [`Nccl::new`] by all.
@@ -101,6 +103,42 @@ impl Nccl {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    /// Joins the group of all processes that were started together, which [`Launch::exchange`] over TCP makes one. A GPU for
+    /// each: that of number [`local_rank`](Launch::local_rank) on its machine, for example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Launch::exchange`] and [`Nccl::new`].
+    pub fn launch(device: &Device, launch: &Launch, timeout: Duration) -> Result<Self> {
+        let own = if launch.rank == 0 { GroupId::new()?.to_bytes().to_vec() } else { Vec::new() };
+        let id = launch.exchange(&own, timeout)?;
+        let id = id.try_into().map_err(|id: Vec<u8>| StartProblem::Stranger {
+            address: format!("{}:{}", launch.address, launch.port),
+            got: format!("it gave {} bytes, and a group of NCCL has {}", id.len(), GroupId::LEN),
+        })?;
+        Ok(Self::new(device, launch.rank, launch.size, GroupId::from_bytes(id))?.timeout(timeout))
+    }
+
+    /// Joins a group of the ranks that `others` connects already, over tensors on the CPU: processes that MPI started, for
+    /// example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Communicator::broadcast`] and [`Nccl::new`].
+    pub fn among(device: &Device, others: &dyn Communicator) -> Result<Self> {
+        let own = match others.rank() {
+            0 => GroupId::new().map(|id| id.to_bytes()),
+            _ => Ok([0; GroupId::LEN]),
+        };
+        let own = or_refuse(Some(others), own)?;
+        // A tensor of bytes is none that ranks exchange; each is exact in f32.
+        let id = Tensor::new(own.map(f32::from).as_slice(), &Device::Cpu)?;
+        others.broadcast(&[("the id of a group of NCCL", &id)])?;
+        let mut bytes = [0; GroupId::LEN];
+        bytes.iter_mut().zip(id.to_vec1::<f32>()?).for_each(|(byte, number)| *byte = number as u8);
+        Self::new(device, others.rank(), others.size(), GroupId::from_bytes(bytes))
     }
 
     fn comm(&self) -> MutexGuard<'_, Option<Handle>> {
@@ -209,20 +247,12 @@ impl Nccl {
     }
 
     /// What this communicator can work on.
-    fn check(&self, name: &str, tensor: &candle_core::Tensor) -> Result<()> {
-        core_dtype(name, tensor.dtype())?;
+    fn check(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        check_tensor(name, tensor)?;
         match tensor.device() {
-            Device::Cuda(device) if device.id() == self.device.id() => {}
+            Device::Cuda(device) if device.id() == self.device.id() => Ok(()),
             device => {
-                return Err(
-                    engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into()
-                );
-            }
-        }
-        match tensor.is_contiguous() {
-            true => Ok(()),
-            false => {
-                Err(candle_core::Error::RequiresContiguous { op: "a call of several ranks" }.bt().into())
+                Err(engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into())
             }
         }
     }

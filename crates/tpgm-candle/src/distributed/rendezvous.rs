@@ -220,7 +220,8 @@ fn greet(mut stream: TcpStream, from: SocketAddr, wait: Duration) -> io::Result<
     let [version, rank, size] = words[..] else { return Err(stranger()) };
     let number = |word: &str| word.parse().map_err(|_| stranger());
     let (rank, size, version) = (number(rank)?, number(size)?, version.to_owned());
-    Ok(Guest { stream, from: from.to_string(), version, rank, size })
+    let from = SocketAddr::new(from.ip().to_canonical(), from.port()).to_string();
+    Ok(Guest { stream, from, version, rank, size })
 }
 
 /// The first line, without its end.

@@ -73,7 +73,8 @@ pub(super) fn exchange(
     tensors: &[Named<'_>],
     owners: &[usize],
 ) -> Result<(), Stop> {
-    let flat = tensors.iter().map(|(_, tensor)| tensor.flatten_all()).collect::<candle_core::Result<Vec<_>>>();
+    let flat =
+        tensors.iter().map(|(_, tensor)| tensor.flatten_all()).collect::<candle_core::Result<Vec<_>>>();
     let work = Work { tensors: flat.map_err(failed)? };
     let sizes: Vec<_> =
         work.tensors.iter().map(|tensor| (tensor.elem_count(), tensor.dtype().size_in_bytes())).collect();
@@ -230,11 +231,7 @@ mod tests {
             let bytes = elements.len() * size;
             Piece { tensor, elements, bytes, owner }
         };
-        let expected = [
-            piece(0, 0..PIECE, 4, 1),
-            piece(0, PIECE..PIECE + 1, 4, 1),
-            piece(2, 0..3, 2, 0),
-        ];
+        let expected = [piece(0, 0..PIECE, 4, 1), piece(0, PIECE..PIECE + 1, 4, 1), piece(2, 0..3, 2, 0)];
         assert_eq!(cut(&tensors, Some(&[1, 0, 0]), 2), expected);
         // 262144 bytes to rank 0; 4 to rank 1; then it is rank 1 again that has less.
         let owners: Vec<usize> = cut(&tensors, None, 2).iter().map(|piece| piece.owner).collect();

@@ -204,10 +204,7 @@ impl Group {
     }
 
     /// Waits until nobody is awaited any more.
-    fn until(
-        &mut self,
-        mut awaited: impl FnMut(&Channel) -> Result<Vec<usize>, String>,
-    ) -> Result<(), Stop> {
+    fn until(&mut self, mut awaited: impl FnMut(&Channel) -> Result<Vec<usize>, String>) -> Result<(), Stop> {
         let begun = Instant::now();
         loop {
             let mut late = awaited(&self.channel)?;
@@ -309,7 +306,9 @@ impl Group {
         let mut sent: Vec<Transfer> = sent.filter_map(Result::ok).collect();
         let begun = Instant::now();
         // Whom it does not reach by then is gone.
-        while !sent.iter_mut().all(|transfer| transfer.is_done().unwrap_or(true)) && begun.elapsed() < FAREWELL {
+        while !sent.iter_mut().all(|transfer| transfer.is_done().unwrap_or(true))
+            && begun.elapsed() < FAREWELL
+        {
             pause(begun);
         }
     }

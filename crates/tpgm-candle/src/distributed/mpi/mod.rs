@@ -101,7 +101,7 @@ impl Mpi {
     }
 
     fn meet_with(&self, kind: Kind, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
-        let fits = || {
+        let fits = || -> Result<()> {
             check_owners(kind.name(), self.rank, self.size, tensors.len(), owners)?;
             tensors.iter().try_for_each(|(name, tensor)| check_tensor(name, tensor))?;
             // One that shares memory with another would be changed twice.
