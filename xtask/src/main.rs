@@ -13,6 +13,7 @@ mod layers;
 mod packages;
 mod parity;
 mod ptx;
+mod ranks;
 mod simd;
 mod test;
 
@@ -52,6 +53,8 @@ enum Command {
     Packages(packages::Args),
     /// Packs a day on a GPU into one folder, tries it here, and takes its results in
     GpuDay(gpu_day::Args),
+    /// Ranks as processes, under Open MPI: the checks of threads, other numbers of processes, and processes that are killed
+    Ranks(ranks::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
     Simd(simd::Args),
 }
@@ -79,6 +82,7 @@ fn start() -> Result<()> {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Packages(args) => packages::run(&args),
         Command::GpuDay(args) => gpu_day::run(&args),
+        Command::Ranks(args) => ranks::run(&args),
         Command::Simd(args) => simd::run(&args),
     }
 }

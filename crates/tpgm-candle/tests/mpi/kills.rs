@@ -12,8 +12,8 @@ use tpgm_candle::{Checkpoint, Checkpointer, Ftp, RobustOptimizer, StateDict, Tra
 
 use super::{Net, part};
 
-/// Long, for a machine with much else to do.
-const TIMEOUT: Duration = Duration::from_secs(4);
+/// For a rank that lives and says nothing; long, for a machine with much else to do. One that is gone is named before.
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// From here on it may be killed.
 fn ready(rank: usize) {
@@ -30,18 +30,23 @@ pub(crate) fn step(folder: &Path, world: Mpi) {
         let state = TrainState::new(optimizer.steps()).weights(net.params.values()).unwrap();
         state.state("optimizer", optimizer.state().unwrap()).unwrap()
     };
+    let all = |optimizer: &RobustOptimizer| (net.bits(), optimizer.state().unwrap(), optimizer.steps());
+    let mut kept = all(&optimizer);
     for step in 0.. {
         if step == 3 {
             Checkpointer::new(folder).save_on_ranks(&state(&net, &optimizer), &*group).unwrap();
+            kept = all(&optimizer);
             ready(rank);
         }
-        let before = (net.bits(), optimizer.state().unwrap(), optimizer.steps());
+        let before = all(&optimizer);
         let loss = net.loss(11 + step % 7, rows.clone()).unwrap();
         if let Err(error) = optimizer.backward_step(&loss) {
-            assert!((net.bits(), optimizer.state().unwrap(), optimizer.steps()) == before);
+            assert!(all(&optimizer) == before);
             let saved = Checkpointer::new(folder).latest_valid().unwrap().unwrap();
-            assert!(saved.skipped.is_empty() && saved.checkpoint.step() == 3);
-            assert_eq!(saved.checkpoint.state("optimizer").unwrap().len(), 4 * 5);
+            assert!(saved.skipped.is_empty());
+            saved.checkpoint.restore(&net.params).unwrap();
+            let state = saved.checkpoint.state_where("optimizer", |key| kept.1.contains_key(key)).unwrap();
+            assert!((net.bits(), state, saved.checkpoint.step()) == kept);
             println!("rank {rank} after {step} steps: {error}");
             return;
         }

@@ -2,8 +2,8 @@
 //!
 //! In a call every rank tells every other what it calls (16 bytes). If all call the same, they exchange tensors and tell each
 //! other when they have everything; so a call is over for one rank only if all ranks have come through it. A rank that waits
-//! too long, or leaves, says so to all (an [`End`]), with the number of its last call: whoever hears of a rank that came through
-//! the call under way knows that it has come through itself.
+//! too long, or leaves, or sees that another one's process is gone, says so to all (an [`End`]), with the number of its last call:
+//! whoever hears of a rank that came through the call under way knows that it has come through itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,15 +18,21 @@ use super::super::call::{Described, Kind, verdict};
 use super::super::fnv;
 use super::super::problem::RankProblem;
 use super::library::{Channel, Tag, Transfer, lose};
+use super::process::Process;
 
 /// How long a rank that leaves tries to say so.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How often a rank that waits looks whether the processes of others live.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The calls of a rank.
 pub(super) struct Group {
     pub(super) channel: Channel,
     pub(super) timeout: Duration,
     pub(super) sent: Arc<AtomicU64>,
+    /// By rank, where they can be known.
+    pub(super) processes: BTreeMap<usize, Process>,
     /// Calls that are over.
     over: u64,
     /// Whether the last of them happened.
@@ -51,6 +57,8 @@ struct End {
     left: Option<usize>,
     /// Else those that it waited for in vain.
     waiting: Vec<usize>,
+    /// Of these, the ones whose process is gone.
+    gone: Vec<usize>,
 }
 
 /// Why a rank waits no longer.
@@ -80,6 +88,7 @@ impl Group {
             channel,
             timeout,
             sent,
+            processes: BTreeMap::new(),
             over: 0,
             happened: true,
             came: false,
@@ -205,20 +214,33 @@ impl Group {
 
     /// Waits until nobody is awaited any more.
     fn until(&mut self, mut awaited: impl FnMut(&Channel) -> Result<Vec<usize>, String>) -> Result<(), Stop> {
-        let begun = Instant::now();
+        let (begun, mut next) = (Instant::now(), LOOK);
         loop {
             let mut late = awaited(&self.channel)?;
             if late.is_empty() {
                 return Ok(());
             }
             self.hear()?;
-            if begun.elapsed() >= self.timeout {
+            let mut missing = false;
+            if begun.elapsed() >= next {
+                // What a process sent before it ended may still arrive, and is taken in first.
+                missing = !self.gone(&late).is_empty() && awaited(&self.channel)? == late;
+                next = begun.elapsed() + LOOK;
+            }
+            if missing || begun.elapsed() >= self.timeout {
                 late.sort_unstable();
                 late.dedup();
                 return Err(Stop::Late(late));
             }
             pause(begun);
         }
+    }
+
+    /// Those of some ranks whose processes have ended.
+    fn gone(&self, ranks: &[usize]) -> Vec<usize> {
+        let Some(here) = self.processes.get(&self.rank()) else { return Vec::new() };
+        let gone = |rank: &usize| self.processes.get(rank).is_some_and(|process| process.is_gone(here));
+        ranks.iter().copied().filter(gone).collect()
     }
 
     /// Takes in what ranks say that make no more calls. Those that came through the call under way do not end it.
@@ -275,13 +297,20 @@ impl Group {
         let begun = Instant::now();
         // Whoever waits in a call hears of it at once. A rank that comes too late has nobody to ask.
         let while_there = if self.came { grace(self.timeout) } else { Duration::ZERO };
-        while self.ends.len() + 1 < self.channel.size && begun.elapsed() < while_there {
-            if self.listen().is_err() {
+        let others: Vec<usize> = self.others().collect();
+        let mut gone = self.gone(&others);
+        while begun.elapsed() < while_there && self.listen().is_ok() {
+            let silent = |rank: &&usize| !self.ends.contains_key(rank) && !gone.contains(rank);
+            if !others.iter().any(|rank| silent(&rank)) {
                 break;
             }
             pause(begun);
         }
+        gone.extend(self.ends.values().flat_map(|end| end.gone.iter().copied()));
         if let Some(rank) = self.ends.values().find_map(|end| end.left) {
+            return RankProblem::Left { rank };
+        }
+        if let Some(rank) = gone.into_iter().min() {
             return RankProblem::Left { rank };
         }
         let awaited: BTreeSet<usize> =
@@ -300,7 +329,9 @@ impl Group {
         if std::mem::replace(&mut self.told, true) {
             return;
         }
-        let end = End { over: self.over, happened: self.happened, came: self.came, left, waiting };
+        let gone = self.gone(&waiting);
+        let (over, happened, came) = (self.over, self.happened, self.came);
+        let end = End { over, happened, came, left, waiting, gone };
         let bytes = Arc::new(serde_json::to_vec(&end).expect("it holds numbers"));
         let sent = self.others().map(|other| self.send(other, Tag::End, &bytes));
         let mut sent: Vec<Transfer> = sent.filter_map(Result::ok).collect();

@@ -3,6 +3,7 @@
 mod exchange;
 mod group;
 mod library;
+mod process;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use self::exchange::exchange;
 use self::group::{Group, Stop};
+use self::process::Process;
 use super::call::{Described, Kind, check_owners, check_tensor};
 use super::error::{Error, Result};
 use super::problem::RankProblem;
@@ -36,9 +38,10 @@ use crate::memory::storage_key;
 /// on its way.
 ///
 /// No call waits for ever. A rank that does not come within the [`timeout`](Mpi::timeout) is named on all others, which get an
-/// error: so is one that was killed, if whoever started the ranks lets the others live. Open MPI's `mpirun` kills them at once
-/// unless it is told `--enable-recovery`; `docs/ranks.md` has what happens then. After a rank was lost the program ends
-/// without `MPI_Finalize`, which would wait for it.
+/// error. So is one whose process has ended, killed or not: where others run on its machine, under Linux, within a second. That is
+/// if whoever started the ranks lets the others live: Open MPI's `mpirun` kills them at once unless it is told
+/// `--enable-recovery`; `docs/ranks.md` has what happens then. After a rank was lost the program ends without `MPI_Finalize`,
+/// which would wait for it.
 pub struct Mpi {
     group: Mutex<Group>,
     rank: usize,
@@ -58,16 +61,26 @@ impl Mpi {
         let problem = |reason| Error::from(StartProblem::Mpi { reason });
         let mut group = Group::join(Duration::from_secs(600)).map_err(problem)?;
         let (rank, size) = (group.channel.rank, group.channel.size);
-        let own = Arc::new(env!("CARGO_PKG_VERSION").as_bytes().to_vec());
-        let first = match group.described(&own) {
-            Ok(versions) => versions.into_iter().find(|(_, version)| *version != *own),
+        // The version stands first, whatever another version has behind it.
+        let (version, process) = (env!("CARGO_PKG_VERSION"), Process::own());
+        let own =
+            format!("{version}\n{}", serde_json::to_string(&process).expect("it holds strings and numbers"));
+        let others = match group.described(&Arc::new(own.into_bytes())) {
+            Ok(others) => others,
             Err(Stop::Failed(reason)) => return Err(problem(reason)),
             Err(_) => return Err(problem("not all ranks answered".to_owned())),
         };
-        if let Some((other, _)) = first {
-            let what = "version of tpgm-candle".to_owned();
-            // Of the two, the one that is not rank 0.
-            return Err(RankProblem::Unequal { what, rank: rank.max(other) }.into());
+        group.processes.extend(process.map(|process| (rank, process)));
+        for (other, said) in others {
+            let said = String::from_utf8_lossy(&said);
+            let (theirs, process) = said.split_once('\n').unwrap_or((&said, ""));
+            if theirs != version {
+                // Of the two, the one that is not rank 0.
+                let (what, rank) = ("version of tpgm-candle".to_owned(), rank.max(other));
+                return Err(RankProblem::Unequal { what, rank }.into());
+            }
+            let process: Option<Process> = serde_json::from_str(process).ok().flatten();
+            group.processes.extend(process.map(|process| (other, process)));
         }
         let sent = group.sent.clone();
         Ok(Self { group: Mutex::new(group), rank, size, sent })
