@@ -6,6 +6,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
@@ -75,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("skipped: {reason}");
         return Ok(());
     }
-    let program = &build()?;
+    let program = &build(args.measure.is_some())?;
     if let Some(model) = &args.measure {
         return measure(program, model);
     }
@@ -122,11 +123,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds the program as the tests are built, so that all of its dependencies but MPI are there already.
-fn build() -> Result<PathBuf> {
+/// Builds the program as the tests are built, so that all of its dependencies but MPI are there already. To measure, this
+/// workspace's part of it is optimized.
+fn build(optimized: bool) -> Result<PathBuf> {
     let features = format!("{FEATURES},tpgm-candle/mpi");
     let output = cargo(&["test", "--workspace", "--features", &features, "--test", "mpi", "--no-run"])
         .args(["--message-format", "json-render-diagnostics"])
+        .args(if optimized { &["--config", "profile.dev.package.tpgm-candle.opt-level=3"][..] } else { &[] })
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;
@@ -165,8 +168,28 @@ fn mpirun(program: &Path, ranks: usize, survive: bool, args: &[&str]) -> Command
     command
 }
 
+/// A folder for Open MPI's own files: several starts at a time would remove that of the user from under each other.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = env::temp_dir().join(format!("tpgm-ranks-{}-{number}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        fs::remove_dir_all(&self.0).ok();
+    }
+}
+
 /// Lines of a program under way.
 struct Running {
+    _scratch: Scratch,
     child: std::process::Child,
     lines: Receiver<String>,
     seen: Vec<String>,
@@ -175,7 +198,9 @@ struct Running {
 
 impl Running {
     fn start(mut command: Command) -> Result<Self> {
+        let scratch = Scratch::new()?;
         let mut child = command
+            .env("TMPDIR", &scratch.0)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -192,7 +217,7 @@ impl Running {
                 lines.for_each(|line| drop(sender.send(line)));
             });
         }
-        Ok(Self { child, lines, seen: Vec::new(), begun: Instant::now() })
+        Ok(Self { _scratch: scratch, child, lines, seen: Vec::new(), begun: Instant::now() })
     }
 
     /// The next line; nothing at the end.
@@ -293,11 +318,13 @@ impl Kill {
         };
         signal(if self.stopped { "-STOP" } else { "-KILL" })?;
         if self.stopped {
-            while survivors(&running.seen, self.ranks, self.victim).is_err() && running.line()?.is_some() {}
+            while survivors(&running.seen, self.ranks, self.victim, self.stopped).is_err()
+                && running.line()?.is_some()
+            {}
             signal("-KILL")?;
         }
         let (lines, _) = running.end()?;
-        let calls = survivors(&lines, self.ranks, self.victim)
+        let calls = survivors(&lines, self.ranks, self.victim, self.stopped)
             .with_context(|| format!("{what} {number}, {self:?}:\n{}", lines.join("\n")))?;
         let mut interrupted = false;
         if checks {
@@ -315,17 +342,15 @@ fn ready(line: &str) -> Option<(usize, u32)> {
     Some((rank.parse().ok()?, process.parse().ok()?))
 }
 
-/// Makes sure that all ranks but one named that one, after the same number of calls, which it returns.
-fn survivors(lines: &[String], ranks: usize, victim: usize) -> Result<u64> {
+/// Makes sure that all ranks but one named that one, as gone or silent, after the same number of calls, which it returns.
+fn survivors(lines: &[String], ranks: usize, victim: usize, stopped: bool) -> Result<u64> {
     let mut calls = Vec::new();
     for rank in (0..ranks).filter(|rank| *rank != victim) {
         let start = format!("rank {rank} after ");
         let said = lines.iter().find_map(|line| line.strip_prefix(&start));
         let said = said.with_context(|| format!("rank {rank} said nothing"))?;
-        ensure!(
-            said.contains(&format!(": rank {victim} did not answer within ")),
-            "rank {rank} named somebody else"
-        );
+        let what = if stopped { "did not answer within " } else { "has left the group" };
+        ensure!(said.contains(&format!(": rank {victim} {what}")), "rank {rank} named somebody else");
         let count = said.split(' ').next().and_then(|count| count.parse::<u64>().ok());
         calls.push(count.with_context(|| format!("rank {rank} does not say when"))?);
     }
@@ -338,15 +363,15 @@ fn survivors(lines: &[String], ranks: usize, victim: usize) -> Result<u64> {
 
 /// Prints what ranks need and send for a step.
 fn measure(program: &Path, model: &str) -> Result<()> {
-    for ranks in [1, 2, 4] {
-        for state in ["whole", "divided"] {
-            let (lines, _) =
-                Running::start(mpirun(program, ranks, false, &["speed", &format!("{model}/{state}")]))?
-                    .end()?;
-            let said: Vec<&String> = lines.iter().filter(|line| line.contains("s per step")).collect();
-            ensure!(said.len() == ranks, "{}", lines.join("\n"));
-            said.iter().for_each(|line| println!("{line}"));
-        }
+    for (ranks, kind) in [1, 2, 4]
+        .into_iter()
+        .flat_map(|ranks| ["whole/f32", "divided/f32", "divided/bf16"].map(|kind| (ranks, kind)))
+    {
+        let command = mpirun(program, ranks, false, &["speed", &format!("{model}/{kind}")]);
+        let (lines, _) = Running::start(command)?.end()?;
+        let said: Vec<&String> = lines.iter().filter(|line| line.contains("s per step")).collect();
+        ensure!(said.len() == ranks, "{}", lines.join("\n"));
+        said.iter().for_each(|line| println!("{line}"));
     }
     Ok(())
 }
@@ -365,11 +390,15 @@ mod tests {
         let said =
             |a: &str, b: &str| lines(&["noise", &format!("rank 0 after {a}"), &format!("rank 2 after {b}")]);
         let both = said(&format!("7 steps: {error}"), &format!("7 steps: {error}"));
-        assert_eq!(survivors(&both, 3, 1).unwrap(), 7);
-        assert!(survivors(&both, 3, 2).is_err());
-        assert!(survivors(&both[..2], 3, 1).is_err());
-        assert!(survivors(&said(&format!("7 steps: {error}"), &format!("8 steps: {error}")), 3, 1).is_err());
-        assert!(survivors(&said(&format!("7 steps: {error}"), "7 steps: out of memory"), 3, 1).is_err());
+        assert_eq!(survivors(&both, 3, 1, true).unwrap(), 7);
+        assert!(survivors(&both, 3, 2, true).is_err() && survivors(&both, 3, 1, false).is_err());
+        assert!(survivors(&both[..2], 3, 1, true).is_err());
+        assert!(
+            survivors(&said(&format!("7 steps: {error}"), &format!("8 steps: {error}")), 3, 1, true).is_err()
+        );
+        assert!(
+            survivors(&said(&format!("7 steps: {error}"), "7 steps: out of memory"), 3, 1, true).is_err()
+        );
     }
 
     #[test]

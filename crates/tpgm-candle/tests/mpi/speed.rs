@@ -44,11 +44,14 @@ fn peak() -> f64 {
         .map_or(f64::NAN, |kib| kib * 1024.0)
 }
 
-/// `MODEL/divided` or `MODEL/whole`: steps with gradients that are there already, so that what ranks add is all that is timed.
+/// `MODEL/STATE/TYPE`, where the state is `divided` or `whole` and the element type `f32` or `bf16`: steps with gradients that are there already, so that what ranks add is all that is timed.
 pub(crate) fn measure(mode: &str, world: Mpi) {
-    let (model, state) = mode.split_once('/').unwrap_or((mode, "divided"));
+    let mut words = mode.split('/');
+    let mut word = || words.next().unwrap_or_default();
+    let (model, state, dtype) = (word(), word(), word());
+    let dtype = if dtype == "bf16" { DType::BF16 } else { DType::F32 };
     let group = Arc::new(world);
-    let zeros = |shape: &Vec<usize>| Tensor::zeros(shape.as_slice(), DType::F32, &Device::Cpu).unwrap();
+    let zeros = |shape: &Vec<usize>| Tensor::zeros(shape.as_slice(), dtype, &Device::Cpu).unwrap();
     let shapes = shapes(model);
     let numel: usize = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let vars: Vec<Var> = shapes.iter().map(|(_, shape)| Var::from_tensor(&zeros(shape)).unwrap()).collect();
@@ -73,13 +76,21 @@ pub(crate) fn measure(mode: &str, world: Mpi) {
     }
     let seconds = begun.elapsed().as_secs_f64() / f64::from(steps);
     let bytes = (group.bytes_sent() - sent) as f64 / f64::from(steps);
+    // What is saved of this rank's tensors, and their anchors.
+    let slots = optimizer.state().unwrap();
+    let slots: usize = slots.values().map(|slot| slot.len() * slot.dtype().size()).sum();
+    let held = |spec: &&tpgm_candle::core::TensorSpec| optimizer.holds(&spec.name).unwrap();
+    let held: usize = optimizer.set().tensors().iter().filter(held).map(|spec| spec.numel()).sum();
+    let kept = (slots + held * dtype.size_in_bytes()) as f64;
     println!(
-        "{mode} rank {} of {}: {seconds:.3} s per step, {:.1} MB sent, {:.3} of 4 bytes a parameter; \
-         weights and gradients {:.1} MB, process at most {:.1} MB",
+        "{mode} rank {} of {}: {seconds:.3} s per step, {:.1} MB sent, {:.3} bytes a parameter; \
+         state {:.1} MB, {:.2} bytes a parameter that is held; weights and gradients {:.1} MB, process at most {:.1} MB",
         group.rank(),
         group.size(),
         bytes / 1e6,
-        bytes / (4 * numel) as f64,
+        bytes / numel as f64,
+        kept / 1e6,
+        kept / held as f64,
         before / 1e6,
         peak() / 1e6,
     );

@@ -298,19 +298,25 @@ impl Group {
         // Whoever waits in a call hears of it at once. A rank that comes too late has nobody to ask.
         let while_there = if self.came { grace(self.timeout) } else { Duration::ZERO };
         let others: Vec<usize> = self.others().collect();
-        let mut gone = self.gone(&others);
-        while begun.elapsed() < while_there && self.listen().is_ok() {
+        let gone = self.gone(&others);
+        // What was sent before is taken in once at least.
+        let mut heard = self.listen().is_ok();
+        while heard && begun.elapsed() < while_there {
             let silent = |rank: &&usize| !self.ends.contains_key(rank) && !gone.contains(rank);
             if !others.iter().any(|rank| silent(&rank)) {
                 break;
             }
             pause(begun);
+            heard = self.listen().is_ok();
         }
-        gone.extend(self.ends.values().flat_map(|end| end.gone.iter().copied()));
+        // Who has said something and ended then is not why.
+        let without_a_word = gone.into_iter().filter(|rank| !self.ends.contains_key(rank));
+        let told = self.ends.values().flat_map(|end| end.gone.iter().copied());
+        let gone = without_a_word.chain(told).min();
         if let Some(rank) = self.ends.values().find_map(|end| end.left) {
             return RankProblem::Left { rank };
         }
-        if let Some(rank) = gone.into_iter().min() {
+        if let Some(rank) = gone {
             return RankProblem::Left { rank };
         }
         let awaited: BTreeSet<usize> =
