@@ -112,9 +112,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 calls += outcome.calls;
             }
         }
+        let written =
+            if checks { format!(", {interrupted} of them with files half written") } else { String::new() };
         println!(
-            "{} processes killed after {calls} {what}s, {interrupted} of them with files half written: named by all others, \
-             which had changed nothing ({:.0} s)",
+            "{} processes killed after {calls} {what}s{written}: named by all others, which had changed nothing ({:.0} s)",
             kills.len(),
             begun.elapsed().as_secs_f64()
         );

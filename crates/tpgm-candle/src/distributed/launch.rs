@@ -8,8 +8,8 @@ use super::start::StartProblem;
 /// Where a process stands in a group of processes, and where rank 0 awaits the others.
 ///
 /// [`from_env`](Launch::from_env) reads it from what `torchrun`, Slurm's `srun` or a script set. [`exchange`](Launch::exchange)
-/// is all that a group does over TCP: rank 0 hands a few bytes to the others, for example the [`GroupId`](crate::distributed)
-/// of NCCL.
+/// is all that a group does over TCP: rank 0 hands a few bytes to the others, for example the
+/// `GroupId` of NCCL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
     /// Which rank this is, from 0.
@@ -61,7 +61,7 @@ impl Launch {
         };
         let Some((given, rank)) = number::<usize>(get, &rank)? else { return Ok(None) };
         let Some((name, size)) = number::<usize>(get, &size)? else {
-            return Err(unset(given, *size.last().expect("there is a name")));
+            return Err(unset(given, size.last().expect("there is a name")));
         };
         if rank >= size {
             let expected = format!("ranks go from 0, and `{name}` is {size}");

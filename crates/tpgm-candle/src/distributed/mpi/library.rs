@@ -70,9 +70,9 @@ unsafe extern "C" {
 /// Ends MPI, which waits for all ranks: not if one is lost.
 extern "C" fn finish() {
     if !LOST.load(Ordering::Relaxed) && !mpi::is_finalized() {
+        let _turn = turn();
         // SAFETY: MPI has begun, or this would not be called, and has not ended. Nobody calls it any more: threads that still
         // run when a process ends have no turn.
-        let _turn = turn();
         unsafe { ffi::MPI_Finalize() };
     }
 }
