@@ -80,7 +80,7 @@ impl From<String> for Stop {
 }
 
 impl Group {
-    /// Joins all processes, if they run the same version.
+    /// Begins messages between all processes. What they say first is up to the caller: see [`joined`](Self::joined).
     pub(super) fn join(timeout: Duration) -> Result<Self, String> {
         let channel = Channel::world()?;
         let sent = Arc::new(AtomicU64::new(0));
@@ -110,6 +110,11 @@ impl Group {
     pub(super) fn send(&self, to: usize, tag: Tag, bytes: &Arc<Vec<u8>>) -> Result<Transfer, String> {
         self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.channel.send(to, tag, bytes.clone())
+    }
+
+    /// The first call, in which ranks tell each other their versions, is over.
+    pub(super) fn joined(&mut self) {
+        self.over = 1;
     }
 
     /// Makes a call. `exchange` is what happens to tensors when all make the same one.

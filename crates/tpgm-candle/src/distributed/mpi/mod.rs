@@ -82,6 +82,7 @@ impl Mpi {
             let process: Option<Process> = serde_json::from_str(process).ok().flatten();
             group.processes.extend(process.map(|process| (other, process)));
         }
+        group.joined();
         let sent = group.sent.clone();
         Ok(Self { group: Mutex::new(group), rank, size, sent })
     }
