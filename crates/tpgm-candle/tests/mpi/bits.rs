@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use tpgm_candle::distributed::{Communicator, Mpi};
+use tpgm_candle::distributed::{Communicator, Mpi, Named};
 use tpgm_candle::{Ema, OptimizerBuilder, Tpgm, TpgmConfig};
 
 use super::methods::{constraints, rules, train};
@@ -69,7 +69,7 @@ pub(crate) fn calls(world: &Arc<Mpi>) {
             let named = |tensors: &[Tensor]| -> Vec<(String, Tensor)> {
                 names.iter().cloned().zip(tensors.iter().cloned()).collect()
             };
-            let call = |tensors: &[Tensor], call: &dyn Fn(&[(&str, &Tensor)])| -> Vec<Vec<u64>> {
+            let call = |tensors: &[Tensor], call: &dyn Fn(&[Named<'_>])| -> Vec<Vec<u64>> {
                 let named = named(tensors);
                 call(&named.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect::<Vec<_>>());
                 let bits = |t: &Tensor| numbers(t).into_iter().map(f64::to_bits).collect();

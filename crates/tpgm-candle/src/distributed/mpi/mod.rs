@@ -1,5 +1,6 @@
 //! Ranks as processes that MPI starts.
 
+mod ending;
 mod exchange;
 mod group;
 mod library;
