@@ -198,7 +198,8 @@ fn kills(count: usize) -> Vec<Kill> {
     let mut random = 12_345u32;
     let mut next = |below: u32| {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (random >> 8) % below
+        // From the high bits: the low ones repeat soon.
+        ((u64::from(random) * u64::from(below)) >> 32) as u32
     };
     let kill = |i: usize| {
         let ranks = 2 + i % 2;
