@@ -14,6 +14,7 @@ mod layers;
 mod packages;
 mod parity;
 mod ptx;
+mod ranks;
 mod simd;
 mod test;
 
@@ -55,6 +56,8 @@ enum Command {
     GpuDay(gpu_day::Args),
     /// Checks links and code of all pages, and makes the book of the guide
     Guide(guide::Args),
+    /// Ranks as processes, under Open MPI: the checks of threads, other numbers of processes, and processes that are killed
+    Ranks(ranks::Args),
     /// Checks that the hot CPU kernels use 256-bit vector instructions
     Simd(simd::Args),
 }
@@ -83,6 +86,7 @@ fn start() -> Result<()> {
         Command::Packages(args) => packages::run(&args),
         Command::GpuDay(args) => gpu_day::run(&args),
         Command::Guide(args) => guide::run(&args),
+        Command::Ranks(args) => ranks::run(&args),
         Command::Simd(args) => simd::run(&args),
     }
 }

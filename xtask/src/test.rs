@@ -175,6 +175,8 @@ const STAGES: &[Stage] = &[
         turn: Turn::Beside,
         ..stage("packages", &["xtask", "packages"])
     },
+    // The pages are checked by a unit test, too; this makes the book, where mdBook is installed.
+    at(Turn::Beside, stage("guide", &["xtask", "guide"])),
     // Addresses and undefined behavior; the tests that reach all kernels.
     at(
         Turn::Beside,

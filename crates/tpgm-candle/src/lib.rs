@@ -50,7 +50,7 @@
 //! interpolations and projections then run there, in candle's own memory and on candle's own stream, in one or two launches
 //! for all tensors. Anchors are copied to the GPU once. Work with a model on one thread: candle's default device has a
 //! stream per thread (see [`RobustOptimizer`]). [`keep_freed_memory`] spares candle getting its memory anew in every step.
-//! With feature `nccl`, several GPUs train one model.
+//! With feature `nccl`, several GPUs train one model. With feature `mpi`, the processes that `mpirun` started do.
 
 pub mod adapt;
 pub mod audit;

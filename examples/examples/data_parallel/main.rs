@@ -1,27 +1,32 @@
 //! One model fine-tuned by several ranks: each works on its part of every batch, gradients are averaged before the step,
 //! and all ranks end with the same weights, to the bit.
 //!
-//! Ranks are threads. They train on the CPU; with feature `nccl`, and as many GPUs as ranks, each has a GPU of its own.
-//! `--device` asks for the one or the other:
+//! Started alone, it has threads for ranks, on the CPU; with feature `nccl`, and as many GPUs as ranks, each has a GPU of its own.
+//! Started as several processes, each is a rank: with feature `mpi` those of `mpirun` or `srun`, with feature `nccl` those of `torchrun`
+//! or of a script that sets `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`. `--device` asks for the CPU or for GPUs:
 //!
 //! ```sh
 //! cargo run --release -p tpgm-examples --example data_parallel -- --ranks 2
+//!
+//! cargo build --release -p tpgm-examples --example data_parallel --features mpi
+//! mpirun -n 2 target/release/examples/data_parallel
 //! ```
 //!
 //! With `--divide-state` each rank keeps the optimizer's state of its own tensors alone; the weights are the same bits.
+//! `docs/ranks.md` has more of all this.
+
+mod group;
 
 use std::collections::BTreeMap;
 use std::f64::consts::TAU;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_core::{DType, Device, Module, Tensor, Var};
 use clap::Parser;
 use tpgm_candle::core::{AdamW, Ftp};
-use tpgm_candle::distributed::{Communicator, InProcess};
 use tpgm_candle::{Param, Params, RobustOptimizer, nn};
 use tpgm_examples::device::Place;
 use tpgm_examples::environment;
@@ -30,17 +35,19 @@ use tpgm_examples::help;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::table::Table;
 
+use self::group::{Group, Worker};
+
 /// Fine-tunes a small network on several ranks and shows that all end with the same weights.
 #[derive(Debug, Parser)]
 #[command(name = "data_parallel", version)]
 struct Args {
-    /// Ranks, one thread each
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
-    ranks: u32,
+    /// Ranks, one thread each, where no processes were started as ranks [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    ranks: Option<u32>,
     /// Samples per step on all ranks together, a multiple of their number
     #[arg(long, default_value_t = 192)]
     batch: usize,
-    /// Where ranks train: cpu; cuda for a GPU each, of which cuda:1 leaves out the first [default: GPUs if there are enough]
+    /// Where ranks train: cpu; cuda for a GPU each, of which cuda:1 leaves out the first [default: GPUs if there are enough; cpu under MPI]
     #[arg(long, value_name = "DEVICE")]
     device: Option<Place>,
     /// Divide the optimizer's state between the ranks
@@ -65,26 +72,39 @@ fn main() -> ExitCode {
 fn start() -> Result<()> {
     environment::for_threads(1);
     let args: Args = help::parse();
-    let ranks = args.ranks as usize;
+    let group = group::start(args.ranks.map(|ranks| ranks as usize), args.device)?;
+    let (ranks, first) = match &group {
+        Group::Threads(members, _) => (members.len(), true),
+        Group::Process(worker) => (worker.communicator.size(), worker.communicator.rank() == 0),
+    };
     ensure!(
         args.batch > 0 && args.batch.is_multiple_of(ranks),
-        "--batch {} is not a multiple of --ranks {ranks}: the mean of their means would not be that of the batch",
+        "--batch {} is not a multiple of {ranks} ranks: the mean of their means would not be that of the batch",
         args.batch
     );
     let progress = Progress::terminal();
+    let line = |text: String| {
+        if first {
+            progress.line(text);
+        }
+    };
     let start = pretrain(&args)?;
-    progress.line(format!("pre-trained; fine-tuning on {ranks} ranks"));
-
-    let group = group(ranks, args.device, &progress)?;
-    let (args, start) = (&args, &start);
-    let done: Vec<Result<Rank>> = thread::scope(|scope| {
-        let threads: Vec<_> =
-            group.into_iter().map(|member| scope.spawn(move || member()?.train(args, start))).collect();
-        let join = |thread: thread::ScopedJoinHandle<'_, _>| {
-            thread.join().map_err(|_| anyhow!("a rank panicked"))?
-        };
-        threads.into_iter().map(join).collect()
-    });
+    line(format!("pre-trained; fine-tuning on {ranks} ranks"));
+    let done: Vec<Result<Rank>> = match group {
+        Group::Process(worker) => worker.train_as_one(&args, &start)?.into_iter().map(Ok).collect(),
+        Group::Threads(members, why) => {
+            why.into_iter().for_each(line);
+            let (args, start) = (&args, &start);
+            thread::scope(|scope| {
+                let member = |member: group::Member| scope.spawn(move || member()?.train(args, start));
+                let threads: Vec<_> = members.into_iter().map(member).collect();
+                let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                    thread.join().map_err(|_| anyhow!("a rank panicked"))?
+                };
+                threads.into_iter().map(join).collect()
+            })
+        }
+    };
 
     let mut table = Table::new(["rank", "device", "samples", "state", "its loss", "mean loss", "weights"]);
     let mut hashes = Vec::new();
@@ -97,19 +117,10 @@ fn start() -> Result<()> {
         table.rows.push(cells.into_iter().chain([format!("{:016x}", rank.hash)]).collect());
         hashes.push(rank.hash);
     }
-    progress.line(table.text());
+    line(table.text());
     ensure!(hashes.iter().all(|hash| *hash == hashes[0]), "the ranks have different weights");
-    progress.line("all ranks have the same weights");
+    line("all ranks have the same weights".to_owned());
     Ok(())
-}
-
-/// A rank before it begins: made in its own thread, because the ends of a group of GPUs wait for each other.
-type Member = Box<dyn FnOnce() -> Result<Worker> + Send>;
-
-/// A rank at work.
-struct Worker {
-    device: Device,
-    communicator: Arc<dyn Communicator>,
 }
 
 /// What a rank has done.
@@ -122,54 +133,12 @@ struct Rank {
     hash: u64,
 }
 
-/// The members of a group: where they were asked for, or on a GPU each if there are enough of them, else on the CPU.
-fn group(ranks: usize, place: Option<Place>, progress: &Progress) -> Result<Vec<Member>> {
-    match place {
-        Some(Place::Cpu) => {}
-        Some(Place::Cuda(first)) => {
-            return gpus(ranks, first).with_context(|| format!("--device cuda:{first}"));
-        }
-        None => match gpus(ranks, 0) {
-            Ok(members) => return Ok(members),
-            Err(error) => progress.line(format!("ranks are threads on the CPU: {error:#}")),
-        },
-    }
-    let member = |end: InProcess| -> Member {
-        Box::new(move || Ok(Worker { device: Device::Cpu, communicator: Arc::new(end) }))
-    };
-    Ok(InProcess::group(ranks).into_iter().map(member).collect())
-}
-
-/// Members on GPUs that follow each other.
-#[cfg(feature = "nccl")]
-fn gpus(ranks: usize, first: usize) -> Result<Vec<Member>> {
-    use tpgm_candle::distributed::{GroupId, Nccl};
-    let devices = (first..first + ranks).map(|number| Place::Cuda(number).open());
-    let devices = devices.collect::<Result<Vec<_>>>().with_context(|| format!("no {ranks} GPUs"))?;
-    let id = GroupId::new()?;
-    let member = |(rank, device): (usize, Device)| -> Member {
-        Box::new(move || {
-            let communicator = Arc::new(Nccl::new(&device, rank, ranks, id)?);
-            Ok(Worker { device, communicator })
-        })
-    };
-    Ok(devices.into_iter().enumerate().map(member).collect())
-}
-
-/// There are none.
-#[cfg(not(feature = "nccl"))]
-fn gpus(_: usize, _: usize) -> Result<Vec<Member>> {
-    anyhow::bail!(
-        "built without the feature `nccl`; build it with `--features nccl`, which takes the CUDA toolkit and NCCL"
-    )
-}
-
 impl Worker {
     /// Fine-tunes on this rank's part of every batch.
-    fn train(self, args: &Args, start: &BTreeMap<String, Tensor>) -> Result<Rank> {
+    fn train(&self, args: &Args, start: &BTreeMap<String, Tensor>) -> Result<Rank> {
         let Self { device, communicator } = self;
         let param = |(name, value): (&String, &Tensor)| -> Result<Param> {
-            Ok(Param::anchored_here(name, Var::from_tensor(&value.to_device(&device)?.copy()?)?)?)
+            Ok(Param::anchored_here(name, Var::from_tensor(&value.to_device(device)?.copy()?)?)?)
         };
         let params = Params::from_params(start.iter().map(param).collect::<Result<Vec<_>>>()?)?;
         let builder = RobustOptimizer::builder(&params)
@@ -181,7 +150,7 @@ impl Worker {
         for step in 0..args.steps {
             let part = (0..args.batch).skip(communicator.rank()).step_by(communicator.size());
             let samples = part.map(|i| step * args.batch + i).collect::<Vec<_>>();
-            let loss = loss(&params, &samples, TURN, &device)?;
+            let loss = loss(&params, &samples, TURN, device)?;
             optimizer.backward_step(&loss)?;
             last = Some(loss.detach());
         }
@@ -192,6 +161,24 @@ impl Worker {
         let place = format!("{:?}", device.location());
         let state = optimizer.state()?.values().map(|slot| slot.len() * slot.dtype().size()).sum();
         Ok(Rank { device: place, state, own: number(loss)?, mean: number(mean)?, hash: hash(&params)? })
+    }
+}
+
+impl Worker {
+    /// As [`train`](Worker::train), and tells all ranks what came of it.
+    fn train_as_one(&self, args: &Args, start: &BTreeMap<String, Tensor>) -> Result<Vec<Rank>> {
+        let rank = self.train(args, start)?;
+        // Numbers that f64 has room for.
+        let halves = [rank.hash >> 32, rank.hash & 0xffff_ffff].map(|half| half as f64);
+        let all = self.numbers_of_all(&[rank.own, rank.mean, rank.state as f64, halves[0], halves[1]])?;
+        let other = |numbers: Vec<f64>| Rank {
+            device: rank.device.clone(),
+            own: numbers[0],
+            mean: numbers[1],
+            state: numbers[2] as usize,
+            hash: (numbers[3] as u64) << 32 | numbers[4] as u64,
+        };
+        Ok(all.into_iter().map(other).collect())
     }
 }
 

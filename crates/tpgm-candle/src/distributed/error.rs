@@ -1,6 +1,7 @@
 //! What can go wrong between ranks.
 
 use super::problem::RankProblem;
+use super::start::StartProblem;
 use crate::room::into_candle;
 use crate::{engine, memory};
 
@@ -20,6 +21,9 @@ pub enum Error {
     /// A call that several ranks make together did not happen; nothing was changed on any of them.
     #[error("{0}; nothing was changed on any rank")]
     Ranks(#[from] RankProblem),
+    /// The processes of a group did not find each other.
+    #[error("there is no group of ranks: {0}")]
+    Start(#[from] StartProblem),
 }
 
 /// A result with this room's [`Error`].

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 
+use super::call::{Described, Kind, check_owners, check_tensor, verdict};
 use super::error::Result;
 use super::mean::{copy_to, write_mean};
-use super::problem::{Described, RankProblem, check_owners, compare};
+use super::problem::RankProblem;
 use super::{Communicator, Named};
 use crate::engine;
-use crate::memory::{core_dtype, storage_key};
+use crate::memory::storage_key;
 
 /// A [`Communicator`] between threads of one process, over tensors on the CPU.
 ///
@@ -47,19 +48,8 @@ struct State {
 
 #[derive(Debug)]
 struct Part {
-    call: Call,
-    tensors: Vec<(String, Tensor)>,
-    /// Of each tensor, in calls that ask for one.
-    owners: Vec<usize>,
-}
-
-#[derive(Debug, PartialEq)]
-enum Call {
-    Mean,
-    MeanToOwner,
-    Share,
-    Barrier,
-    Refuse(String),
+    call: Described,
+    tensors: Vec<Tensor>,
 }
 
 impl InProcess {
@@ -125,18 +115,17 @@ impl InProcess {
         problem
     }
 
-    fn meet_with(&self, call: Call, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+    fn meet_with(&self, kind: Kind, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
         let fits = || {
-            check_owners(call.name(), self.rank, self.size(), tensors.len(), owners)?;
+            check_owners(kind.name(), self.rank, self.size(), tensors.len(), owners)?;
             tensors.iter().try_for_each(|(name, tensor)| check(name, tensor))
         };
-        let owners = if call == Call::Mean { Vec::new() } else { owners.to_vec() };
         if let Err(error) = fits() {
             self.refuse(&error.to_string())?;
             return Err(error);
         }
-        let tensors = tensors.iter().map(|(name, tensor)| ((*name).to_owned(), (*tensor).clone()));
-        Ok(self.meet(Part { call, tensors: tensors.collect(), owners })?)
+        let call = Described::new(kind, tensors, owners);
+        Ok(self.meet(Part { call, tensors: tensors.iter().map(|(_, tensor)| (*tensor).clone()).collect() })?)
     }
 }
 
@@ -150,23 +139,23 @@ impl Communicator for InProcess {
     }
 
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()> {
-        self.meet_with(Call::Mean, tensors, &vec![0; tensors.len()])
+        self.meet_with(Kind::Mean, tensors, &vec![0; tensors.len()])
     }
 
     fn reduce_mean(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
-        self.meet_with(Call::MeanToOwner, tensors, owners)
+        self.meet_with(Kind::MeanToOwner, tensors, owners)
     }
 
     fn share(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
-        self.meet_with(Call::Share, tensors, owners)
+        self.meet_with(Kind::Share, tensors, owners)
     }
 
     fn barrier(&self) -> Result<()> {
-        Ok(self.meet(Part::without_tensors(Call::Barrier))?)
+        Ok(self.meet(Part::without_tensors(Described::new(Kind::Barrier, &[], &[])))?)
     }
 
     fn refuse(&self, reason: &str) -> Result<()> {
-        match self.meet(Part::without_tensors(Call::Refuse(reason.to_owned()))) {
+        match self.meet(Part::without_tensors(Described::refuse(reason))) {
             Err(problem @ (RankProblem::Left { .. } | RankProblem::Silent { .. })) => Err(problem.into()),
             _ => Ok(()),
         }
@@ -180,104 +169,53 @@ impl Drop for InProcess {
 }
 
 impl Part {
-    fn without_tensors(call: Call) -> Self {
-        Self { call, tensors: Vec::new(), owners: Vec::new() }
-    }
-}
-
-impl Call {
-    fn name(&self) -> &'static str {
-        match self {
-            Call::Mean => "all_reduce_mean",
-            Call::MeanToOwner => "reduce_mean",
-            Call::Share => "share",
-            Call::Barrier => "barrier",
-            Call::Refuse(_) => "refuse",
-        }
+    fn without_tensors(call: Described) -> Self {
+        Self { call, tensors: Vec::new() }
     }
 }
 
 /// What this communicator can work on.
 fn check(name: &str, tensor: &Tensor) -> Result<()> {
-    core_dtype(name, tensor.dtype())?;
-    if !matches!(tensor.device(), Device::Cpu) {
-        let (tensor, device) = (name.to_owned(), tensor.device().location());
-        return Err(engine::Error::Device { tensor, device }.into());
-    }
-    match tensor.is_contiguous() {
-        true => Ok(()),
-        false => Err(candle_core::Error::RequiresContiguous { op: "a call of several ranks" }.bt().into()),
+    check_tensor(name, tensor)?;
+    match tensor.device() {
+        Device::Cpu => Ok(()),
+        device => Err(engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into()),
     }
 }
 
 /// Does a call for all ranks, or for none.
 fn carry_out(parts: &[Part]) -> Result<(), RankProblem> {
-    for (rank, part) in parts.iter().enumerate() {
-        if let Call::Refuse(reason) = &part.call {
-            return Err(RankProblem::Refused { rank, reason: reason.clone() });
-        }
-    }
-    let (first, others) = parts.split_first().expect("a group has a rank that called");
-    let expected = described(first);
-    for (rank, part) in (1..).zip(others) {
-        if part.call != first.call {
-            let (call, expected) = (part.call.name(), first.call.name());
-            return Err(RankProblem::Calls { rank, call, expected });
-        }
-        compare(&expected, rank, &described(part))?;
-        compare_owners(first, rank, part)?;
-    }
+    verdict(&parts.iter().map(|part| &part.call).collect::<Vec<_>>())?;
     apart(parts)?;
-    for i in 0..first.tensors.len() {
-        let ranks: Vec<&Tensor> = parts.iter().map(|part| &part.tensors[i].1).collect();
-        let done = match (&first.call, first.owners.get(i)) {
-            (Call::Share, Some(&owner)) => {
+    let call = &parts[0].call;
+    for (i, (name, _)) in call.tensors.iter().enumerate() {
+        let ranks: Vec<&Tensor> = parts.iter().map(|part| &part.tensors[i]).collect();
+        let owner = call.owners[i];
+        let done = match call.kind {
+            Kind::Share => {
                 let others: Vec<&Tensor> =
                     (0..ranks.len()).filter(|r| *r != owner).map(|r| ranks[r]).collect();
                 copy_to(ranks[owner], &others)
             }
-            (Call::MeanToOwner, Some(&owner)) => write_mean(&ranks, &ranks[owner..=owner]),
+            Kind::MeanToOwner => write_mean(&ranks, &ranks[owner..=owner]),
             _ => write_mean(&ranks, &ranks),
         };
         done.map_err(|error| RankProblem::Failed {
-            call: first.call.name(),
+            call: call.kind.name(),
             rank: 0,
-            reason: format!("tensor `{}`: {error}", first.tensors[i].0),
+            reason: format!("tensor `{name}`: {error}"),
         })?;
     }
     Ok(())
-}
-
-fn described(part: &Part) -> Vec<Described> {
-    let kind = |tensor: &Tensor| format!("{} {:?}", tensor.dtype().as_str(), tensor.dims());
-    part.tensors.iter().map(|(name, tensor)| (name.clone(), kind(tensor))).collect()
-}
-
-/// Makes sure that `rank`, with the same tensors, names the same owners as rank 0.
-fn compare_owners(expected: &Part, rank: usize, got: &Part) -> Result<(), RankProblem> {
-    let mut owners = expected.owners.iter().zip(&got.owners).enumerate();
-    match owners.find(|(_, (expected, got))| expected != got) {
-        None => Ok(()),
-        Some((i, (expected_owner, owner))) => {
-            let (got, expected_owner) =
-                (format!("owned by rank {owner}"), format!("by rank {expected_owner}"));
-            Err(RankProblem::Differs {
-                tensor: expected.tensors[i].0.clone(),
-                rank,
-                got,
-                expected: expected_owner,
-            })
-        }
-    }
 }
 
 /// A tensor that shares memory with another would be changed twice.
 fn apart(parts: &[Part]) -> Result<(), RankProblem> {
     let mut seen = HashSet::new();
     for (rank, part) in parts.iter().enumerate() {
-        for (name, tensor) in &part.tensors {
-            if !seen.insert(storage_key(tensor)) {
-                return Err(RankProblem::Shared { tensor: name.clone(), rank });
+        for ((tensor, _), memory) in part.call.tensors.iter().zip(&part.tensors) {
+            if !seen.insert(storage_key(memory)) {
+                return Err(RankProblem::Shared { tensor: tensor.clone(), rank });
             }
         }
     }

@@ -8,13 +8,18 @@ use crate::memory::{Add, candle_dtype, copy_elements, core_dtype, cpu_elements, 
 /// Writes the mean of tensors into `targets`, which are some of them. They have one shape and type, are contiguous and share
 /// no memory.
 pub(super) fn write_mean(ranks: &[&Tensor], targets: &[&Tensor]) -> Result<()> {
+    copy_to(&mean(ranks)?, targets)
+}
+
+/// The mean of tensors of one shape and type, contiguous and on the host, summed in order of rank: in f32, or f64 of f64.
+pub(super) fn mean(ranks: &[&Tensor]) -> Result<Tensor> {
     let first = ranks[0];
     let compute = candle_dtype(core_dtype("gradient", first.dtype())?.compute());
     let sum = Tensor::zeros(first.shape(), compute, first.device())?;
     for (rank, tensor) in ranks.iter().enumerate() {
         sum.inplace_op2(tensor, if rank == 0 { &Add::First } else { &Add::More })?;
     }
-    copy_to(&sum.affine(1.0 / ranks.len() as f64, 0.0)?, targets)
+    Ok(sum.affine(1.0 / ranks.len() as f64, 0.0)?)
 }
 
 /// Copies `source` to tensors of its shape, rounding to their type.

@@ -10,7 +10,9 @@
 //! and weights come back from there. The bits stay the same, and so do the bytes that are sent.
 //! [`Checkpointer::save_on_ranks`](crate::Checkpointer::save_on_ranks) saves all parts at once.
 //!
-//! A rank is a thread or a process with a [`Communicator`]. Give it to the optimizer
+//! A rank is a thread or a process with a [`Communicator`]: [`InProcess`] connects threads, `Mpi` (feature `mpi`) processes that
+//! `mpirun` or `srun` started, `Nccl` (feature `nccl`) GPUs in threads or in processes, which find each other by a [`Launch`] over
+//! TCP or through MPI. `docs/ranks.md` shows how each is started. Give it to the optimizer
 //! ([`OptimizerBuilder::communicator`](crate::OptimizerBuilder::communicator)), to [`Tpgm`](crate::Tpgm::communicator),
 //! or, for another optimizer, call [`average_gradients`] between the backward pass and the step.
 //!
@@ -52,16 +54,22 @@
 //! when an optimizer is made, and one with other data by [`require_same`].
 //!
 //! A rank that leaves ends the group, and so does one that does not answer within the communicator's timeout: the others get
-//! an error that names it. Weights and state are then as before the call that failed, on all of them, and the last checkpoint
+//! an error that names it (with NCCL, one that names the rank which noticed). Weights and state are then as before the call that failed, on all of them, and the last checkpoint
 //! loads. With [`divide_state`](crate::OptimizerBuilder::divide_state) the state of a rank that is gone is only there.
 
+mod call;
 mod division;
 mod error;
 mod in_process;
+mod launch;
 mod mean;
+#[cfg(feature = "mpi")]
+mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 mod problem;
+mod rendezvous;
+mod start;
 
 use std::fmt::Debug;
 
@@ -74,9 +82,13 @@ use tpgm_core::Slice;
 pub(crate) use self::division::Division;
 pub use self::error::{Error, Result};
 pub use self::in_process::InProcess;
+pub use self::launch::Launch;
+#[cfg(feature = "mpi")]
+pub use self::mpi::Mpi;
 #[cfg(feature = "nccl")]
 pub use self::nccl::{GroupId, Nccl};
 pub use self::problem::RankProblem;
+pub use self::start::StartProblem;
 use crate::engine::Operands;
 use crate::params::{Anchor, Param, Params};
 
@@ -99,7 +111,8 @@ pub trait Communicator: Debug + Send + Sync {
     /// # Errors
     ///
     /// [`Error::Ranks`] if another rank refused, left, or gave other tensors; [`Error::Device`](crate::engine::Error::Device) or another error about a
-    /// tensor that this communicator cannot work on, which the other ranks are told. Nothing was changed then.
+    /// tensor that this communicator cannot work on, which the other ranks are told. Nothing was changed then, but for this: if a
+    /// rank was lost while tensors were on their way between processes, those of this call may hold anything.
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()>;
 
     /// Replaces every tensor on its owner by its mean over all ranks, in place: half of an

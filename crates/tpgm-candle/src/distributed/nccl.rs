@@ -5,15 +5,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use candle_core::cuda_backend::{CudaStorage, CudaStorageSlice};
-use candle_core::{CpuStorage, CudaDevice, Device, InplaceOp1, Layout};
+use candle_core::{CpuStorage, CudaDevice, Device, InplaceOp1, Layout, Tensor};
 use cudarc::nccl::result::{NcclError, group_end, group_start};
 use cudarc::nccl::safe::{Comm, Id, ReduceOp};
 
+use super::call::{Kind, check_owners, check_tensor};
 use super::error::{Error, Result};
-use super::problem::{RankProblem, check_owners};
-use super::{Communicator, FNV_OFFSET, Named, fnv};
+use super::launch::Launch;
+use super::problem::RankProblem;
+use super::start::StartProblem;
+use super::{Communicator, FNV_OFFSET, Named, fnv, or_refuse};
 use crate::engine;
-use crate::memory::{core_dtype, events};
+use crate::memory::events;
 
 /// What the ranks of a group of GPUs have in common: made by one of them, sent to the others (by any means, also to other
 /// machines), and given to [`Nccl::new`] by all.
@@ -102,6 +105,42 @@ impl Nccl {
         self
     }
 
+    /// Joins the group of all processes that were started together, which [`Launch::exchange`] over TCP makes one. A GPU for
+    /// each: that of number [`local_rank`](Launch::local_rank) on its machine, for example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Launch::exchange`] and [`Nccl::new`].
+    pub fn launch(device: &Device, launch: &Launch, timeout: Duration) -> Result<Self> {
+        let own = if launch.rank == 0 { GroupId::new()?.to_bytes().to_vec() } else { Vec::new() };
+        let id = launch.exchange(&own, timeout)?;
+        let id = id.try_into().map_err(|id: Vec<u8>| StartProblem::Stranger {
+            address: format!("{}:{}", launch.address, launch.port),
+            got: format!("it gave {} bytes, and a group of NCCL has {}", id.len(), GroupId::LEN),
+        })?;
+        Ok(Self::new(device, launch.rank, launch.size, GroupId::from_bytes(id))?.timeout(timeout))
+    }
+
+    /// Joins a group of the ranks that `others` connects already, over tensors on the CPU: processes that MPI started, for
+    /// example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Communicator::broadcast`] and [`Nccl::new`].
+    pub fn among(device: &Device, others: &dyn Communicator) -> Result<Self> {
+        let own = match others.rank() {
+            0 => GroupId::new().map(|id| id.to_bytes()),
+            _ => Ok([0; GroupId::LEN]),
+        };
+        let own = or_refuse(Some(others), own)?;
+        // A tensor of bytes is none that ranks exchange; each is exact in f32.
+        let id = Tensor::new(own.map(f32::from).as_slice(), &Device::Cpu)?;
+        others.broadcast(&[("the id of a group of NCCL", &id)])?;
+        let mut bytes = [0; GroupId::LEN];
+        bytes.iter_mut().zip(id.to_vec1::<f32>()?).for_each(|(byte, number)| *byte = number as u8);
+        Self::new(device, others.rank(), others.size(), GroupId::from_bytes(bytes))
+    }
+
     fn comm(&self) -> MutexGuard<'_, Option<Handle>> {
         self.comm.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -140,7 +179,7 @@ impl Nccl {
     fn agree(
         &self,
         handle: &mut Option<Handle>,
-        call: Call,
+        call: Kind,
         tensors: &[Named<'_>],
         owners: &[usize],
     ) -> Result<()> {
@@ -148,10 +187,10 @@ impl Nccl {
             tensors.iter().zip(owners).map(|(named, owner)| digest(named, *owner)).collect();
         let all = digests.iter().fold(FNV_OFFSET, |hash, digest| fnv(hash, &digest.to_le_bytes())) as i64;
         let (count, number) = (tensors.len() as i64, call as i64);
-        let refuses = if call == Call::Refuse { self.rank as i64 + 1 } else { 0 };
+        let refuses = if call == Kind::Refuse { self.rank as i64 + 1 } else { 0 };
         // The complement turns the largest into the smallest; a refusal goes with any call.
         let ends =
-            if call == Call::Refuse { [i64::MIN; 6] } else { [number, !number, count, !count, all, !all] };
+            if call == Kind::Refuse { [i64::MIN; 6] } else { [number, !number, count, !count, all, !all] };
         let mut header = vec![refuses];
         header.extend(ends);
         let header = self.largest(handle, call.name(), &header)?;
@@ -177,7 +216,7 @@ impl Nccl {
         Err(RankProblem::Unlike { position, rank: self.rank, here }.into())
     }
 
-    fn run(&self, call: Call, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
+    fn run(&self, call: Kind, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
         let fits = || {
             check_owners(call.name(), self.rank, self.size, tensors.len(), owners)?;
             tensors.iter().try_for_each(|(name, tensor)| self.check(name, tensor))
@@ -188,7 +227,7 @@ impl Nccl {
         }
         let mut handle = self.comm();
         self.agree(&mut handle, call, tensors, owners)?;
-        let (Some(Handle(comm)), false) = (&*handle, call == Call::Barrier) else { return Ok(()) };
+        let (Some(Handle(comm)), false) = (&*handle, call == Kind::Barrier) else { return Ok(()) };
         let nccl = |error: NcclError| failed(call.name(), self.rank, &error);
         group_start().map_err(nccl)?;
         let tensors = tensors.iter().map(|(_, tensor)| *tensor).zip(owners);
@@ -208,20 +247,12 @@ impl Nccl {
     }
 
     /// What this communicator can work on.
-    fn check(&self, name: &str, tensor: &candle_core::Tensor) -> Result<()> {
-        core_dtype(name, tensor.dtype())?;
+    fn check(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        check_tensor(name, tensor)?;
         match tensor.device() {
-            Device::Cuda(device) if device.id() == self.device.id() => {}
+            Device::Cuda(device) if device.id() == self.device.id() => Ok(()),
             device => {
-                return Err(
-                    engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into()
-                );
-            }
-        }
-        match tensor.is_contiguous() {
-            true => Ok(()),
-            false => {
-                Err(candle_core::Error::RequiresContiguous { op: "a call of several ranks" }.bt().into())
+                Err(engine::Error::Device { tensor: name.to_owned(), device: device.location() }.into())
             }
         }
     }
@@ -237,23 +268,23 @@ impl Communicator for Nccl {
     }
 
     fn all_reduce_mean(&self, tensors: &[Named<'_>]) -> Result<()> {
-        self.run(Call::Mean, tensors, &vec![0; tensors.len()])
+        self.run(Kind::Mean, tensors, &vec![0; tensors.len()])
     }
 
     fn reduce_mean(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
-        self.run(Call::MeanToOwner, tensors, owners)
+        self.run(Kind::MeanToOwner, tensors, owners)
     }
 
     fn share(&self, tensors: &[Named<'_>], owners: &[usize]) -> Result<()> {
-        self.run(Call::Share, tensors, owners)
+        self.run(Kind::Share, tensors, owners)
     }
 
     fn barrier(&self) -> Result<()> {
-        self.run(Call::Barrier, &[], &[])
+        self.run(Kind::Barrier, &[], &[])
     }
 
     fn refuse(&self, _reason: &str) -> Result<()> {
-        match self.agree(&mut self.comm(), Call::Refuse, &[], &[]) {
+        match self.agree(&mut self.comm(), Kind::Refuse, &[], &[]) {
             Err(Error::Ranks(RankProblem::Refused { .. })) | Ok(()) => Ok(()),
             Err(error) => Err(error),
         }
@@ -275,31 +306,10 @@ impl Drop for Nccl {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Call {
-    Mean = 1,
-    MeanToOwner,
-    Share,
-    Barrier,
-    Refuse,
-}
-
-impl Call {
-    fn name(self) -> &'static str {
-        match self {
-            Call::Mean => "all_reduce_mean",
-            Call::MeanToOwner => "reduce_mean",
-            Call::Share => "share",
-            Call::Barrier => "barrier",
-            Call::Refuse => "refuse",
-        }
-    }
-}
-
 /// Adds the exchange of one tensor's elements to a group.
 struct Exchange<'a> {
     comm: &'a Comm,
-    call: Call,
+    call: Kind,
     root: i32,
 }
 
@@ -319,8 +329,8 @@ impl InplaceOp1 for Exchange<'_> {
             ($slice:expr) => {{
                 let mut elements = $slice.slice_mut(start..end);
                 match self.call {
-                    Call::Share => self.comm.broadcast_in_place(&mut elements, self.root),
-                    Call::MeanToOwner => self.comm.reduce_in_place(&mut elements, &ReduceOp::Avg, self.root),
+                    Kind::Share => self.comm.broadcast_in_place(&mut elements, self.root),
+                    Kind::MeanToOwner => self.comm.reduce_in_place(&mut elements, &ReduceOp::Avg, self.root),
                     _ => self.comm.all_reduce_in_place(&mut elements, &ReduceOp::Avg),
                 }
             }};

@@ -1,6 +1,5 @@
-//! What can go wrong between ranks, and how the tensors of ranks are compared.
+//! What can go wrong between ranks.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 /// Why a call that ranks make together did not happen.
@@ -93,57 +92,9 @@ pub enum RankProblem {
 }
 
 /// Ranks, for a sentence.
-fn some(ranks: &[usize]) -> String {
+pub(super) fn some(ranks: &[usize]) -> String {
     match ranks {
         [rank] => format!("rank {rank}"),
         ranks => format!("ranks {}", ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")),
     }
-}
-
-/// Makes sure that a call names an owner for each tensor, and that they are ranks.
-pub(super) fn check_owners(
-    call: &'static str,
-    rank: usize,
-    size: usize,
-    tensors: usize,
-    owners: &[usize],
-) -> Result<(), RankProblem> {
-    let fail = |reason: String| Err(RankProblem::Failed { call, rank, reason });
-    if owners.len() != tensors {
-        return fail(format!("{} owners for {tensors} tensors; name one for each", owners.len()));
-    }
-    match owners.iter().find(|owner| **owner >= size) {
-        Some(owner) => fail(format!("there is no rank {owner} among {size}")),
-        None => Ok(()),
-    }
-}
-
-/// A tensor of a call, as ranks compare it: its name, and its type and shape in words.
-pub(super) type Described = (String, String);
-
-/// Makes sure that `rank` gives the same tensors in the same order as rank 0.
-pub(super) fn compare(expected: &[Described], rank: usize, got: &[Described]) -> Result<(), RankProblem> {
-    let differs = |tensor: &str, got: &str, expected: &str| {
-        let (tensor, got, expected) = (tensor.to_owned(), got.to_owned(), expected.to_owned());
-        Err(RankProblem::Differs { tensor, rank, got, expected })
-    };
-    if expected == got {
-        return Ok(());
-    }
-    let by_name = |list: &'_ [Described]| -> HashMap<String, String> { list.iter().cloned().collect() };
-    let theirs = by_name(got);
-    for (name, kind) in expected {
-        match theirs.get(name) {
-            None => return differs(name, "missing", kind),
-            Some(theirs) if theirs != kind => return differs(name, theirs, kind),
-            Some(_) => {}
-        }
-    }
-    let ours = by_name(expected);
-    if let Some((name, kind)) = got.iter().find(|(name, _)| !ours.contains_key(name)) {
-        return differs(name, kind, "missing");
-    }
-    let same = expected.iter().zip(got).take_while(|(ours, theirs)| ours == theirs).count();
-    let (name, _) = expected.get(same).or(got.get(same)).expect("the lists differ somewhere");
-    differs(name, "at another position of the list", &format!("at position {same}"))
 }

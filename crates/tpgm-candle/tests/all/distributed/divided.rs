@@ -1,113 +1,30 @@
 //! Divided state gives the bits of undivided state on the same number of ranks.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Var};
 use tpgm_candle::core::gradient::KernelProjection;
-use tpgm_candle::core::{Coupling, Decay, DigrapTest, FtpMemory};
 use tpgm_candle::distributed::{Communicator, InProcess};
 use tpgm_candle::{
-    AdamW, AuditPolicy, Constraint, Digrap, Ema, FixedRadius, FixedScale, Ftp, Group, L2Sp, Norm,
-    OptimizerBuilder, Projection, Pull, PullScale, PullWeights, RobustOptimizer, Rule, Sgd, Spd, StateDict,
-    Tpgm, TpgmConfig,
+    AuditPolicy, Constraint, Ema, FixedScale, Ftp, Group, OptimizerBuilder, RobustOptimizer, StateDict, Tpgm,
+    TpgmConfig,
 };
 
+use super::methods::{Outcome, constraints, rules, train};
 use super::{Net, ROWS, part, ranks, tensor};
 
-fn rules() -> Vec<Rule> {
-    let adamw = AdamW::default().lr(0.01);
-    let sgd = Sgd::default().lr(0.02);
-    vec![
-        AdamW { weight_decay: 0.1, ..adamw }.into(),
-        AdamW { weight_decay: 0.1, decay: Decay::Coupled, amsgrad: true, ..adamw }.into(),
-        Sgd { momentum: 0.0, ..sgd }.into(),
-        Sgd { weight_decay: 0.05, nesterov: true, ..sgd }.into(),
-    ]
-}
-
-fn constraints() -> Vec<Constraint> {
-    let pull = Pull { anchor_l2: 0.4, zero_l1: 0.02, ..Pull::default() };
-    vec![
-        Constraint::None,
-        FixedRadius { radius: 0.05, norm: Norm::Mars }.into(),
-        FixedRadius { radius: 0.02, norm: Norm::L2 }.into(),
-        FixedScale { radius: 0.01 }.into(),
-        TpgmConfig::default().into(),
-        TpgmConfig { norm: Norm::L2, ..TpgmConfig::default() }.into(),
-        Ftp::default().into(),
-        Ftp { memory: FtpMemory::Low, ..Ftp::default() }.into(),
-        Spd::default().into(),
-        Digrap { test: DigrapTest::Conflict, ..Digrap::default() }.into(),
-        Digrap { test: DigrapTest::Agreement, ..Digrap::default() }.into(),
-        L2Sp { alpha: 0.5, coupling: Coupling::Coupled }.into(),
-        L2Sp { alpha: 0.5, coupling: Coupling::Decoupled }.into(),
-        Pull { scale: PullScale::SetMean, ..pull }.into(),
-        Pull { scale: PullScale::TensorMean, weights: PullWeights::Fisher, ..pull }.into(),
-    ]
-}
-
-/// What a rank has in the end. State and scalars are those of its own tensors.
-#[derive(Debug, PartialEq)]
-struct Outcome {
-    bits: Vec<Vec<u64>>,
-    norms: Vec<Option<u64>>,
-    state: StateDict,
-    scalars: BTreeMap<String, Vec<u64>>,
-    rows: BTreeMap<String, Vec<f64>>,
-}
-
-impl Outcome {
-    /// All ranks as one: their state is put together, and everything else is the same on all.
-    fn join(ranks: Vec<Self>) -> Self {
-        let mut ranks = ranks.into_iter();
-        let mut whole = ranks.next().unwrap();
-        for rank in ranks {
-            assert_eq!((&rank.bits, &rank.norms), (&whole.bits, &whole.norms), "ranks differ");
-            whole.state.extend(rank.state);
-            whole.scalars.extend(rank.scalars);
-            whole.rows.extend(rank.rows);
-        }
-        whole
+/// All ranks as one: their state is put together, and everything else is the same on all.
+fn join(ranks: Vec<Outcome>) -> Outcome {
+    let mut ranks = ranks.into_iter();
+    let mut whole = ranks.next().unwrap();
+    for rank in ranks {
+        assert_eq!((&rank.bits, &rank.norms), (&whole.bits, &whole.norms), "ranks differ");
+        whole.state.extend(rank.state);
+        whole.scalars.extend(rank.scalars);
+        whole.rows.extend(rank.rows);
     }
-
-    fn of(bits: Vec<Vec<u64>>, norms: Vec<Option<u64>>, optimizer: &RobustOptimizer) -> Self {
-        let scalars = optimizer.scalars().unwrap().into_iter();
-        let held = optimizer.set().tensors().iter().filter(|spec| optimizer.holds(&spec.name).unwrap());
-        Self {
-            bits,
-            norms,
-            state: optimizer.state().unwrap(),
-            scalars: scalars.map(|(name, s)| (name, s.to_array().map(f64::to_bits).to_vec())).collect(),
-            rows: held.map(|spec| (spec.name.clone(), optimizer.norms(&spec.name).unwrap())).collect(),
-        }
-    }
-}
-
-/// Five steps; under TPGM with an update of the radii after every second one, and a projection at the end.
-fn train(net: &Net, builder: OptimizerBuilder, learned: bool, weighed: bool, rows: Range<usize>) -> Outcome {
-    let mut optimizer = builder.build().unwrap();
-    let (mut bits, mut norms) = (Vec::new(), Vec::new());
-    for step in 0..5 {
-        let update = learned && step % 2 == 1;
-        optimizer.set_projection(if update { Projection::Defer } else { Projection::Apply });
-        optimizer.set_learning_rate(0.01 / (step + 1) as f64);
-        if weighed && step == 1 {
-            optimizer.backward_importance(&net.loss(31, rows.clone()).unwrap()).unwrap();
-        }
-        let info = optimizer.backward_step(&net.loss(11 + step, rows.clone()).unwrap()).unwrap();
-        norms.push(info.grad_norm.map(f64::to_bits));
-        if update {
-            optimizer.tpgm().unwrap().update_n(2, |i| net.loss(21 + i as u64, rows.clone())).unwrap();
-        }
-        bits.push(net.bits());
-    }
-    if learned {
-        optimizer.tpgm().unwrap().project().unwrap();
-        bits.push(net.bits());
-    }
-    Outcome::of(bits, norms, &optimizer)
+    whole
 }
 
 /// Divided and undivided.
@@ -130,7 +47,7 @@ fn both<R: Send>(
 
 #[track_caller]
 fn assert_same([undivided, divided]: [Vec<Outcome>; 2], context: &str) {
-    let (expected, got) = (Outcome::join(undivided), Outcome::join(divided));
+    let (expected, got) = (join(undivided), join(divided));
     assert_eq!(got.bits, expected.bits, "{context}: weights differ");
     assert!(got == expected, "{context}: {got:?}\n{expected:?}");
 }
@@ -142,15 +59,7 @@ fn all_methods_give_the_bits_of_undivided_state() {
     {
         for size in 1..=3 {
             for dtype in [DType::F32, DType::F16] {
-                let learned = matches!(constraint, Constraint::Tpgm(_));
-                let weighed =
-                    matches!(constraint, Constraint::Pull(pull) if pull.weights != PullWeights::One);
-                let outcomes = both(size, |group, rows| {
-                    let net = Net::new(dtype);
-                    let params = net.params.clone().group(Group::new("b.*").lr(0.02).weight_decay(0.01));
-                    let builder = RobustOptimizer::builder(&params).rule(rule).constraint(constraint);
-                    train(&net, group(builder.max_grad_norm(0.2)), learned, weighed, rows)
-                });
+                let outcomes = both(size, |group, rows| train(dtype, (rule, constraint), group, rows));
                 let clipped = outcomes[0][0].norms.iter().flatten().any(|norm| f64::from_bits(*norm) > 0.2);
                 assert!(clipped, "nothing was clipped: the test shows less than it says");
                 assert_same(outcomes, &format!("{rule:?} under {constraint:?}, {size} ranks, {dtype:?}"));
