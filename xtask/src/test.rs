@@ -197,6 +197,11 @@ const STAGES: &[Stage] = &[
     ),
     at(Turn::Beside, stage("lints of the CUDA features", &["xtask", "cuda-check"])),
     Stage {
+        skip: crate::ranks::missing,
+        turn: Turn::Beside,
+        ..stage("ranks as processes", &["xtask", "ranks"])
+    },
+    Stage {
         env: &[("RUSTDOCFLAGS", "-D warnings")],
         turn: Turn::Beside,
         ..stage("documentation", &["doc", "--workspace", "--features", FEATURES, "--no-deps"])
