@@ -175,6 +175,12 @@ const STAGES: &[Stage] = &[
         turn: Turn::Beside,
         ..stage("packages", &["xtask", "packages"])
     },
+    // Mostly waits: for timeouts, and for what has been killed.
+    Stage {
+        skip: crate::ranks::missing,
+        turn: Turn::Beside,
+        ..stage("ranks as processes", &["xtask", "ranks"])
+    },
     // The pages are checked by a unit test, too; this makes the book, where mdBook is installed.
     at(Turn::Beside, stage("guide", &["xtask", "guide"])),
     // Addresses and undefined behavior; the tests that reach all kernels.
@@ -196,11 +202,6 @@ const STAGES: &[Stage] = &[
         kernels("mistakes planted in calls of the driver", &["xtask", "emulate", "--driver", "--self-test"]),
     ),
     at(Turn::Beside, stage("lints of the CUDA features", &["xtask", "cuda-check"])),
-    Stage {
-        skip: crate::ranks::missing,
-        turn: Turn::Beside,
-        ..stage("ranks as processes", &["xtask", "ranks"])
-    },
     Stage {
         env: &[("RUSTDOCFLAGS", "-D warnings")],
         turn: Turn::Beside,
