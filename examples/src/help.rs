@@ -45,7 +45,7 @@ fn print(text: &str) {
     print!("{text}");
 }
 
-/// What a program is for, how it is called, and a line for each option, all of them at most 100 letters long.
+/// What a program is for, how it is called, and a line for each option that is not for `--help-all` alone, all of them at most 100 letters long.
 pub fn screen(command: &mut Command) -> String {
     command.build();
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
@@ -61,7 +61,8 @@ pub fn screen(command: &mut Command) -> String {
     text.push('\n');
     let options: Vec<(String, String)> = command
         .get_arguments()
-        .filter(|arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version"))
+        .filter(|arg| !arg.is_hide_set() && !arg.is_hide_short_help_set())
+        .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version"))
         .map(|arg| (spelled(arg), described(arg)))
         .chain([("--help-all".to_owned(), "Every option in full".to_owned())])
         .collect();

@@ -27,7 +27,8 @@ fn download(name: &str, files: &[&str], optional: &[&str]) -> Result<PathBuf> {
     use anyhow::{Context, ensure};
     ensure!(
         name.split('/').count() == 2 && !name.starts_with(['.', '/']),
-        "there is no folder {name}, and models of the hub are named `owner/model`"
+        "there is no folder {name}, and models of the hub are named `owner/model`; `cargo xtask data` fetches all-MiniLM-L6-v2 and \
+         EfficientNet-Lite0 without it"
     );
     let repository =
         hf_hub::api::sync::Api::new().context("cannot reach the Hugging Face hub")?.model(name.to_owned());
@@ -48,7 +49,8 @@ fn download(name: &str, files: &[&str], optional: &[&str]) -> Result<PathBuf> {
 #[cfg(not(feature = "hf-hub"))]
 fn download(name: &str, _: &[&str], _: &[&str]) -> Result<PathBuf> {
     bail!(
-        "there is no folder {name}. To fetch models from the Hugging Face hub, build with `--features hf-hub`"
+        "there is no folder {name}. `cargo xtask data minilm` fetches all-MiniLM-L6-v2 to target/data/minilm; to fetch models from \
+         the Hugging Face hub, build with `--features hf-hub`"
     )
 }
 

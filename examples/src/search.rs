@@ -26,7 +26,7 @@ pub struct SearchArgs {
     #[arg(long, value_enum, default_value_t, requires_if("tpe", "full"))]
     pub search: Sampler,
     /// Settings of each method with --search tpe [default: as many as the grid has]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     pub trials: Option<NonZero<u64>>,
 }
 

@@ -49,11 +49,11 @@ const TINY: [&str; 14] = [
     "3",
     "--steps",
     "12",
-    "--length",
+    "--max-length",
     "24",
     "--batch",
     "4",
-    "--held-out",
+    "--held-out-share",
     "0.01",
     "--sample-tokens",
     "3",
@@ -102,7 +102,7 @@ fn a_run_without_a_model_leaves_an_adapter_that_predicts_better() {
 #[test]
 fn a_quick_run_needs_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
-    command(folder.path(), &["--quick", "--pretrain-steps", "2", "--held-out", "0.01"], &Stop::never())
+    command(folder.path(), &["--quick", "--pretrain-steps", "2", "--held-out-share", "0.01"], &Stop::never())
         .unwrap();
     assert_eq!(outcome(folder.path()).times.steps(), 20);
 }
@@ -142,7 +142,8 @@ fn a_run_is_not_resumed_with_another_text_or_model() {
     model(&folder.path().join("m"), 4);
     fs::write(at("m/tokenizer.json"), TOKENIZER).unwrap();
     let (m, text, out) = (at("m"), at("m/text"), folder.path().join("out"));
-    let options = ["--model", &m, "--text", &text, "--steps", "6", "--length", "16", "--sample-tokens", "0"];
+    let options =
+        ["--model", &m, "--train", &text, "--steps", "6", "--max-length", "16", "--sample-tokens", "0"];
     let resume = || command(&out, &[&options[..], &["--resume"]].concat(), &Stop::never());
     let refused = |part: &str| {
         let error = format!("{:#}", resume().unwrap_err());
@@ -167,16 +168,16 @@ fn a_run_is_not_resumed_with_another_text_or_model() {
 
 #[test]
 fn options_that_make_no_sense_are_named() {
-    assert!(error(&["--tiny", "--held-out", "1.5"]).contains("--held-out is 1.5"));
+    assert!(error(&["--tiny", "--held-out-share", "1.5"]).contains("--held-out-share is 1.5"));
     assert!(error(&["--tiny", "--steps", "0"]).contains("--steps"));
     assert!(error(&["--tiny", "--batch", "0"]).contains("--batch"));
-    assert!(error(&["--tiny", "--length", "1"]).contains("--length is 1"));
-    assert!(error(&["--tiny", "--text", "no-such-file"]).contains("no-such-file"));
+    assert!(error(&["--tiny", "--max-length", "1"]).contains("--max-length is 1"));
+    assert!(error(&["--tiny", "--train", "no-such-file"]).contains("no-such-file"));
     assert!(error(&[]).contains("--model"));
-    assert!(error(&["--model", "m"]).contains("--text"));
+    assert!(error(&["--model", "m"]).contains("--train"));
     let tiny = |more: &[&'static str]| error(&[&TINY, more].concat());
     assert!(tiny(&["--targets", "query"]).contains("query"));
-    assert!(tiny(&["--length", "400"]).contains("--length is 400, but the model takes up to 256"));
+    assert!(tiny(&["--max-length", "400"]).contains("--max-length is 400, but the model takes up to 256"));
     assert!(tiny(&["--lr", "1e30", "--constraint", "none"]).contains("at learning rate"));
 }
 
@@ -204,8 +205,19 @@ fn a_model_with_a_tokenizer_is_adapted() {
     model(&folder.path().join("m"), 4);
     fs::write(at("other"), "c b a ".repeat(30)).unwrap();
     let (m, text, other) = (at("m"), at("m/text"), at("other"));
-    let options =
-        ["--model", &m, "--text", &text, "--ood", &other, "--steps", "15", "--length", "16", "--lr=0.01"];
+    let options = [
+        "--model",
+        &m,
+        "--train",
+        &text,
+        "--test",
+        &other,
+        "--steps",
+        "15",
+        "--max-length",
+        "16",
+        "--lr=0.01",
+    ];
     let run = || command(&folder.path().join("out"), &options, &Stop::never());
     let missing = format!("{:#}", run().unwrap_err());
     assert!(missing.contains("tokenizer.json"), "{missing}");

@@ -156,6 +156,11 @@ const STAGES: &[Stage] = &[
     kernels("kernels on the CPU", &["xtask", "emulate"]),
     kernels("kernels with a GPU's blocks", &["xtask", "emulate", "--threads", "256"]),
     kernels("kernels with the sums of other GPUs", &["xtask", "emulate", "--compensated"]),
+    // Addresses and undefined behavior; the tests that reach all kernels.
+    kernels(
+        "kernels under the address sanitizer",
+        &["xtask", "emulate", "--asan", "--", "device::", "suite::averages", "suite::projector"],
+    ),
     Stage {
         skip: crate::emulate::missing,
         ..kernels("parity of the kernels", &["xtask", "parity", GOLDEN, "--backend", "emulated"])
@@ -183,14 +188,6 @@ const STAGES: &[Stage] = &[
     },
     // The pages are checked by a unit test, too; this makes the book, where mdBook is installed.
     at(Turn::Beside, stage("guide", &["xtask", "guide"])),
-    // Addresses and undefined behavior; the tests that reach all kernels.
-    at(
-        Turn::Beside,
-        kernels(
-            "kernels under the address sanitizer",
-            &["xtask", "emulate", "--asan", "--", "device::", "suite::averages", "suite::projector"],
-        ),
-    ),
     at(Turn::Beside, kernels("kernels under the thread sanitizer", &["xtask", "emulate", "--tsan"])),
     at(Turn::Beside, kernels("mistakes planted in kernels", &["xtask", "emulate", "--self-test"])),
     at(
@@ -314,13 +311,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     // Asked for now: the tests build the program anew, and it is in its place then.
     let program = env::current_exe().context("where this program is")?;
     let record = Mutex::new(record);
-    let of = |turn: Turn, output: &mut Output| -> Result<Vec<Outcome>> {
-        stages()
-            .filter(|stage| stage.turn == turn)
-            .map(|stage| stage.run(&program, args.all, &record, output))
-            .collect()
+    let of = |turn: Turn, output: &mut Output| -> Vec<Outcome> {
+        // Its output comes later, and not at all if the run is cut off: who ran is known in any case.
+        let tell = |line: &str| {
+            if turn == Turn::Beside {
+                println!("\n== at the same time: {line}");
+            }
+        };
+        let mut outcomes = Vec::new();
+        for stage in stages().filter(|stage| stage.turn == turn) {
+            tell(stage.name);
+            let outcome = stage.run(&program, args.all, &record, output).unwrap_or_else(|error| Outcome {
+                line: format!("FAILED  {}: {error:#}", stage.name),
+                failed: Some(stage.name),
+            });
+            tell(&outcome.line);
+            outcomes.push(outcome);
+        }
+        outcomes
     };
-    let mut outcomes = of(Turn::First, &mut Output::Shown)?;
+    let mut outcomes = of(Turn::First, &mut Output::Shown);
     outcomes.extend(thread::scope(|scope| {
         let beside = scope.spawn(|| {
             let mut output = Output::kept();
@@ -330,9 +340,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         // Shown in any case: it says what went wrong.
         let (others, output) = beside.join().map_err(|_| anyhow!("a stage panicked"))?;
         output.show()?;
-        anyhow::Ok([outcomes?, others?].concat())
+        anyhow::Ok([outcomes, others].concat())
     })?);
-    outcomes.extend(of(Turn::Last, &mut Output::Shown)?);
+    outcomes.extend(of(Turn::Last, &mut Output::Shown));
     let lines: Vec<_> = outcomes.iter().map(|outcome| outcome.line.as_str()).collect();
     println!("\n== summary\n{}", lines.join("\n"));
     let failed: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.failed).collect();

@@ -33,7 +33,7 @@ pub(super) fn write(lines: &[&Line], page: &mut String, plots: &mut Vec<(String,
         let runs = Runs::of(&newest);
         let _ = write!(
             page,
-            "\n## Training steps: {network}, {device}, {threads} threads\n\nMilliseconds, medians of steps in turns; the optimizer's \
+            "\n## Training steps: {network}, {device}, {threads} threads\n\nMilliseconds, medians of alternating steps; the optimizer's \
              share is of its own step. Our program keeps freed memory for the next tensor; contestants ending in `_as_is` leave it to the C \
              library, which hands large blocks back to the system, and `candle` is candle-nn.{}\n\n| method | who | step | spread | {} | optimizer's share | x ours | others | run |\n\
              |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",

@@ -149,7 +149,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "true|false")]
     pub(crate) squash: Option<bool>,
     /// How images are scaled [default: what the preprocessor says, or bicubic]
-    #[arg(long, value_enum, value_name = "FILTER")]
+    #[arg(long, value_enum, value_name = "FILTER", hide_short_help = true)]
     pub(crate) resample: Option<Resample>,
     /// Mean of red, green and blue, of values from 0 to 1 [default: that of the preprocessor]
     #[arg(long, value_delimiter = ',', value_name = "R,G,B")]

@@ -31,7 +31,7 @@ use crate::train::{Bound, Ended, Training};
 #[command(name = "finetune_lora", version, args_override_self = true)]
 pub(crate) struct Args {
     /// Folder with config.json, tokenizer.json and model.safetensors (or its shards)
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["tiny", "quick"], requires = "text")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["tiny", "quick"], requires = "train")]
     model: Option<PathBuf>,
     /// Without a model: pre-train a small one on bytes of a generated text, and adapt it to another one (a minute)
     #[arg(long, conflicts_with = "model")]
@@ -41,13 +41,13 @@ pub(crate) struct Args {
     quick: bool,
     /// Text to train on, in UTF-8
     #[arg(long, value_name = "FILE")]
-    text: Option<PathBuf>,
+    train: Option<PathBuf>,
     /// Another text, to see what is forgotten; may be repeated
     #[arg(long, value_name = "FILE")]
-    ood: Vec<PathBuf>,
+    test: Vec<PathBuf>,
     /// Share of the text, at its end, that is held out
     #[arg(long, default_value_t = 0.1)]
-    held_out: f64,
+    held_out_share: f64,
     /// Folder for the adapter, checkpoints and results
     #[arg(long, default_value = "runs/finetune_lora")]
     out: PathBuf,
@@ -84,7 +84,7 @@ pub(crate) struct Args {
     pretrain_steps: Option<u64>,
     /// Tokens in a sequence [default: 256, with --tiny 96, with --quick 32]
     #[arg(long)]
-    length: Option<usize>,
+    max_length: Option<usize>,
     /// Sequences in a step [default: 4, with --tiny 16, with --quick 8]
     #[arg(long)]
     batch: Option<usize>,
@@ -243,9 +243,9 @@ impl Args {
 
     fn config(&self) -> Result<Config> {
         ensure!(
-            self.held_out > 0.0 && self.held_out < 1.0,
-            "--held-out is {}, not between 0 and 1",
-            self.held_out
+            self.held_out_share > 0.0 && self.held_out_share < 1.0,
+            "--held-out-share is {}, not between 0 and 1",
+            self.held_out_share
         );
         let otherwise = |quick, tiny, usual| match (self.quick, self.tiny) {
             (true, _) => quick,
@@ -265,11 +265,11 @@ impl Args {
         ensure!(training.batch > 0, "--batch is 0: a step needs a sequence");
         let (rank, alpha, targets, seed) = (self.rank, self.alpha, self.targets.clone(), self.seed);
         let lora = LoraConfig { rank, alpha, targets, seed, ..LoraConfig::default() };
-        let length = self.length.unwrap_or(otherwise(32, 96, 256) as usize);
-        let (model, text) = (self.model.clone(), self.text.clone());
+        let length = self.max_length.unwrap_or(otherwise(32, 96, 256) as usize);
+        let (model, text, held_out) = (self.model.clone(), self.train.clone(), self.held_out_share);
         let pretrain_steps = self.without_model().then(|| self.pretrain_steps());
         let files = self.fingerprint()?;
-        Ok(Config { model, pretrain_steps, text, held_out: self.held_out, length, lora, training, files })
+        Ok(Config { model, pretrain_steps, text, held_out, length, lora, training, files })
     }
 
     fn fingerprint(&self) -> Result<Fingerprint> {
@@ -280,22 +280,22 @@ impl Args {
                 files = files.file(name, &path)?;
             }
         }
-        if let Some(path) = &self.text {
+        if let Some(path) = &self.train {
             files = files.file("text", path)?;
         }
-        self.ood
+        self.test
             .iter()
             .try_fold(files, |files, path| files.file(format!("other text {}", path.display()), path))
     }
 
     fn texts(&self) -> Result<Texts> {
-        let text = match &self.text {
+        let text = match &self.train {
             Some(path) => read(path)?,
             None => Language::Sea.write(SEA, self.seed + 1),
         };
-        let (train, held_out) = split(&text, self.held_out);
+        let (train, held_out) = split(&text, self.held_out_share);
         let mut ood = Vec::new();
-        for path in &self.ood {
+        for path in &self.test {
             ood.push((path.display().to_string(), read(path)?));
         }
         if self.without_model() {
@@ -307,7 +307,7 @@ impl Args {
     /// What the small model is pre-trained on, and what is held out of it.
     fn farm(&self) -> (String, String) {
         let text = Language::Farm.write(FARM, self.seed);
-        let (train, held_out) = split(&text, self.held_out);
+        let (train, held_out) = split(&text, self.held_out_share);
         (train.to_owned(), held_out.to_owned())
     }
 
@@ -342,7 +342,7 @@ fn model_files(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn check_length(length: usize, shape: &LlamaConfig) -> Result<()> {
     let most = shape.max_position_embeddings;
-    ensure!(length <= most, "--length is {length}, but the model takes up to {most} tokens");
+    ensure!(length <= most, "--max-length is {length}, but the model takes up to {most} tokens");
     Ok(())
 }
 

@@ -108,7 +108,7 @@ impl Windows {
     ///
     /// There are fewer than two tokens.
     pub(crate) fn new(name: &str, tokens: Vec<u32>, length: usize) -> Result<Self> {
-        ensure!(length >= 2, "--length is {length}: a window needs a token to read and one to predict");
+        ensure!(length >= 2, "--max-length is {length}: a window needs a token to read and one to predict");
         ensure!(tokens.len() >= 2, "{name}: {} tokens are too few to predict one", tokens.len());
         Ok(Self { tokens, length, device: Device::Cpu })
     }

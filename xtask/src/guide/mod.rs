@@ -26,7 +26,7 @@ const SUMMARY: &str = "docs/SUMMARY.md";
 /// Where pages with code are handed to the compiler.
 const COMPILED: &str = "examples/src/lib.rs";
 /// Folders without pages of ours.
-const PASSED_OVER: [&str; 3] = ["target", "runs", "node_modules"];
+const PASSED_OVER: [&str; 2] = ["target", "runs"];
 
 /// All pages by their path from the root of the repository, with `/` on every system.
 type Pages = BTreeMap<String, String>;

@@ -77,12 +77,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let target = root.join("target");
     let kernels = root.join("kernels");
     let committed = root.join(MODULES);
-    if args.check && !args.anew && record::holds(&kernels, &committed)? {
-        println!(
-            "sources, compilers and modules are those of when `cargo xtask ptx` wrote them (`{}`); --anew compiles and compares",
-            record::path(&kernels).display()
-        );
-        return Ok(());
+    if args.check && args.nvrtc.is_none() && record::holds(&kernels, &committed)? {
+        let record = record::path(&kernels);
+        let same = "sources, compilers and modules are those of when `cargo xtask ptx` wrote them";
+        match (args.anew, without_compilers()?) {
+            (true, None) => {}
+            (true, Some(reason)) => {
+                return Ok(println!("{same} (`{}`); not compiled anew: {reason}", record.display()));
+            }
+            (false, _) => {
+                return Ok(println!("{same} (`{}`); --anew compiles and compares", record.display()));
+            }
+        }
     }
     let library = match &args.nvrtc {
         Some(path) => path.clone(),
@@ -123,19 +129,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         );
     } else {
         write_all(&committed, &modules)?;
-        record::write(&kernels, &committed)?;
+        if args.any_version {
+            // Of what another compiler made, nothing is promised.
+            record::remove(&kernels)?;
+        } else {
+            record::write(&kernels, &committed)?;
+        }
         println!("written to {}", committed.display());
     }
     Ok(())
 }
 
-/// Why the tools are not there and cannot or must not be fetched, if so and `--check` needs them.
+/// Why `--check` cannot be made, if so: something changed, and there are no compilers.
 pub(crate) fn missing() -> Result<Option<&'static str>> {
     let root = crate::root()?;
-    if record::holds(&root.join("kernels"), &root.join(MODULES))? {
-        return Ok(None);
+    match record::holds(&root.join("kernels"), &root.join(MODULES))? {
+        true => Ok(None),
+        false => without_compilers(),
     }
-    let target = root.join("target");
+}
+
+/// Why the compilers are not there and cannot or must not be fetched, if so.
+fn without_compilers() -> Result<Option<&'static str>> {
+    let target = crate::root()?.join("target");
     let tools = [cuda_tools::NVRTC, cuda_tools::PTXAS, cuda_tools::FATBINARY];
     let fetched = tools.iter().all(|tool| tool.fetched(&target).is_some());
     Ok(match (fetched, cuda_tools::offline()) {
@@ -144,6 +160,7 @@ pub(crate) fn missing() -> Result<Option<&'static str>> {
         (false, false) if !cuda_tools::python_is_there() => {
             Some("there is no Python 3, which fetches NVIDIA's compilers")
         }
+        (false, false) if !cfg!(target_os = "linux") => Some("NVIDIA's compilers are fetched on Linux alone"),
         (false, false) => None,
     })
 }

@@ -2,6 +2,7 @@
 //! that they are up to date.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -33,6 +34,17 @@ pub(super) fn holds(kernels: &Path, modules: &Path) -> Result<bool> {
 /// Writes the record.
 pub(super) fn write(kernels: &Path, modules: &Path) -> Result<()> {
     super::write(&path(kernels), format!("{}\n", of(kernels, modules)?).as_bytes())
+}
+
+/// Removes the record.
+pub(super) fn remove(kernels: &Path) -> Result<()> {
+    let path = path(kernels);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove `{}`", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// SHA-256 over all that the modules are made of (the sources, the pinned compilers and how they are called) and over the
@@ -112,6 +124,9 @@ mod tests {
         fs::write(kernels.join("README.md"), "")?;
         assert_eq!(of(&kernels, &modules)?, before);
         assert!(holds(&kernels, &modules)?);
+        remove(&kernels)?;
+        remove(&kernels)?;
+        assert!(!holds(&kernels, &modules)?);
         Ok(())
     }
 }
