@@ -27,17 +27,23 @@ pub fn parse_quick<A: Parser + CommandFactory>(quick: impl FnOnce() -> Result<Ve
 
 /// Parses the command line. `--help` is a screen with a line for each option; `--help-all` says all there is to say.
 pub fn parse<A: Parser + CommandFactory>() -> A {
-    if std::env::args().skip(1).any(|arg| arg == "--help-all") {
-        print(&A::command().render_long_help().to_string());
-        std::process::exit(0);
-    }
-    // Those of subcommands are clap's.
-    let subcommand = std::env::args().nth(1).is_some_and(|arg| A::command().find_subcommand(arg).is_some());
-    if !subcommand && std::env::args().skip(1).any(|arg| arg == "--help" || arg == "-h") {
-        print(&screen(&mut A::command()));
+    // Paths among them need not be UTF-8.
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if let Some(text) = wanted_help(&mut A::command(), &args) {
+        print(&text);
         std::process::exit(0);
     }
     A::parse()
+}
+
+/// The help that these arguments ask for; `None` if they ask for none, or for that of a subcommand, which is clap's.
+fn wanted_help(command: &mut Command, args: &[OsString]) -> Option<String> {
+    if args.iter().any(|arg| arg == "--help-all") {
+        return Some(command.render_long_help().to_string());
+    }
+    let subcommand = args.first().is_some_and(|arg| command.find_subcommand(arg).is_some());
+    let wanted = !subcommand && args.iter().any(|arg| arg == "--help" || arg == "-h");
+    wanted.then(|| screen(command))
 }
 
 #[expect(clippy::print_stdout, reason = "a program talks to its user")]
@@ -138,6 +144,22 @@ mod tests {
              --help-all   Every option in full\n"
         );
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn arguments_need_not_be_text() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let strange = OsString::from_vec(b"b\xff.safetensors".to_vec());
+        let asked = |args: &[&str]| {
+            let args: Vec<OsString> =
+                std::iter::once(strange.clone()).chain(args.iter().map(OsString::from)).collect();
+            wanted_help(&mut Args::command(), &args)
+        };
+        assert_eq!(asked(&["--resume"]), None);
+        assert_eq!(asked(&["-h"]), Some(screen(&mut Args::command())));
+        assert!(asked(&["--help-all"]).is_some_and(|text| text.contains("were it not cut")));
     }
 
     #[test]

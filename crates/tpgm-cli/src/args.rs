@@ -13,8 +13,8 @@ Exit codes: 0 done; 2 an option or its value is wrong; 3 a file cannot be read o
 
 /// Checkpoint files: what is inside, how far they are apart, merged, converted.
 ///
-/// A checkpoint is a safetensors file, a PyTorch file (.bin, .pth, .pth.tar), the `*.index.json` of shards, or a folder with one of
-/// these. Files are worked on tensor by tensor, so they may be larger than memory.
+/// A checkpoint is a safetensors file, a PyTorch file (.bin, .pth, .pth.tar), the `*.index.json` of shards, or a folder with
+/// safetensors or .bin files. Files are worked on tensor by tensor, so they may be larger than memory.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "tpgm", version, after_help = EXIT_CODES)]
 pub(crate) struct Args {

@@ -1,5 +1,7 @@
 //! Horizontal bars with a name each, as SVG.
 
+use crate::table::number;
+
 /// Values of several kinds for each of some names, in their order from top to bottom.
 pub(crate) struct Bars<'a> {
     /// Above the bars.
@@ -66,7 +68,7 @@ impl Bars<'_> {
                     "<rect x=\"{left}\" y=\"{y}\" width=\"{long:.1}\" height=\"{BAR}\" fill=\"{color}\"/>\n"
                 );
                 let (x, y) = (left as f64 + long + 3.0, y + BAR);
-                svg += &format!("<text x=\"{x:.1}\" y=\"{y}\" font-size=\"9\">{value:.3}</text>\n");
+                svg += &format!("<text x=\"{x:.1}\" y=\"{y}\" font-size=\"9\">{}</text>\n", number(value));
             }
         }
         svg + "</svg>\n"
@@ -87,11 +89,12 @@ mod tests {
         let series = vec![
             series("before", vec![Some(4.0), None]),
             series("a<b", vec![Some(1.0), Some(f64::INFINITY)]),
+            series("small", vec![Some(2.5e-5), None]),
         ];
         let svg = Bars { title: "t", labels: &["one", "two"], series }.svg();
         assert!(svg.contains("width=\"520.0\"") && svg.contains("width=\"130.0\""), "{svg}");
-        assert_eq!(svg.matches("height=\"8\"").count(), 2, "no bar without a finite value: {svg}");
-        for text in ["before", "a&lt;b", "one", "two", ">4.000<", ">1.000<"] {
+        assert_eq!(svg.matches("height=\"8\"").count(), 3, "no bar without a finite value: {svg}");
+        for text in ["before", "a&lt;b", "one", "two", ">4.000<", ">1.000<", ">2.500e-5<"] {
             assert!(svg.contains(text), "{text}: {svg}");
         }
     }

@@ -1,25 +1,26 @@
 //! `tpgm convert`.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::Serialize;
-use tpgm_core::{Buffer, DType, Slice};
+use tpgm_core::{Buffer, DType};
 use tpgm_files::weight_space::{FilePass, matching, non_finite};
 use tpgm_files::{Chosen, Weights, Writer, file_dtype};
 
 use crate::args;
 use crate::failure::Failure;
 use crate::inspect::open;
-use crate::output;
+use crate::output::{self, Shown};
 use crate::progress::Progress;
+
+/// Numbers that are converted in one go.
+const BLOCK: usize = 1 << 20;
 
 /// What was written.
 #[derive(Debug, Serialize)]
 struct Json<'a> {
-    file: &'a Path,
-    out: &'a Path,
+    file: Shown<'a>,
+    out: Shown<'a>,
     tensors: Vec<Written<'a>>,
     dropped: Vec<&'a str>,
 }
@@ -38,17 +39,14 @@ struct Written<'a> {
 /// Writes a checkpoint as one safetensors file.
 pub(crate) fn run(args: &args::Convert) -> Result<(), Failure> {
     let args::Convert { file, out, .. } = args;
-    if output::same_file(file, out) {
-        return Err(Failure::usage(format!(
-            "--out {} is the checkpoint itself: it would be lost",
-            out.display()
-        )));
-    }
+    output::refuse_input(out, file, "the checkpoint")?;
     let weights = open(file, &args.open)?;
     let dropped = matching(&weights, &args.drop)?;
     let kept: Vec<&str> = weights.names().filter(|name| !dropped.contains(name)).collect();
-    if kept.is_empty() {
-        return Err(Failure::usage("--drop leaves no tensor"));
+    match (kept.is_empty(), dropped.is_empty()) {
+        (false, _) => {}
+        (true, false) => return Err(Failure::usage("--drop leaves no tensor")),
+        (true, true) => return Err(Failure::content(format!("{} has no tensor", file.display()))),
     }
     let dtype = args.dtype.map(DType::from);
     let layout: Vec<_> = kept
@@ -59,7 +57,7 @@ pub(crate) fn run(args: &args::Convert) -> Result<(), Failure> {
             (name, dtype, entry.shape)
         })
         .collect();
-    let mut writer = Writer::create(out, &metadata(&weights), &layout)?;
+    let mut writer = Writer::create(out, &weights.metadata_to_write(), &layout)?;
     let mut progress = Progress::new("converting");
     for (done, (name, ..)) in layout.iter().enumerate() {
         progress.at(FilePass { tensor: name, done, of: layout.len() });
@@ -73,20 +71,16 @@ pub(crate) fn run(args: &args::Convert) -> Result<(), Failure> {
         shape,
         tied_to: weights.twins(name).filter(|twin| kept.contains(twin)).collect(),
     });
-    let json = Json { file, out, tensors: written.collect(), dropped: dropped.into_iter().collect() };
+    let json = Json {
+        file: Shown(file),
+        out: Shown(out),
+        tensors: written.collect(),
+        dropped: dropped.into_iter().collect(),
+    };
     if args.json {
         return output::print_json(&json);
     }
     output::print(&summary(&json, weights.source().chosen()))
-}
-
-/// What is told of the file; PyTorch files have nothing to tell, and transformers asks who wrote the tensors.
-fn metadata(weights: &Weights) -> BTreeMap<String, String> {
-    let mut metadata = weights.metadata();
-    if metadata.is_empty() {
-        metadata.insert("format".to_owned(), "pt".to_owned());
-    }
-    metadata
 }
 
 /// Appends a tensor, in another type if it is of floating-point numbers and one is asked for.
@@ -96,29 +90,31 @@ fn copy(weights: &Weights, name: &str, dtype: Option<DType>, writer: &mut Writer
     {
         let before = values.slice();
         if before.dtype() != dtype {
-            let after = converted(before, dtype);
-            let lost = non_finite(after.as_slice()) - non_finite(before);
-            if lost > 0 {
-                let problem =
-                    format!("tensor `{name}`: {lost} values do not fit {dtype}; ask for a wider type");
-                return Err(Failure::content(problem));
+            let mut lost = 0;
+            for start in (0..before.len()).step_by(BLOCK) {
+                let before = before.sub(start..(start + BLOCK).min(before.len()));
+                // Rounded to the nearest number of the type. f64 has all numbers of the others.
+                let after = Buffer::from_f64(dtype, &before.to_f64());
+                lost += non_finite(after.as_slice()) - non_finite(before);
+                writer.values(after.as_slice())?;
             }
-            return Ok(writer.values(after.as_slice())?);
+            if lost == 0 {
+                return Ok(());
+            }
+            let place = weights.place();
+            return Err(Failure::content(format!(
+                "{place}: tensor `{name}`: {lost} values do not fit {dtype}; ask for a wider type"
+            )));
         }
     }
     let bytes = weights.bytes(name)?.unwrap_or(Cow::Borrowed(&[]));
     Ok(writer.bytes(&bytes)?)
 }
 
-/// Rounded to the nearest number of the type. f64 has all numbers of the others.
-fn converted(values: Slice<'_>, dtype: DType) -> Buffer {
-    Buffer::from_f64(dtype, &values.to_f64())
-}
-
 fn summary(json: &Json<'_>, chosen: &[Chosen]) -> String {
     let mut lines: Vec<String> =
         chosen.iter().filter(|it| it.says_something()).map(ToString::to_string).collect();
-    lines.push(format!("{}: {} tensors", json.out.display(), json.tensors.len()));
+    lines.push(format!("{}: {} tensors", json.out.0.display(), json.tensors.len()));
     for Written { name, tied_to, .. } in &json.tensors {
         // Once for each group.
         if tied_to.first().is_some_and(|first| name < first) {

@@ -1,6 +1,6 @@
 //! `tpgm distances`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tpgm_files::weight_space::{self, DistanceOptions, distances_with};
 
@@ -24,6 +24,8 @@ pub(crate) fn run(args: &args::Distances) -> Result<(), Failure> {
     let args::Distances { inputs, anchor, new } = args;
     let options =
         DistanceOptions { leave_out: new.clone(), rename: inputs.rename.clone(), rename_first_only: false };
+    let all: Vec<&Path> = std::iter::once(anchor).chain(&inputs.models).map(PathBuf::as_path).collect();
+    options.validate(&all)?;
     let before =
         inputs.models.iter().map(|model| measure(anchor, model, &options)).collect::<Result<_, _>>()?;
     Report { anchor, models: &inputs.models, before, after: None }.show(inputs)

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use tpgm_core::DType;
 use tpgm_files::weight_space as merge;
 
 /// An option or its value is wrong: what clap ends with, too.
@@ -64,9 +65,14 @@ impl Failure {
     }
 }
 
+/// Whether a file is wrong, or what was asked of it.
+fn code_of(error: &tpgm_files::Error) -> u8 {
+    if matches!(error, tpgm_files::Error::BadOption { .. }) { USAGE } else { FILE }
+}
+
 impl From<tpgm_files::Error> for Failure {
     fn from(error: tpgm_files::Error) -> Self {
-        Self::of(FILE, &error, None)
+        Self::of(code_of(&error), &error, None)
     }
 }
 
@@ -76,12 +82,13 @@ impl From<merge::Error> for Failure {
 
         let (code, advice) = match &error {
             E::Core(tpgm_core::Error::NonFiniteValue { .. }) => (CONTENT, None),
-            E::Core(_) | E::MergeInputs { .. } | E::Rename { .. } => (USAGE, None),
-            E::Files(_) => (FILE, None),
+            E::Core(_) | E::MergeInputs { .. } | E::NothingLeft { .. } | E::Rename { .. } => (USAGE, None),
+            E::Files(error) => (code_of(error), None),
             E::MissingTensor { .. } => (CONTENT, Some(MISSING)),
             E::TensorMismatch { .. } => (CONTENT, Some(MISMATCH)),
             E::NotMergeable { .. } | E::IntegerMatrix { .. } => (CONTENT, Some(INTEGERS)),
-            E::Overflow { .. } => (CONTENT, Some("`--dtype f32`")),
+            E::Overflow { dtype: DType::F16 | DType::BF16, .. } => (CONTENT, Some("`--dtype f32`")),
+            E::Overflow { dtype: DType::F32, .. } => (CONTENT, Some("`--dtype f64`")),
             E::NothingInCommon { .. } => (CONTENT, Some(NOTHING)),
             _ => (CONTENT, None),
         };

@@ -4,19 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
-use tpgm_files::weight_space::{self, refuse_quantized, rename_all};
+use tpgm_files::weight_space::{self, Renames, refuse_quantized};
 use tpgm_files::{OpenOptions, Weights};
 
 use crate::args;
 use crate::failure::Failure;
 use crate::kind::{Found, Role};
-use crate::output;
+use crate::output::{self, Shown};
 use crate::table::{Table, shape};
 
 /// What is told of a checkpoint.
 #[derive(Debug, Serialize)]
 struct Json<'a> {
-    files: Vec<&'a Path>,
+    files: Vec<Shown<'a>>,
     /// Of PyTorch files that hold more than weights: where the weights were found, and other keys with tensors.
     keys: Vec<Key<'a>>,
     model: Option<&'static str>,
@@ -35,7 +35,7 @@ struct Json<'a> {
 
 #[derive(Debug, Serialize)]
 struct Key<'a> {
-    file: &'a Path,
+    file: Shown<'a>,
     key: Option<&'a str>,
     others: &'a [String],
 }
@@ -56,18 +56,10 @@ struct Tensor<'a> {
 /// Opens a checkpoint; a rule that renames nothing is a mistake.
 pub(crate) fn open(file: &Path, args: &args::Open) -> Result<Weights, Failure> {
     let options = args.key.as_ref().map_or_else(OpenOptions::new, |key| OpenOptions::new().key(key));
-    let mut used = vec![false; args.rename.len()];
-    let weights = Weights::renamed_with(file, &options, |name| {
-        rename_all(&args.rename, name, |rule| used[rule] = true)
-    })?;
-    match used.iter().position(|used| !used) {
-        Some(rule) => {
-            let first = weights.names().next().unwrap_or_default();
-            let rule = &args.rename[rule];
-            Err(Failure::usage(format!("--rename {rule} matches no tensor; the first is `{first}`")))
-        }
-        None => Ok(weights),
-    }
+    let mut renames = Renames::new(&args.rename);
+    let weights = renames.open(file, &options)?;
+    renames.check_used(&weights)?;
+    Ok(weights)
 }
 
 /// Prints what a checkpoint holds.
@@ -99,8 +91,10 @@ pub(crate) fn run(args: &args::Inspect) -> Result<(), Failure> {
     let refused = refused(&weights, &names, found.as_ref(), model_type.as_deref());
     let keys = source.chosen().iter().filter(|chosen| chosen.says_something());
     let json = Json {
-        files: source.paths().collect(),
-        keys: keys.map(|it| Key { file: &it.file, key: it.key.as_deref(), others: &it.others }).collect(),
+        files: source.paths().map(Shown).collect(),
+        keys: keys
+            .map(|it| Key { file: Shown(&it.file), key: it.key.as_deref(), others: &it.others })
+            .collect(),
         model: found.as_ref().map(Found::name).or_else(|| {
             let factor = |name: &&str| name.ends_with(".lora_A.weight");
             names.iter().any(factor).then_some("LoRA adapter (PEFT)")
@@ -173,7 +167,7 @@ impl Json<'_> {
     fn summary(&self, known_prefix: bool) -> Vec<String> {
         let mut lines = vec![];
         for file in &self.files {
-            lines.push(format!("file: {}", file.display()));
+            lines.push(format!("file: {}", file.0.display()));
         }
         for Key { key, others, .. } in &self.keys {
             let place = key.map_or("at the top".to_owned(), |key| format!("under `{key}`"));

@@ -1,6 +1,6 @@
 //! `tpgm merge`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use tpgm_core::{DType, FixedRadius};
@@ -9,15 +9,15 @@ use tpgm_files::weight_space::{DistanceOptions, MergePlan, MergeReport, merge_fi
 use crate::args::{Inputs, Merge, Output};
 use crate::distances::measure;
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, Shown};
 use crate::progress::Progress;
 use crate::report::{After, Report};
 
 /// What a soup without an anchor says.
 #[derive(Serialize)]
 struct Json<'a> {
-    models: &'a [PathBuf],
-    out: &'a Path,
+    models: Vec<Shown<'a>>,
+    out: Shown<'a>,
     merge: &'a MergeReport,
 }
 
@@ -45,18 +45,22 @@ pub(crate) fn run(method: &Merge) -> Result<(), Failure> {
         dtype: output.dtype.map(DType::from),
         ..plan
     };
+    if let Some(anchor) = anchor {
+        output::refuse_input(&output.out, anchor, "the anchor")?;
+    }
+    for model in &inputs.models {
+        output::refuse_input(&output.out, model, "a model")?;
+    }
     let Some(anchor) = anchor else { return without_anchor(inputs, output, &plan) };
     let leave_out = [&output.copy[..], &output.drop].concat();
     let options = DistanceOptions { leave_out, rename: inputs.rename.clone(), rename_first_only: false };
-    if output::same_file(anchor, &output.out) {
-        let out = output.out.display();
-        return Err(Failure::usage(format!("--out {out} is the anchor: it would be lost")));
-    }
+    // Without an anchor a soup is a mean of the models alone.
+    let merged_anchor = (!matches!(method, Merge::Soup { .. })).then_some(anchor);
+    // Before long passes.
+    plan.validate(merged_anchor.map(PathBuf::as_path), &inputs.models)?;
     let before =
         inputs.models.iter().map(|model| measure(anchor, model, &options)).collect::<Result<_, _>>()?;
-    // Without an anchor a soup is a mean of the models alone.
-    let is_soup = matches!(method, Merge::Soup { .. });
-    let merged = merge(inputs, output, &plan, (!is_soup).then_some(anchor))?;
+    let merged = merge(inputs, output, &plan, merged_anchor)?;
     // The output has the new names.
     let options = DistanceOptions { rename_first_only: true, ..options };
     let distances = measure(anchor, &output.out, &options)?;
@@ -70,13 +74,10 @@ fn without_anchor(inputs: &Inputs, output: &Output, plan: &MergePlan) -> Result<
     }
     let merged = merge(inputs, output, plan, None)?;
     if inputs.json {
-        let Inputs { models, .. } = inputs;
-        return output::print_json(&Json { models, out: &output.out, merge: &merged });
+        let models = inputs.models.iter().map(|model| Shown(model)).collect();
+        return output::print_json(&Json { models, out: Shown(&output.out), merge: &merged });
     }
-    output::print(&format!(
-        "{merged}
-"
-    ))
+    output::print(&format!("{merged}\n"))
 }
 
 fn merge(

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::failure::Failure;
 
@@ -15,6 +15,16 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
             Err(tpgm_files::io("standard output")(error).into())
         }
         _ => Ok(()),
+    }
+}
+
+/// A path in JSON. What of it is not UTF-8 is replaced, as in messages.
+#[derive(Debug)]
+pub(crate) struct Shown<'a>(pub(crate) &'a Path);
+
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0.display())
     }
 }
 
@@ -32,7 +42,22 @@ pub(crate) fn write(path: &Path, text: &str) -> Result<(), Failure> {
     Ok(tpgm_files::write_beside(path, text.as_bytes())?)
 }
 
+/// Refuses an output that would take the place of a checkpoint, or of a file of it: `what` is what the checkpoint is called.
+pub(crate) fn refuse_input(out: &Path, checkpoint: &Path, what: &str) -> Result<(), Failure> {
+    if !out.exists() {
+        return Ok(());
+    }
+    let part = if same_file(checkpoint, out) {
+        ""
+    } else if tpgm_files::files_of(checkpoint)?.iter().any(|file| same_file(file, out)) {
+        "a file of "
+    } else {
+        return Ok(());
+    };
+    Err(Failure::usage(format!("--out {} is {part}{what}: it would be lost", out.display())))
+}
+
 /// Whether two paths lead to one file.
-pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+fn same_file(a: &Path, b: &Path) -> bool {
     a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
 }

@@ -9,7 +9,7 @@ use tpgm_files::weight_space::{Distances, MergeMethod, MergeReport, TensorDistan
 use crate::args::Inputs;
 use crate::bars::{Bars, Series};
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, Shown};
 use crate::table::{Table, number, shape};
 
 /// Distances of models from their anchor, and of what was made of them.
@@ -32,7 +32,7 @@ pub(crate) struct After<'a> {
 /// The distances of one checkpoint, for JSON.
 #[derive(Serialize)]
 struct Measured<'a> {
-    path: &'a Path,
+    path: Shown<'a>,
     l2: f64,
     #[serde(flatten)]
     distances: &'a Distances,
@@ -40,7 +40,7 @@ struct Measured<'a> {
 
 #[derive(Serialize)]
 struct Json<'a> {
-    anchor: &'a Path,
+    anchor: Shown<'a>,
     models: Vec<Measured<'a>>,
     /// What a merge wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,7 +58,7 @@ struct Column<'a> {
 
 impl<'a> Measured<'a> {
     fn new(path: &'a Path, distances: &'a Distances) -> Self {
-        Self { path, l2: distances.l2(), distances }
+        Self { path: Shown(path), l2: distances.l2(), distances }
     }
 }
 
@@ -86,7 +86,7 @@ impl Report<'_> {
 
     fn json(&self) -> Json<'_> {
         Json {
-            anchor: self.anchor,
+            anchor: Shown(self.anchor),
             models: self.models.iter().zip(&self.before).map(|(path, d)| Measured::new(path, d)).collect(),
             out: self.after.as_ref().map(|after| Measured::new(after.out, &after.distances)),
             merge: self.after.as_ref().map(|after| &after.merged),
@@ -95,13 +95,12 @@ impl Report<'_> {
 
     /// A name and the distances of each checkpoint.
     fn columns(&self) -> Vec<Column<'_>> {
-        let one = self.models.len() == 1;
-        let name = |path: &Path| match (one, &self.after) {
-            (true, Some(_)) => "before".to_owned(),
-            (true, None) => String::new(),
-            (false, _) => short_name(path),
+        let names = match (self.models, &self.after) {
+            ([_], Some(_)) => vec!["before".to_owned()],
+            ([_], None) => vec![String::new()],
+            (models, _) => short_names(models),
         };
-        let before = self.models.iter().zip(&self.before).map(|(path, distances)| (name(path), distances));
+        let before = names.into_iter().zip(&self.before);
         let after = self.after.iter().map(|after| ("after".to_owned(), &after.distances));
         before.chain(after).map(|(name, distances)| Column::new(name, distances)).collect()
     }
@@ -191,17 +190,26 @@ impl After<'_> {
     }
 }
 
+/// Names that tell models apart: short ones, and whole paths where these are the same.
+fn short_names(paths: &[PathBuf]) -> Vec<String> {
+    let names: Vec<_> = paths.iter().map(|path| short_name(path)).collect();
+    let twice = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    let told = names.iter().zip(paths);
+    told.map(|(name, path)| if twice(name) { path.display().to_string() } else { name.clone() }).collect()
+}
+
 /// The name of a file, or of its folder if it is called as every model is.
 fn short_name(path: &Path) -> String {
-    let name = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
-    if name.starts_with("model.") || name == "model" {
-        // Whole: a folder `lr0.0001_seed0` has no extension.
-        return path
-            .parent()
-            .and_then(Path::file_name)
-            .map_or(name, |folder| folder.to_string_lossy().into_owned());
+    // Whole: a folder `lr0.0001_seed0` has no extension.
+    let whole = |folder: &Path| folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    if path.is_dir() {
+        return whole(path).unwrap_or_else(|| path.display().to_string());
     }
-    name
+    let name = path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned());
+    match name.split('.').next() {
+        Some("model" | "pytorch_model") => path.parent().and_then(whole).unwrap_or(name),
+        _ => name,
+    }
 }
 
 #[cfg(test)]
@@ -214,10 +222,19 @@ mod tests {
             ("runs/one.safetensors", "one"),
             ("runs/lr0.0001_seed0/model.safetensors", "lr0.0001_seed0"),
             ("big/model.safetensors.index.json", "big"),
+            ("big/pytorch_model.bin.index.json", "big"),
+            ("old/pytorch_model.bin", "old"),
+            ("runs/models.safetensors", "models"),
             ("model.safetensors", "model"),
         ] {
             // A path without a folder has the empty one as its parent.
             assert_eq!(short_name(Path::new(path)), name, "{path}");
         }
+        let paths = ["a/last.safetensors", "b/last.safetensors", "a/best.safetensors"].map(PathBuf::from);
+        assert_eq!(short_names(&paths), ["a/last.safetensors", "b/last.safetensors", "best"]);
+        let runs = tempfile::tempdir().unwrap();
+        let folder = runs.path().join("lr0.0001_seed0");
+        std::fs::create_dir(&folder).unwrap();
+        assert_eq!(short_name(&folder), "lr0.0001_seed0");
     }
 }

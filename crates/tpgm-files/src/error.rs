@@ -22,6 +22,14 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// An option asks of a file what it does not have.
+    #[error("{path}: {problem}")]
+    BadOption {
+        /// The file.
+        path: PathBuf,
+        /// The option's value, and what the file has.
+        problem: String,
+    },
     /// A tensor of a file is damaged, or cannot be used.
     #[error("{}: tensor `{tensor}`: {problem}", .path.display())]
     BadTensor {

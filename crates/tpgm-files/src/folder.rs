@@ -41,6 +41,17 @@ pub(super) fn parts(path: &Path) -> Result<Vec<Part>> {
     Ok(vec![Part { path: path.to_owned(), wanted: None }])
 }
 
+/// The files that are read where `path` is opened: those with tensors, and their index if there is one.
+///
+/// # Errors
+///
+/// There is no checkpoint at `path`, or a shard of it is missing.
+pub fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
+    let parts = parts(path)?;
+    let index = parts.first().and_then(|part| Some(part.wanted.as_ref()?.0.clone()));
+    Ok(parts.into_iter().map(|part| part.path).chain(index).collect())
+}
+
 fn shards(index: &Path) -> Result<Vec<Part>> {
     let bad = |problem: String| Error::file(index, FORMAT, problem);
     let length = std::fs::metadata(index).map_err(io(index))?.len();

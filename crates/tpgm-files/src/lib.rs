@@ -27,6 +27,7 @@ mod writer;
 
 pub use self::data::AnchorData;
 pub use self::error::{Error, Result, io};
+pub use self::folder::files_of;
 pub use self::options::{Chosen, OpenOptions};
 pub use self::source::{Other, Source, Value};
 pub use self::suggest::close_names;

@@ -79,7 +79,8 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// The file, or a tensor in it, is missing, damaged or of an unknown format, or a name is in two files.
+    /// The file, or a tensor in it, is missing, damaged or of an unknown format, or a name is in two files; [`Error::BadOption`] for
+    /// a key without weights.
     pub fn open<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>, options: &OpenOptions) -> Result<Self> {
         let mut source = Self::default();
         for path in paths {
@@ -92,7 +93,7 @@ impl Source {
             let problem = format!(
                 "safetensors files have no keys; open it without the key `{key}` (`OpenOptions::key`, `--key`)"
             );
-            return Err(Error::BadFile { path: first.path.clone(), problem });
+            return Err(Error::BadOption { path: first.path.clone(), problem });
         }
         Ok(source)
     }

@@ -21,6 +21,8 @@ pub struct Weights {
     names: Vec<String>,
     /// The name in the file of each.
     stored: HashMap<String, String>,
+    /// Where in `names` the tensors are that share a storage, for each storage that is shared.
+    tied: HashMap<String, Vec<usize>>,
 }
 
 /// Element type and shape of a tensor.
@@ -38,7 +40,7 @@ impl Weights {
     ///
     /// # Errors
     ///
-    /// As [`Source::open`], or two tensors are to have the same name.
+    /// As [`Source::open`], or [`Error::BadOption`] if two tensors are to have the same name.
     pub fn renamed(path: &Path, rename: impl FnMut(&str) -> String) -> Result<Self> {
         Self::renamed_with(path, &OpenOptions::default(), rename)
     }
@@ -55,15 +57,20 @@ impl Weights {
     ) -> Result<Self> {
         let source = Source::open([path], options)?;
         let (mut names, mut stored) = (Vec::new(), HashMap::new());
+        let mut tied: HashMap<_, Vec<usize>> = HashMap::new();
         for old in source.in_order() {
             let name = rename(old);
             if let Some(other) = stored.insert(name.clone(), old.to_owned()) {
-                let problem = format!("it is to be called `{name}`, and so is `{other}`");
-                return Err(Error::tensor(path, old, problem));
+                let problem = format!("tensor `{old}`: it is to be called `{name}`, and so is `{other}`");
+                return Err(Error::BadOption { path: path.to_owned(), problem });
+            }
+            if let Some(storage) = source.storage(old) {
+                tied.entry(storage.to_owned()).or_default().push(names.len());
             }
             names.push(name);
         }
-        Ok(Self { path: path.to_owned(), source, names, stored })
+        tied.retain(|_, names| names.len() > 1);
+        Ok(Self { path: path.to_owned(), source, names, stored, tied })
     }
 
     /// The files below, with the names that they have there.
@@ -89,8 +96,8 @@ impl Weights {
 
     /// The other names under which the file has the same tensor: PyTorch's files list tied weights once for each name.
     pub fn twins<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        let storage = |name: &str| self.source.storage(self.stored.get(name)?);
-        self.names().filter(move |other| *other != name && storage(other) == storage(name))
+        let group = self.stored.get(name).and_then(|stored| self.tied.get(self.source.storage(stored)?));
+        group.into_iter().flatten().map(|&at| self.names[at].as_str()).filter(move |other| *other != name)
     }
 
     /// The elements of a tensor that can be merged; `None` for a tensor of another type, or that is not there.
@@ -123,6 +130,16 @@ impl Weights {
     /// The text that the files carry; of shards that disagree, the first.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         self.source.metadata()
+    }
+
+    /// The text for a safetensors file that is made of this checkpoint: its own, or, since PyTorch files carry none, what
+    /// transformers asks of every file: `format` is `pt`.
+    pub fn metadata_to_write(&self) -> BTreeMap<String, String> {
+        let mut metadata = self.metadata();
+        if metadata.is_empty() {
+            metadata.insert("format".to_owned(), "pt".to_owned());
+        }
+        metadata
     }
 }
 

@@ -23,7 +23,7 @@ use crate::options::{Args, Command, Sources};
 use crate::prepare::Preparation;
 use crate::preset::{Defaults, Preset, Schedule};
 use crate::pretrain::pretrain;
-use crate::start::{Found, Prompts};
+use crate::start::{DependsOn, Found, Prompts};
 use crate::task::Classification;
 
 /// What must be the same to go on with a run.
@@ -244,11 +244,12 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
 impl Config {
     /// What an outcome depends on besides its setting: no paths, and nothing that says which settings are run.
     fn outcome_depends_on(&self) -> impl Serialize {
-        (
+        let print = (
             (self.arch, self.activation, self.zero_shot, self.probed_head, &self.templates),
             (self.epochs, self.batch, self.head_lr, self.preset),
             (self.transform, self.augmentation, self.files.clone()),
-        )
+        );
+        DependsOn::new(print, self.key.clone(), &self.prefix)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor};
+use serde::Serialize;
 use tpgm_candle::files::OpenOptions;
 use tpgm_candle::models::clip::Clip;
 use tpgm_candle::nn::DropoutRng;
@@ -31,6 +32,24 @@ pub(crate) struct Prompts<'a> {
     pub(crate) names: Option<&'a Path>,
     pub(crate) templates: &'a [String],
     pub(crate) tokenizer: PathBuf,
+}
+
+/// What an outcome depends on, with the place of the weights in the checkpoint where one was named: two keys of a file are two
+/// models. Without one it is what it was before places were in it, so that outcomes of then are still known.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(crate) enum DependsOn<P> {
+    Usual(P),
+    Placed(P, Option<String>, String),
+}
+
+impl<P> DependsOn<P> {
+    pub(crate) fn new(print: P, key: Option<String>, prefix: &str) -> Self {
+        match (key, prefix) {
+            (None, "") => Self::Usual(print),
+            (key, prefix) => Self::Placed(print, key, prefix.to_owned()),
+        }
+    }
 }
 
 impl Found<'_> {
@@ -107,4 +126,19 @@ fn save(tensors: &HashMap<String, Tensor>, out: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     candle_core::safetensors::save(tensors, out).with_context(|| format!("cannot write {}", out.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_of_two_places_in_a_file_are_told_apart_and_old_ones_are_known() {
+        let print = |key: Option<&str>, prefix: &str| {
+            serde_json::to_string(&DependsOn::new((1, "a"), key.map(str::to_owned), prefix)).unwrap()
+        };
+        assert_eq!(print(None, ""), r#"[1,"a"]"#);
+        assert_eq!(print(Some("model_ema"), ""), r#"[[1,"a"],"model_ema",""]"#);
+        assert_eq!(print(None, "visual."), r#"[[1,"a"],null,"visual."]"#);
+    }
 }

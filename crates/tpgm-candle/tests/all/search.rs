@@ -272,6 +272,33 @@ fn a_grid_is_tried_in_its_order_and_goes_on_with_what_is_left() {
     assert_eq!(Study::open_grid(&path, grid()).unwrap().left(), Some(2));
 }
 
+/// serde_json reads it as its neighbor.
+const MISREAD: f64 = 0.025118864315095822;
+
+#[test]
+fn studies_go_on_whatever_digits_their_values_have() {
+    assert_ne!(serde_json::from_str::<f64>(&MISREAD.to_string()).unwrap(), MISREAD);
+    let dir = tempfile::tempdir().unwrap();
+    let (path, searched) = (dir.path().join("grid.jsonl"), dir.path().join("search.jsonl"));
+    let grid = |last| Grid::default().values("lr", [1e-2, MISREAD, last]);
+    for (number, lr) in [1e-2, MISREAD, 1e-1].into_iter().enumerate() {
+        let mut study = Study::open_grid(&path, grid(1e-1)).unwrap();
+        let trial = study.ask().unwrap();
+        assert_eq!((trial.number(), trial.value("lr").unwrap()), (number as u64, lr));
+        study.tell(&trial, 1.0).unwrap();
+        assert!(study.records().iter().all(|record| [1e-2, MISREAD, 1e-1].contains(&record.values["lr"])));
+    }
+    assert!(message(Study::open_grid(&path, grid(2e-1))).contains("of another grid"));
+    let ranges = |high| Space::default().log("lr", MISREAD, high).uniform("decay", 0.0, MISREAD);
+    for trials in 1..4 {
+        let mut study = Study::open(&searched, ranges(1.0), 1).unwrap();
+        let trial = study.ask().unwrap();
+        study.tell(&trial, trial.value("decay").unwrap()).unwrap();
+        assert_eq!(study.records().len(), trials);
+    }
+    assert!(message(Study::open(&searched, ranges(2.0), 1)).contains("the journal has `lr` in"));
+}
+
 #[test]
 fn what_is_no_grid_or_another_one_is_refused() {
     for (grid, expected) in [

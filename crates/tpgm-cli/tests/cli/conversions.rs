@@ -5,6 +5,8 @@ use std::fs;
 use candle_core::{DType, Device, Tensor};
 
 use crate::common::{Folder, numbers, real_file, tpgm};
+#[cfg(target_os = "linux")]
+use crate::common::{tpgm_in_64_mib, write_checkpoint};
 
 #[test]
 fn pytorch_files_of_every_age_become_safetensors() {
@@ -57,10 +59,7 @@ fn names_types_and_tensors_change_as_asked() {
     assert_eq!(numbers(&written["norm.weight"]), [1.0, 2.5]);
     assert_eq!(written["count"].to_vec1::<i64>().unwrap(), [3]);
     // transformers reads no file without it.
-    let header = fs::read(&out).unwrap();
-    let length = u64::from_le_bytes(*header.first_chunk().unwrap()) as usize;
-    let header: serde_json::Value = serde_json::from_slice(&header[8..8 + length]).unwrap();
-    assert_eq!(header["__metadata__"]["format"], "pt");
+    assert_eq!(folder.metadata("out")["format"], "pt");
 
     for (options, part) in [
         (&["--rename", "roberta.*=*"][..], "roberta.*=*"),
@@ -72,10 +71,48 @@ fn names_types_and_tensors_change_as_asked() {
         assert!(run.fails(2).contains(part), "{run:?}");
     }
     let twice = ["--rename", "bert.norm.gamma=x", "--rename", "cls.bias=x"];
-    assert!(tpgm(["convert", &file, "--out", &out].iter().chain(&twice)).fails(3).contains("so is"));
+    assert!(tpgm(["convert", &file, "--out", &out].iter().chain(&twice)).fails(2).contains("so is"));
     let lost = tpgm(["convert", &file, "--out", &file]);
     assert!(lost.fails(2).contains("would be lost"), "{lost:?}");
     assert_eq!(folder.load("in").len(), 3);
+    folder.save("empty", &[]);
+    let empty = tpgm(["convert", &folder.text("empty"), "--out", &out]);
+    assert!(empty.fails(4).contains("empty.safetensors has no tensor"), "{empty:?}");
+}
+
+#[test]
+fn an_output_is_no_file_of_the_checkpoint() {
+    let folder = Folder::new();
+    folder.save("model", &[("w", Tensor::new(&[1f32], &Device::Cpu).unwrap())]);
+    let (run, file) = (folder.0.path().to_str().unwrap().to_owned(), folder.text("model"));
+    let before = fs::read(&file).unwrap();
+    let lost = tpgm(["convert", &run, "--out", &file, "--dtype", "f16"]);
+    assert!(lost.fails(2).contains("is a file of the checkpoint: it would be lost"), "{lost:?}");
+    let index = folder.0.path().join("model.safetensors.index.json");
+    fs::write(&index, r#"{"weight_map": {"w": "model.safetensors"}}"#).unwrap();
+    for out in [index.to_str().unwrap(), &file] {
+        let lost = tpgm(["convert", &run, "--out", out]);
+        assert!(lost.fails(2).contains("would be lost"), "{lost:?}");
+    }
+    assert_eq!(fs::read(&file).unwrap(), before);
+    // Another file of the folder is none of the checkpoint.
+    tpgm(["convert", &run, "--out", &folder.text("half"), "--dtype", "f16"]).text();
+    tpgm(["convert", &run, "--out", &folder.text("half")]).text();
+}
+
+/// A tensor of 32 MiB, of which f64 would take 64.
+#[cfg(target_os = "linux")]
+#[test]
+fn long_tensors_are_converted_in_parts() {
+    let folder = Folder::new();
+    let len = (1 << 23) + 5;
+    write_checkpoint(&folder.path("in"), 1, len, 1.5);
+    tpgm_in_64_mib(&["convert", &folder.text("in"), "--out", &folder.text("out"), "--dtype", "f16"]).text();
+    let written = &folder.load("out")["t000"];
+    assert_eq!((written.dtype(), written.dims()), (DType::F16, &[len][..]));
+    let bytes = fs::read(folder.path("out")).unwrap();
+    let (data, _) = bytes[bytes.len() - 2 * len..].as_chunks::<2>();
+    assert!(data.iter().all(|x| *x == [0x00, 0x3e]), "every number is 1.5");
 }
 
 #[test]
@@ -85,7 +122,7 @@ fn values_that_do_not_fit_are_named() {
     folder.save("in", &[("w", big)]);
     let (file, out) = (folder.text("in"), folder.text("out"));
     let run = tpgm(["convert", &file, "--out", &out, "--dtype", "f16"]);
-    assert!(run.fails(4).contains("`w`: 1 values do not fit"), "{run:?}");
+    assert!(run.fails(4).contains("in.safetensors: tensor `w`: 1 values do not fit"), "{run:?}");
     assert!(!folder.path("out").exists());
     tpgm(["convert", &file, "--out", &out, "--dtype", "bf16"]).text();
     assert_eq!(numbers(&folder.load("out")["w"])[1..], [1.0, f32::INFINITY]);

@@ -99,6 +99,35 @@ fn options_that_make_no_sense_are_a_code_of_their_own() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn paths_need_not_be_text() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let folder = Folder::new();
+    let w = candle_core::Tensor::new(&[1f32], &candle_core::Device::Cpu).unwrap();
+    folder.save("w", &[("w", w)]);
+    let [strange, out] = [&b"b\xff.safetensors"[..], b"\xfe.safetensors"]
+        .map(|name| folder.0.path().join(OsStr::from_bytes(name)));
+    if fs::copy(folder.path("w"), &strange).is_err() {
+        return; // A file system whose names are text.
+    }
+    let (strange, out) = (strange.as_os_str(), out.as_os_str());
+    let args = |args: &[&'static str]| args.iter().map(|arg| OsStr::new(*arg)).collect::<Vec<_>>();
+    for run in [
+        [args(&["inspect", "--json"]), vec![strange]].concat(),
+        [args(&["distances", "--json", "--anchor"]), vec![strange, strange]].concat(),
+        [args(&["merge", "soup", "--json", "--out"]), vec![out, strange]].concat(),
+        [args(&["merge", "wise", "--json", "--out"]), vec![out, OsStr::new("--anchor"), strange, strange]]
+            .concat(),
+        [args(&["convert", "--json", "--out"]), vec![out, strange]].concat(),
+    ] {
+        let text = tpgm(&run).json().to_string();
+        assert!(text.contains("b\u{fffd}.safetensors"), "{run:?}: {text}");
+    }
+}
+
 #[test]
 fn a_reader_may_stop_early() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tpgm"))

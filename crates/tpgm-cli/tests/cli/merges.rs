@@ -1,13 +1,14 @@
 //! Distances and merges through the command line, against numbers worked out by hand.
 
 use std::fs;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use clap::CommandFactory;
 
 use crate::args::Args;
 use crate::common::{Folder, Run, numbers, tpgm};
+#[cfg(target_os = "linux")]
+use crate::common::{tpgm_in_64_mib, write_checkpoint};
 
 /// A folder with an anchor and two models of it, one of which has a head.
 fn models() -> Folder {
@@ -103,7 +104,7 @@ fn interpolation_halves_the_distance_and_copies_what_is_named() {
         ["a.weight", "2 x 2", "6.403", "4.500", "1.281", "3.202", "2.250", "0.6403", "0.5000"]
     );
     let plot = fs::read_to_string(folder.0.path().join("report/distances.svg")).unwrap();
-    for word in ["a.weight", "before", "after", ">1.281<", ">0.640<"] {
+    for word in ["a.weight", "before", "after", ">1.281<", ">0.6403<"] {
         assert!(plot.contains(word), "{word}: {plot}");
     }
     let markdown = fs::read_to_string(folder.0.path().join("report/distances.md")).unwrap();
@@ -144,7 +145,7 @@ fn errors_name_file_and_tensor_and_leave_the_output_alone() {
     let two = "two.safetensors has no tensor `head.weight`";
     /// Method, models, options, exit code, parts of the message.
     type Case<'a> = (&'a str, &'a [&'a str], &'a [&'a str], i32, &'a [&'a str]);
-    let cases: [Case<'_>; 14] = [
+    let cases: [Case<'_>; 20] = [
         ("wise", &["one"], &[], 4, &["anchor.safetensors has no tensor `head.weight`", "--copy PATTERN"]),
         ("soup", &["one", "two"], &[], 4, &[two, "--drop PATTERN"]),
         ("soup", &["two", "one"], &[], 4, &[two]),
@@ -159,6 +160,13 @@ fn errors_name_file_and_tensor_and_leave_the_output_alone() {
         ("soup", &[], &[], 2, &["MODEL"]),
         ("distances", &["one"], &["--rename", "bert.*=b"], 2, &["bert.*=b"]),
         ("distances", &["one"], &["--share", "1"], 2, &["--share"]),
+        ("distances", &["one"], &["--new", "tail.*"], 2, &["`tail.*` matches no tensor"]),
+        ("distances", &["one"], &["--rename", "bert.*=*"], 2, &["`bert.*=*` matches no tensor"]),
+        // Nothing is measured before options are looked at: that would fail with the shape.
+        ("wise", &["wide"], &["--share", "2"], 2, &["but must be"]),
+        ("wise", &["wide"], &["--copy", "tail.*"], 2, &["tail.*"]),
+        ("model-stock", &["wide"], &[], 2, &["two or more models"]),
+        ("wise", &["one"], &["--drop", "*"], 2, &["leave no tensor of", "one.safetensors"]),
     ];
     for (method, models, options, code, parts) in cases {
         let run = folder.run(method, models, options);
@@ -166,10 +174,47 @@ fn errors_name_file_and_tensor_and_leave_the_output_alone() {
         assert!(parts.iter().all(|part| error.contains(part)), "{method} {models:?} {options:?}: {error}");
         assert_eq!(fs::read_to_string(folder.path("out")).unwrap(), "as it was");
     }
-    let anchor = fs::read(folder.path("anchor")).unwrap();
-    let lost = folder.run("wise", &["two"], &["--out", &folder.text("anchor")]);
-    assert!(lost.fails(2).contains("is the anchor"));
-    assert_eq!(fs::read(folder.path("anchor")).unwrap(), anchor);
+    // One of two models has what a pattern names.
+    folder.run("distances", &["two", "one"], &["--new", "head.*"]).text();
+}
+
+#[test]
+fn an_output_is_none_of_the_inputs() {
+    let folder = models();
+    let inside = folder.0.path().join("run");
+    fs::create_dir(&inside).unwrap();
+    let weights = inside.join("model.safetensors");
+    fs::copy(folder.path("two"), &weights).unwrap();
+    let (run, weights) = (inside.to_str().unwrap(), weights.to_str().unwrap());
+    let (anchor, two) = (folder.text("anchor"), folder.text("two"));
+    let before = [&anchor, &two, weights].map(|path| fs::read(path).unwrap());
+    for (args, part) in [
+        (["wise", "--anchor", &anchor, "--out", &anchor, &two], "is the anchor: it would be lost"),
+        (["wise", "--anchor", &anchor, "--out", &two, &two], "is a model: it would be lost"),
+        (["wise", "--anchor", &anchor, "--out", weights, run], "is a file of a model: it would be lost"),
+        (["wise", "--anchor", run, "--out", weights, &two], "is a file of the anchor: it would be lost"),
+        (["soup", "--out", weights, &two, &anchor, run], "is a file of a model: it would be lost"),
+    ] {
+        let lost = tpgm([&["merge"][..], &args].concat());
+        assert!(lost.fails(2).contains(part), "{args:?}: {lost:?}");
+    }
+    assert_eq!([&anchor, &two, weights].map(|path| fs::read(path).unwrap()), before);
+}
+
+#[test]
+fn values_that_do_not_fit_are_told_with_a_wider_type() {
+    let folder = Folder::new();
+    let save = |name: &str, value: f64, dtype| {
+        folder.save(name, &[("w", Tensor::new(&[value], &Device::Cpu).unwrap().to_dtype(dtype).unwrap())]);
+    };
+    for (dtype, value, advice) in [(DType::F32, 1e300, "--dtype f64"), (DType::F16, 1e30, "--dtype f32")] {
+        save("anchor", 1.0, dtype);
+        save("big", value, DType::F64);
+        let run = folder.run("wise", &["big"], &[]);
+        assert!(run.fails(4).contains("do not fit") && run.err.contains(advice), "{run:?}");
+        let (name, wider) = advice.split_at(8);
+        folder.run("wise", &["big"], &[name.trim(), wider]).text();
+    }
 }
 
 #[test]
@@ -258,36 +303,12 @@ fn what_is_held_is_a_tensor_and_not_the_checkpoint() {
     let folder = Folder::new();
     write_checkpoint(&folder.path("anchor"), 48, 1 << 19, 0.0);
     write_checkpoint(&folder.path("tuned"), 48, 1 << 19, 1.0);
-    let output = std::process::Command::new("sh")
-        .args(["-c", "ulimit -d 65536 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_tpgm")])
-        .args(["merge", "wise", "--json", "--anchor", &folder.text("anchor")])
-        .args(["--out", &folder.text("out"), &folder.text("tuned")])
-        .env("RAYON_NUM_THREADS", "2")
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (anchor, tuned, out) = (folder.text("anchor"), folder.text("tuned"), folder.text("out"));
+    let json =
+        tpgm_in_64_mib(&["merge", "wise", "--json", "--anchor", &anchor, "--out", &out, &tuned]).json();
     let tensors = json["out"]["tensors"].as_array().unwrap();
     // Every element moved by 1/2.
     let right = |l2: f64| (l2 - 0.5 * f64::from(1 << 19).sqrt()).abs() < 1e-6;
     assert!(tensors.iter().all(|tensor| right(tensor["l2"].as_f64().unwrap())));
     assert_eq!(tensors.len(), 48);
-}
-
-/// Writes tensors of `len` numbers of the same value, one after the other.
-#[cfg(target_os = "linux")]
-fn write_checkpoint(path: &Path, tensors: usize, len: usize, value: f32) {
-    use std::io::Write;
-
-    let bytes = len * 4;
-    let entry = |i: usize| {
-        let (start, end) = (i * bytes, (i + 1) * bytes);
-        format!(r#""t{i:03}":{{"dtype":"F32","shape":[{len}],"data_offsets":[{start},{end}]}}"#)
-    };
-    let header = format!("{{{}}}", (0..tensors).map(entry).collect::<Vec<_>>().join(","));
-    let mut file = std::io::BufWriter::new(fs::File::create(path).unwrap());
-    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
-    file.write_all(header.as_bytes()).unwrap();
-    let data = value.to_le_bytes().repeat(len);
-    (0..tensors).for_each(|_| file.write_all(&data).unwrap());
 }

@@ -49,8 +49,13 @@ pub(super) fn open(path: &Path, file: &File, options: &OpenOptions) -> Result<Op
     let map = unsafe { Mmap::map(file) }.map_err(io(path))?;
     let bad = |problem: String| Error::file(path, FORMAT, problem);
     let container = Container::open(&map).map_err(bad)?;
-    let choice = choose::choose(&container.pickle, options.wanted_key())
-        .map_err(|problem| Error::BadFile { path: path.to_owned(), problem })?;
+    let choice = choose::choose(&container.pickle, options.wanted_key()).map_err(|problem| {
+        let path = path.to_owned();
+        match options.wanted_key() {
+            Some(_) => Error::BadOption { path, problem },
+            None => Error::BadFile { path, problem },
+        }
+    })?;
 
     let mut tensors = HashMap::new();
     for (name, id) in choice.tensors {

@@ -11,9 +11,10 @@ use super::integers::check_integers;
 use super::norms::measure;
 use super::plan::FilePass;
 use super::quantized::refuse_quantized;
-use super::rename::{Rename, rename_all};
+use super::rename::{Rename, Renames};
 use super::report::{LeftOut, Why};
-use crate::Weights;
+use super::select::Patterns;
+use crate::{OpenOptions, Weights};
 
 /// How far one tensor moved between two checkpoints.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,12 +55,31 @@ impl Distances {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DistanceOptions {
-    /// Patterns (`*`, `?`) of tensors that are not measured, for example a head of another shape. They may match nothing.
+    /// Patterns (`*`, `?`) of tensors that are not measured, for example a head of another shape. In [`distances_with`] they may
+    /// match nothing.
     pub leave_out: Vec<String>,
-    /// Other names for tensors, in both checkpoints; patterns are about the new ones. A rule may match nothing.
+    /// Other names for tensors, in both checkpoints; patterns are about the new ones. In [`distances_with`] a rule may match nothing.
     pub rename: Vec<Rename>,
     /// The second checkpoint has the new names already, as what [`merge_files`](super::merge_files) wrote has.
     pub rename_first_only: bool,
+}
+
+impl DistanceOptions {
+    /// Checks that every pattern and rule matches a tensor of one of the checkpoints that are to be measured, of which one alone
+    /// may lack it. Reads headers only.
+    ///
+    /// # Errors
+    ///
+    /// [`tpgm_core::Error::PatternMatchesNothing`], or [`Error::Files`] for a file that cannot be read.
+    pub fn validate<P: AsRef<Path>>(&self, checkpoints: &[P]) -> Result<()> {
+        let mut renames = Renames::new(&self.rename);
+        let open = |path: &P| renames.open(path.as_ref(), &OpenOptions::default());
+        let opened = checkpoints.iter().map(open).collect::<crate::Result<Vec<_>>>()?;
+        if let Some(first) = opened.first() {
+            renames.check_used(first)?;
+        }
+        Patterns::new(&self.leave_out).matches(opened.iter().flat_map(Weights::names)).map(|_| ())
+    }
 }
 
 /// The distance of every floating-point tensor (f64, f32, f16, bf16, also mixed) that both checkpoints have; sums are in
@@ -88,7 +108,7 @@ pub fn distances_with(
     options: &DistanceOptions,
     mut watch: impl FnMut(FilePass<'_>),
 ) -> Result<Distances> {
-    let open = |path: &Path, rules: &[Rename]| Weights::renamed(path, |name| rename_all(rules, name, |_| ()));
+    let open = |path: &Path, rules: &[Rename]| Renames::new(rules).open(path, &OpenOptions::default());
     let second: &[Rename] = if options.rename_first_only { &[] } else { &options.rename };
     let (from, to) = (open(from.as_ref(), &options.rename)?, open(to.as_ref(), second)?);
     let patterns: Vec<WildMatch> = options.leave_out.iter().map(|pattern| WildMatch::new(pattern)).collect();

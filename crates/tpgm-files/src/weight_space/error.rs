@@ -120,6 +120,12 @@ pub enum Error {
         /// The first of its names.
         second: String,
     },
+    /// Nothing is left to be written.
+    #[error("the patterns of what is dropped leave no tensor of {model}")]
+    NothingLeft {
+        /// The first model.
+        model: String,
+    },
     /// A pattern that renames tensors makes no sense.
     #[error("rename `{rename}`: {problem}")]
     Rename {

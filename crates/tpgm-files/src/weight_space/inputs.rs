@@ -1,5 +1,6 @@
 //! The inputs of a merge: opened, and compared name by name before anything is written.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use tpgm_core::DType;
@@ -9,10 +10,10 @@ use super::error::{Error, Result};
 use super::integers::{check_integers, is_vector};
 use super::plan::{MergeMethod, MergePlan};
 use super::quantized::refuse_quantized;
-use super::rename::{Rename, rename_all};
+use super::rename::Renames;
 use super::report::{LeftOut, Why};
 use super::select::Patterns;
-use crate::{Entry, Weights};
+use crate::{Entry, OpenOptions, Weights};
 
 /// The opened inputs of a merge.
 pub(super) struct Inputs {
@@ -45,17 +46,13 @@ impl Inputs {
             MergeMethod::Wise { fisher, .. } => fisher.as_ref(),
             _ => None,
         };
-        let mut used = vec![false; plan.rename.len()];
-        let mut open = |path: &Path| -> Result<Weights> {
-            Ok(Weights::renamed(path, |name| rename_all(&plan.rename, name, |rule| used[rule] = true))?)
-        };
+        let mut renames = Renames::new(&plan.rename);
+        let mut open = |path: &Path| -> Result<Weights> { Ok(renames.open(path, &OpenOptions::default())?) };
         let anchor = anchor.map(&mut open).transpose()?;
         let models = models.iter().map(|path| open(path.as_ref())).collect::<Result<Vec<_>>>()?;
         let fisher = fisher.map(|[f0, f1]| Ok::<_, Error>([open(f0)?, open(f1)?])).transpose()?;
-        match used.iter().position(|used| !used) {
-            Some(rule) => Err(unused(&plan.rename[rule], &models[0])),
-            None => Ok(Self { anchor, models, fisher }),
-        }
+        renames.check_used(&models[0])?;
+        Ok(Self { anchor, models, fisher })
     }
 
     /// The model that says what the output holds.
@@ -68,13 +65,24 @@ impl Inputs {
         self.anchor.iter().chain(&self.models[1..])
     }
 
-    /// Compares all inputs. What does not fit is an error.
-    pub(super) fn sort(&self, plan: &MergePlan) -> Result<Sorted<'_>> {
+    /// The names that the plan drops from all inputs, and those that it copies from the first model. A pattern that matches
+    /// nothing is an error, and so is an output without tensors.
+    pub(super) fn chosen(&self, plan: &MergePlan) -> Result<(BTreeSet<&str>, BTreeSet<&str>)> {
         let first = self.first();
         let all_names = self.models.iter().chain(&self.anchor).flat_map(Weights::names);
         let dropped = Patterns::new(&plan.drop).matches(all_names)?;
         let kept = first.names().filter(|name| !dropped.contains(name));
+        if !dropped.is_empty() && kept.clone().next().is_none() {
+            return Err(Error::NothingLeft { model: first.place() });
+        }
         let copied = Patterns::new(&plan.copy).matches(kept)?;
+        Ok((dropped, copied))
+    }
+
+    /// Compares all inputs. What does not fit is an error.
+    pub(super) fn sort(&self, plan: &MergePlan) -> Result<Sorted<'_>> {
+        let first = self.first();
+        let (dropped, copied) = self.chosen(plan)?;
         let copy: Vec<WildMatch> = plan.copy.iter().map(|pattern| WildMatch::new(pattern)).collect();
         let asked = |name: &str| dropped.contains(name) || copy.iter().any(|pattern| pattern.matches(name));
         for model in self.models.iter().chain(&self.anchor) {
@@ -170,11 +178,6 @@ fn float(name: &str, model: &Weights, entry: &Entry<'_>) -> Result<DType> {
         dtype: entry.dtype.to_string(),
         model: model.place(),
     })
-}
-
-fn unused(rule: &Rename, model: &Weights) -> Error {
-    let (tensors, first) = (model.names().count(), model.names().next().unwrap_or_default().to_owned());
-    tpgm_core::Error::PatternMatchesNothing { pattern: rule.to_string(), tensors, first }.into()
 }
 
 pub(super) fn missing(name: &str, model: &Weights, other: &Weights) -> Error {

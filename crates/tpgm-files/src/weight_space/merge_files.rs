@@ -15,11 +15,11 @@ use crate::{AnchorData, Weights, Writer, file_dtype};
 
 /// Merges checkpoints into the safetensors file `out`.
 ///
-/// Inputs are safetensors files, PyTorch files, a `*.index.json` of shards, or a folder that holds one of these. They are
+/// Inputs are safetensors files, PyTorch files, a `*.index.json` of shards, or a folder with safetensors or `.bin` files. They are
 /// worked on tensor by tensor, and safetensors files are memory-mapped, so models larger than memory can be merged: what
 /// is held is the merge of one tensor (of a soup also its sum). Do not change the inputs meanwhile.
 ///
-/// The first model says what `out` holds: the names, their order, and the text metadata. All floating-point tensors (f64,
+/// The first model says what `out` holds: the names, their order, and the text metadata (`format` = `pt` if it has none). All floating-point tensors (f64,
 /// f32, f16, bf16, also mixed) must be in every input with the same shape and finite values, and come out in the anchor's
 /// element type, or that of [`MergePlan::dtype`]. What only some inputs have is an error, in any order of the inputs,
 /// unless [`MergePlan::copy`] or [`MergePlan::drop`] names it; [`MergePlan::rename`] brings different names together.
@@ -44,7 +44,7 @@ use crate::{AnchorData, Weights, Writer, file_dtype};
 ///
 /// [`Error::MergeInputs`] for a wrong number of models or an anchor too many or too few,
 /// [`Error::Files`] for a file that cannot be read or written, [`Error::MissingTensor`],
-/// [`Error::TensorMismatch`], [`Error::NotMergeable`], [`Error::IntegerMatrix`], [`Error::Quantized`],
+/// [`Error::TensorMismatch`], [`Error::NothingLeft`], [`Error::NotMergeable`], [`Error::IntegerMatrix`], [`Error::Quantized`],
 /// [`Error::NonFinite`], [`Error::Overflow`], or an option outside its range.
 pub fn merge_files<P: AsRef<Path>>(
     plan: &MergePlan,
@@ -79,7 +79,7 @@ pub fn merge_files_with<P: AsRef<Path>>(
             (*name, dtype, entry.shape)
         })
         .collect();
-    let mut writer = Writer::create(out.as_ref(), &first.metadata(), &layout)?;
+    let mut writer = Writer::create(out.as_ref(), &first.metadata_to_write(), &layout)?;
     let mut report = MergeReport { left_out, ..MergeReport::default() };
     for (done, ((name, fate), (.., shape))) in fates.iter().zip(&layout).enumerate() {
         watch(FilePass { tensor: name, done, of: layout.len() });
@@ -94,6 +94,20 @@ pub fn merge_files_with<P: AsRef<Path>>(
     }
     writer.finish()?;
     Ok(report)
+}
+
+impl MergePlan {
+    /// Checks what is plain without a look at values: the number of inputs, the ranges of options, and that every pattern and
+    /// rule matches a tensor. [`merge_files`] begins with it; a caller does who has other long work to do before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MergeInputs`], [`Error::Files`], [`Error::NothingLeft`], or [`Error::Core`] for an option outside its range and a
+    /// pattern that matches nothing.
+    pub fn validate<P: AsRef<Path>>(&self, anchor: Option<&Path>, models: &[P]) -> Result<()> {
+        check_inputs(&self.method, anchor.is_some(), models.len())?;
+        Inputs::open(self, anchor, models)?.chosen(self).map(|_| ())
+    }
 }
 
 fn check_inputs(method: &MergeMethod, anchor: bool, models: usize) -> Result<()> {

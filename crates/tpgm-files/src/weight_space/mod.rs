@@ -27,6 +27,6 @@ pub use self::finite::non_finite;
 pub use self::merge_files::{merge_files, merge_files_with};
 pub use self::plan::{FilePass, MergeMethod, MergePlan, MergedTensor};
 pub use self::quantized::refuse_quantized;
-pub use self::rename::{Rename, rename_all};
+pub use self::rename::{Rename, Renames};
 pub use self::report::{LeftOut, MergeReport, Why};
 pub use self::select::matching;

@@ -1,11 +1,13 @@
 //! Names of one library as those of another, by pattern.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
+use crate::{OpenOptions, Weights};
 
 /// Gives tensors other names: what matches `from` is called `to`, and each `*` of `to` stands for what the `*` at its place in
 /// `from` stood for, as few characters as fit. `bert.*` to `*` takes a prefix off, `*.gamma` to `*.weight` changes an ending.
@@ -76,16 +78,56 @@ impl Rename {
     }
 }
 
-/// The name after all rules, each of which sees what those before it made.
-pub fn rename_all(rules: &[Rename], name: &str, mut used: impl FnMut(usize)) -> String {
-    let mut name = name.to_owned();
-    for (i, rule) in rules.iter().enumerate() {
-        if let Some(new) = rule.apply(&name) {
-            used(i);
-            name = new;
-        }
+/// Rules for the names of one or several checkpoints, and which of them were of use.
+#[derive(Debug)]
+pub struct Renames<'a> {
+    rules: &'a [Rename],
+    used: Vec<bool>,
+}
+
+impl<'a> Renames<'a> {
+    /// Rules that were of no use yet.
+    pub fn new(rules: &'a [Rename]) -> Self {
+        Self { rules, used: vec![false; rules.len()] }
     }
-    name
+
+    /// Opens a checkpoint with the new names of its tensors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Weights::renamed_with`].
+    pub fn open(&mut self, path: &Path, options: &OpenOptions) -> crate::Result<Weights> {
+        Weights::renamed_with(path, options, |name| self.apply(name))
+    }
+
+    /// The name after all rules, each of which sees what those before it made.
+    fn apply(&mut self, name: &str) -> String {
+        let mut name = name.to_owned();
+        for (rule, used) in self.rules.iter().zip(&mut self.used) {
+            if let Some(new) = rule.apply(&name) {
+                *used = true;
+                name = new;
+            }
+        }
+        name
+    }
+
+    /// Checks that every rule matched a tensor of one of the checkpoints that were opened, of which `first` is shown.
+    ///
+    /// # Errors
+    ///
+    /// [`tpgm_core::Error::PatternMatchesNothing`] with the rule.
+    pub fn check_used(&self, first: &Weights) -> Result<()> {
+        let Some((rule, _)) = self.rules.iter().zip(&self.used).find(|(_, used)| !**used) else {
+            return Ok(());
+        };
+        Err(tpgm_core::Error::PatternMatchesNothing {
+            pattern: rule.to_string(),
+            tensors: first.names().count(),
+            first: first.names().next().unwrap_or_default().to_owned(),
+        }
+        .into())
+    }
 }
 
 impl fmt::Display for Rename {
@@ -149,9 +191,10 @@ mod tests {
     #[test]
     fn rules_are_applied_in_turn() {
         let rules = ["bert.*=*", "*.gamma=*.weight", "never.*=*"].map(|rule| rule.parse().unwrap());
-        let mut used = Vec::new();
-        assert_eq!(rename_all(&rules, "bert.a.gamma", |i| used.push(i)), "a.weight");
-        assert_eq!(used, [0, 1]);
+        let mut renames = Renames::new(&rules);
+        assert_eq!(renames.apply("bert.a.gamma"), "a.weight");
+        assert_eq!(renames.apply("b.beta"), "b.beta");
+        assert_eq!(renames.used, [true, true, false]);
     }
 
     #[test]
