@@ -13,7 +13,7 @@ use crate::cuda_tools::{FATBINARY, NVRTC, PTXAS};
 
 /// Our own code that calls the compilers; its options are in there.
 const CALLERS: [&str; 4] = [
-    include_str!("mod.rs"),
+    include_str!("compile.rs"),
     include_str!("fatbinary.rs"),
     include_str!("nvrtc.rs"),
     include_str!("ptxas.rs"),
