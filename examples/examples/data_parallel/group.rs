@@ -76,13 +76,13 @@ fn threads(ranks: usize, place: Option<Place>) -> Result<Group> {
 #[cfg(feature = "mpi")]
 fn of_mpi(by: &str, launch: Option<Launch>, place: Option<Place>) -> Result<Worker> {
     let communicator = Arc::new(tpgm_candle::distributed::Mpi::world()?);
+    // Other numbers than one need not be the same: what starts a group may itself be started by Slurm.
     if let Some(launch) = &launch {
         ensure!(
-            communicator.size() == launch.size,
-            "`{by}` is set and there are {} processes, but MPI knows of {}: start them with what belongs to this MPI library; \
+            communicator.size() > 1,
+            "`{by}` is set and there are {} processes, but MPI knows of one: start them with what belongs to this MPI library; \
              with Slurm, `srun --mpi=pmix`",
-            launch.size,
-            communicator.size()
+            launch.size
         );
     }
     match place {

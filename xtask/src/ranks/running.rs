@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -32,10 +32,13 @@ impl Drop for Scratch {
     }
 }
 
-/// Lines of a program under way.
+/// How long a program that is told to end has for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Lines of a program under way, which ends with this.
 pub(super) struct Running {
     _scratch: Scratch,
-    child: std::process::Child,
+    child: Child,
     lines: Receiver<String>,
     pub(super) seen: Vec<String>,
     begun: Instant,
@@ -74,7 +77,6 @@ impl Running {
             }
             Err(RecvTimeoutError::Disconnected) => Ok(None),
             Err(RecvTimeoutError::Timeout) => {
-                self.child.kill().ok();
                 bail!("it did not end within {LIMIT:?}:\n{}", self.seen.join("\n"))
             }
         }
@@ -84,6 +86,45 @@ impl Running {
     pub(super) fn end(mut self) -> Result<(Vec<String>, bool)> {
         while self.line()?.is_some() {}
         let success = self.child.wait().context("waiting for the program")?.success();
-        Ok((self.seen, success))
+        Ok((std::mem::take(&mut self.seen), success))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        if ended(&mut self.child) {
+            return;
+        }
+        // `mpirun` takes its ranks with it, if it is asked rather than killed.
+        Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().ok();
+        let begun = Instant::now();
+        while !ended(&mut self.child) && begun.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_ends_with_what_reads_it() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "trap 'kill $sleep; exit' TERM; sleep 600 & sleep=$!; echo $sleep; wait"]);
+        let mut running = Running::start(shell).unwrap();
+        let sleep = running.line().unwrap().unwrap();
+        let there =
+            || Command::new("kill").args(["-0", &sleep]).stderr(Stdio::null()).status().unwrap().success();
+        assert!(there());
+        drop(running);
+        let begun = Instant::now();
+        while there() {
+            assert!(begun.elapsed() < LIMIT);
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 }

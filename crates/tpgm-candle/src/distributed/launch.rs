@@ -33,10 +33,14 @@ impl Launch {
     /// | | first | else, under Slurm |
     /// |---|---|---|
     /// | rank | `RANK` | `SLURM_PROCID` |
-    /// | ranks | `WORLD_SIZE` | `SLURM_STEP_NUM_TASKS`, `SLURM_NTASKS` |
-    /// | rank on its machine | `LOCAL_RANK` | `SLURM_LOCALID` |
+    /// | ranks | `WORLD_SIZE` | `SLURM_STEP_NUM_TASKS` |
+    /// | rank on its machine | `LOCAL_RANK`, `RANK` | `SLURM_LOCALID` |
     /// | machine of rank 0 | `MASTER_ADDR` | the first of `SLURM_STEP_NODELIST` or `SLURM_JOB_NODELIST`, else `SLURM_LAUNCH_NODE_IPADDR` |
     /// | port of rank 0 | `TPGM_PORT`, `MASTER_PORT` | 15000 and the last four digits of `SLURM_JOB_ID` |
+    ///
+    /// Set `LOCAL_RANK` wherever there is more than one machine: without it, rank 8 of two machines with 8 GPUs each would look for a
+    /// ninth. Only what `srun` starts is a rank of Slurm, which sets `SLURM_STEP_NUM_TASKS` there; a batch script itself has
+    /// `SLURM_PROCID` and `SLURM_NTASKS`, too, and is alone.
     ///
     /// `torchrun` keeps `MASTER_PORT` for a server of its own, and says so with `TORCHELASTIC_USE_AGENT_STORE=True`: then the
     /// port is the next one. `SLURM_LAUNCH_NODE_IPADDR` is where `srun` was called, which is the machine of rank 0 in a batch
@@ -52,22 +56,18 @@ impl Launch {
     fn read(get: &dyn Fn(&'static str) -> Option<String>) -> Result<Option<Self>, StartProblem> {
         let torch = [get("RANK"), get("WORLD_SIZE")];
         let [rank, size, local] = match &torch {
-            [Some(_), Some(_)] => [vec!["RANK"], vec!["WORLD_SIZE"], vec!["LOCAL_RANK"]],
+            [Some(_), Some(_)] => ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
             [Some(_), None] => return Err(unset("RANK", "WORLD_SIZE")),
             [None, Some(_)] => return Err(unset("WORLD_SIZE", "RANK")),
-            [None, None] => {
-                [vec!["SLURM_PROCID"], vec!["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"], vec!["SLURM_LOCALID"]]
-            }
+            [None, None] => ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"],
         };
-        let Some((given, rank)) = number::<usize>(get, &rank)? else { return Ok(None) };
-        let Some((name, size)) = number::<usize>(get, &size)? else {
-            return Err(unset(given, size.last().expect("there is a name")));
-        };
+        let Some((given, rank)) = number::<usize>(get, &[rank])? else { return Ok(None) };
+        let Some((name, size)) = number::<usize>(get, &[size])? else { return Ok(None) };
         if rank >= size {
             let expected = format!("ranks go from 0, and `{name}` is {size}");
             return Err(StartProblem::Variable { name: given, value: rank.to_string(), expected });
         }
-        let local_rank = number(get, &local)?.map_or(rank, |(_, rank)| rank);
+        let local_rank = number(get, &[local])?.map_or(rank, |(_, rank)| rank);
         let hosts = ["SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_LAUNCH_NODE_IPADDR"];
         let host = hosts.iter().find_map(|name| get(name)).and_then(|list| first_host(&list));
         let address = get("MASTER_ADDR").or(host);
@@ -167,6 +167,10 @@ mod tests {
     fn a_process_that_was_started_alone_is_no_rank() {
         assert_eq!(read(&[]).unwrap(), None);
         assert_eq!(read(&[("MASTER_ADDR", "a"), ("SLURM_JOB_ID", "1")]).unwrap(), None);
+        // In a batch script, without `srun`.
+        let script =
+            [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8"), ("SLURM_LOCALID", "0"), ("SLURM_JOB_ID", "1")];
+        assert_eq!(read(&[&script[..], &[("SLURM_JOB_NODELIST", "gpu[03-04]")]].concat()).unwrap(), None);
     }
 
     #[test]
@@ -177,7 +181,8 @@ mod tests {
         let ours = [&TORCH[..], &[("TPGM_PORT", "4000")]].concat();
         assert_eq!(read(&ours).unwrap(), launch(3, 4, 1, "node7", 4000));
         // Under Slurm they come first.
-        let both = [&TORCH[..], &[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1"), ("SLURM_LOCALID", "0")]];
+        let both =
+            [&TORCH[..], &[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1"), ("SLURM_LOCALID", "0")]];
         assert_eq!(read(&both.concat()).unwrap(), launch(3, 4, 1, "node7", 29512));
     }
 

@@ -14,7 +14,7 @@ use super::error::{Error, Result};
 use super::launch::Launch;
 use super::problem::RankProblem;
 use super::start::StartProblem;
-use super::{Communicator, FNV_OFFSET, Named, fnv, or_refuse};
+use super::{Communicator, FNV_OFFSET, Named, agreed, fnv};
 use crate::engine;
 use crate::memory::events;
 
@@ -128,11 +128,15 @@ impl Nccl {
     ///
     /// As [`Communicator::broadcast`] and [`Nccl::new`].
     pub fn among(device: &Device, others: &dyn Communicator) -> Result<Self> {
-        let own = match others.rank() {
-            0 => GroupId::new().map(|id| id.to_bytes()),
-            _ => Ok([0; GroupId::LEN]),
+        let own = || -> Result<[u8; GroupId::LEN]> {
+            // Before all wait for each other: a rank without a GPU is named.
+            device.as_cuda_device()?;
+            match others.rank() {
+                0 => Ok(GroupId::new()?.to_bytes()),
+                _ => Ok([0; GroupId::LEN]),
+            }
         };
-        let own = or_refuse(Some(others), own)?;
+        let own = agreed(others, own())?;
         // A tensor of bytes is none that ranks exchange; each is exact in f32.
         let id = Tensor::new(own.map(f32::from).as_slice(), &Device::Cpu)?;
         others.broadcast(&[("the id of a group of NCCL", &id)])?;

@@ -24,6 +24,8 @@ const LINE: usize = 256;
 const MOST: usize = 1 << 20;
 /// How much longer than rank 0 the others wait: it knows who is missing.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long one address of a name is tried: there may be others.
+const TRY: Duration = Duration::from_secs(5);
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -145,7 +147,7 @@ impl Launch {
             waited: timeout,
             reason: error.to_string(),
         };
-        let mut stream = loop {
+        let stream = loop {
             match connect(&self.address, self.port, timeout.saturating_sub(begun.elapsed())) {
                 Ok(stream) => break stream,
                 Err(error) if begun.elapsed() >= timeout => return Err(unreachable(&error)),
@@ -155,8 +157,8 @@ impl Launch {
         };
         let hello = format!("{HELLO} {} {} {}\n", env!("CARGO_PKG_VERSION"), self.rank, self.size);
         // Rank 0 began before this connection, so that it gives up before this rank does.
-        stream.set_read_timeout(Some(timeout + GRACE)).map_err(|error| unreachable(&error))?;
-        let answer = stream.write_all(hello.as_bytes()).and_then(|()| line(&mut stream));
+        let mut stream = Timed::new(stream, timeout.saturating_add(GRACE));
+        let answer = stream.inner.write_all(hello.as_bytes()).and_then(|()| line(&mut stream));
         let answer = answer.map_err(|error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 unreachable(&io::Error::new(error.kind(), "it took the connection and said nothing"))
@@ -196,8 +198,10 @@ fn listen(port: u16) -> io::Result<TcpListener> {
 
 fn connect(address: &str, port: u16, left: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(ErrorKind::NotFound, "its name has no address");
+    let begun = Instant::now();
     for address in (address, port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, left.max(PAUSE)) {
+        let left = left.saturating_sub(begun.elapsed()).clamp(PAUSE, TRY);
+        match TcpStream::connect_timeout(&address, left) {
             // While nobody listens, a connection to a port of this machine can end at itself.
             Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
                 last = ErrorKind::ConnectionRefused.into();
@@ -210,10 +214,10 @@ fn connect(address: &str, port: u16, left: Duration) -> io::Result<TcpStream> {
 }
 
 /// Hears what somebody who connected has to say.
-fn greet(mut stream: TcpStream, from: SocketAddr, wait: Duration) -> io::Result<Guest> {
+fn greet(stream: TcpStream, from: SocketAddr, wait: Duration) -> io::Result<Guest> {
     stream.set_nonblocking(false)?;
-    stream.set_read_timeout(Some(wait))?;
-    stream.set_write_timeout(Some(wait + GRACE))?;
+    stream.set_write_timeout(Some(wait.saturating_add(GRACE)))?;
+    let mut stream = Timed::new(stream, wait);
     let hello = line(&mut stream)?;
     let stranger = || io::Error::from(ErrorKind::InvalidData);
     let words: Vec<&str> = hello.strip_prefix(HELLO).ok_or_else(stranger)?.split_whitespace().collect();
@@ -221,11 +225,35 @@ fn greet(mut stream: TcpStream, from: SocketAddr, wait: Duration) -> io::Result<
     let number = |word: &str| word.parse().map_err(|_| stranger());
     let (rank, size, version) = (number(rank)?, number(size)?, version.to_owned());
     let from = SocketAddr::new(from.ip().to_canonical(), from.port()).to_string();
-    Ok(Guest { stream, from, version, rank, size })
+    Ok(Guest { stream: stream.inner, from, version, rank, size })
+}
+
+/// A connection from which everything must have come within a time, however slowly it comes.
+struct Timed {
+    inner: TcpStream,
+    begun: Instant,
+    time: Duration,
+}
+
+impl Timed {
+    fn new(inner: TcpStream, time: Duration) -> Self {
+        Self { inner, begun: Instant::now(), time }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let left = self.time.saturating_sub(self.begun.elapsed());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        self.inner.set_read_timeout(Some(left))?;
+        self.inner.read(bytes)
+    }
 }
 
 /// The first line, without its end.
-fn line(stream: &mut TcpStream) -> io::Result<String> {
+fn line(stream: &mut Timed) -> io::Result<String> {
     let (mut line, mut byte) = (Vec::new(), [0]);
     while line.len() < LINE {
         stream.read_exact(&mut byte)?;
@@ -235,4 +263,27 @@ fn line(stream: &mut TcpStream) -> io::Result<String> {
         }
     }
     Err(ErrorKind::InvalidData.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_speaks_slowly_is_not_heard_for_ever() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (stream, from) = listener.accept().unwrap();
+        // A byte in a tenth of the time, and never a whole line: it would take 256 of them.
+        let (wait, begun) = (Duration::from_millis(500), Instant::now());
+        let writer = thread::spawn(move || {
+            while slow.write_all(b"x").is_ok() {
+                thread::sleep(wait / 10);
+            }
+        });
+        let error = greet(stream, from, wait).err().unwrap();
+        assert!(matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock), "{error}");
+        assert!(begun.elapsed() < 20 * wait);
+        writer.join().unwrap();
+    }
 }

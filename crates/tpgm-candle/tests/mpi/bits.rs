@@ -58,9 +58,12 @@ pub(crate) fn calls(world: &Arc<Mpi>) {
             let (rank, size) = (ranks.rank(), ranks.size());
             let make = || -> Vec<Tensor> {
                 let of = |(i, shape): (usize, &&[usize])| {
-                    let tensor = tensor((1 + i + 10 * rank) as u64, shape).to_dtype(dtype).unwrap();
                     // Negative zeros and subnormal numbers are elements, too.
-                    (tensor * if i == 0 { -0.0 } else { 1e-6 }).unwrap().copy().unwrap()
+                    if i == 0 {
+                        return Tensor::full(-0.0f32, *shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+                    }
+                    let tensor = tensor((1 + i + 10 * rank) as u64, shape).to_dtype(dtype).unwrap();
+                    (tensor * 1e-6).unwrap().copy().unwrap()
                 };
                 shapes.iter().enumerate().map(of).collect()
             };
@@ -78,6 +81,7 @@ pub(crate) fn calls(world: &Arc<Mpi>) {
             let mean = call(&make(), &|tensors| ranks.all_reduce_mean(tensors).unwrap());
             let mut own = call(&make(), &|tensors| ranks.reduce_mean(tensors, &owners).unwrap());
             let shared = call(&make(), &|tensors| ranks.share(tensors, &owners).unwrap());
+            assert!(shared[0] == [(-0.0f64).to_bits(); 3]);
             for (i, owner) in owners.iter().enumerate() {
                 if *owner == rank {
                     assert!(own[i] == mean[i]);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::call::Kind;
 use super::super::problem::RankProblem;
-use super::group::{Group, Stop, pause};
+use super::group::{Group, LOOK, Stop, pause};
 use super::library::{Tag, Transfer, lose};
 
 /// How long a rank that leaves tries to say so.
@@ -50,8 +50,12 @@ impl Group {
     fn listen(&mut self) -> Result<(), String> {
         while let Some((rank, len)) = self.channel.probe(None, Tag::End)? {
             let mut message = self.channel.receive(rank, Tag::End, len)?;
-            // It is there.
+            // It is there, or all but.
+            let begun = Instant::now();
             while !message.is_done()? {
+                if begun.elapsed() > FAREWELL {
+                    return Err(format!("the last message of rank {rank} began and did not end"));
+                }
                 thread::yield_now();
             }
             let end = serde_json::from_slice(&message.take())
@@ -88,20 +92,28 @@ impl Group {
     fn count(&mut self, late: Vec<usize>) -> RankProblem {
         lose();
         self.tell(None, late.clone());
-        let begun = Instant::now();
-        // Whoever waits in a call hears of it at once. A rank that comes too late has nobody to ask.
-        let while_there = if self.came { grace(self.timeout) } else { Duration::ZERO };
         let others: Vec<usize> = self.others().collect();
-        let gone = self.gone(&others);
-        // What was sent before is taken in once at least.
-        let mut heard = self.listen().is_ok();
-        while heard && begun.elapsed() < while_there {
-            let silent = |rank: &&usize| !self.ends.contains_key(rank) && !gone.contains(rank);
-            if !others.iter().any(|rank| silent(&rank)) {
+        let (begun, mut next, mut gone) = (Instant::now(), Duration::ZERO, Vec::new());
+        loop {
+            let waited = begun.elapsed();
+            if waited >= next {
+                gone = self.gone(&others);
+                next = waited + LOOK;
+            }
+            // Behind that look, for what those that are gone had sent before.
+            let heard = self.listen().is_ok();
+            // Whoever waits in a call hears of it at once. One that nobody misses may be through the call, and works; it knows
+            // whether the call happened, and says so when it makes its next one.
+            let missed = |rank: &usize| {
+                late.contains(rank) || self.ends.values().any(|end| end.waiting.contains(rank))
+            };
+            let time = |rank: &usize| if missed(rank) { grace(self.timeout) } else { self.timeout };
+            let silent = |rank: &usize| !self.ends.contains_key(rank) && !gone.contains(rank);
+            // A rank that comes too late has nobody to ask.
+            if !heard || !self.came || !others.iter().any(|rank| silent(rank) && waited < time(rank)) {
                 break;
             }
             pause(begun);
-            heard = self.listen().is_ok();
         }
         // Who has said something and ended then is not why.
         let without_a_word = gone.into_iter().filter(|rank| !self.ends.contains_key(rank));
@@ -147,16 +159,17 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let left = match &self.ended {
-            Some(RankProblem::Left { rank }) => *rank,
-            _ => self.rank(),
-        };
         self.came = false;
-        self.tell(Some(left), Vec::new());
+        self.tell(Some(self.rank()), Vec::new());
+        // One that was killed after the last call is missed by nobody but `MPI_Finalize`.
+        let others: Vec<usize> = self.others().collect();
+        if !self.gone(&others).is_empty() {
+            lose();
+        }
     }
 }
 
-/// How long after a timeout ranks that are there have time to say so.
+/// How long after a timeout ranks that were awaited have time to say that they are there.
 fn grace(timeout: Duration) -> Duration {
     (timeout / 4).clamp(Duration::from_millis(200), Duration::from_secs(5))
 }

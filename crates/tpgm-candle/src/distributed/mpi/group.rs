@@ -20,7 +20,7 @@ use super::library::{Channel, Tag, Transfer};
 use super::process::Process;
 
 /// How often a rank that waits looks whether the processes of others live.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// The calls of a rank.
 pub(super) struct Group {
@@ -62,9 +62,9 @@ impl From<String> for Stop {
 }
 
 impl Group {
-    /// Begins messages between all processes. What they say first is up to the caller: see [`joined`](Self::joined).
-    pub(super) fn join(timeout: Duration) -> Result<Self, String> {
-        let channel = Channel::world()?;
+    /// Begins messages between all processes, which [`join`](Self::join) then.
+    pub(super) fn new(timeout: Duration) -> Result<Self, String> {
+        let channel = Channel::world(timeout)?;
         let sent = Arc::new(AtomicU64::new(0));
         Ok(Self {
             channel,
@@ -94,9 +94,25 @@ impl Group {
         self.channel.send(to, tag, bytes.clone())
     }
 
-    /// The first call, in which ranks tell each other their versions, is over.
-    pub(super) fn joined(&mut self) {
+    /// The first call, in which ranks tell each other who they are. `hear` gets what each other one said, and finds its process
+    /// there. It is over for all ranks or for none, as any other call.
+    pub(super) fn join(
+        &mut self,
+        own: &Arc<Vec<u8>>,
+        mut hear: impl FnMut(usize, &[u8]) -> Option<Process>,
+    ) -> Result<(), RankProblem> {
+        self.came = true;
+        let met = self.described(own).and_then(|others| {
+            for (rank, said) in others {
+                self.processes.extend(hear(rank, &said).map(|process| (rank, process)));
+            }
+            self.tell_done()
+        });
+        if let Err(stop) = met {
+            self.stop(Kind::Barrier, stop)?;
+        }
         self.over = 1;
+        Ok(())
     }
 
     /// Makes a call. `exchange` is what happens to tensors when all make the same one.
@@ -165,7 +181,7 @@ impl Group {
     }
 
     /// Gives bytes to all other ranks and receives any number from each.
-    pub(super) fn described(&mut self, own: &Arc<Vec<u8>>) -> Result<Vec<(usize, Vec<u8>)>, Stop> {
+    fn described(&mut self, own: &Arc<Vec<u8>>) -> Result<Vec<(usize, Vec<u8>)>, Stop> {
         let mut transfers = Vec::new();
         for other in self.others() {
             transfers.push(self.send(other, Tag::Description, own)?);

@@ -2,13 +2,16 @@
 //! memory to the library.
 
 use std::ffi::c_int;
-use std::mem::{MaybeUninit, forget, take};
+use std::mem::{ManuallyDrop, MaybeUninit, forget, take};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use mpi::Threading;
 use mpi::environment::threading_support;
 use mpi::ffi;
+
+use super::group::pause;
 
 /// What a message is. Messages of one kind between two ranks arrive in the order in which they were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,9 +73,10 @@ unsafe extern "C" {
 /// Ends MPI, which waits for all ranks: not if one is lost.
 extern "C" fn finish() {
     if !LOST.load(Ordering::Relaxed) && !mpi::is_finalized() {
-        let _turn = turn();
-        // SAFETY: MPI has begun, or this would not be called, and has not ended. Nobody calls it any more: threads that still
-        // run when a process ends have no turn.
+        // It is nobody's turn again: a thread that still waits for messages stays where it is until the process is gone.
+        let _turn = ManuallyDrop::new(turn());
+        // SAFETY: MPI has begun, or this would not be called, and has not ended. Nobody calls it from now on: every call takes
+        // a turn, and this one is never given back.
         unsafe { ffi::MPI_Finalize() };
     }
 }
@@ -106,14 +110,46 @@ pub(super) struct Channel {
 unsafe impl Send for Channel {}
 
 impl Channel {
-    /// Over all processes, which call this together. It is never freed, for lost ranks could not take part in that.
-    pub(super) fn world() -> Result<Self, String> {
+    /// Over all processes, which call this together within the timeout. It is never freed, for lost ranks could not take part
+    /// in that.
+    pub(super) fn world(timeout: Duration) -> Result<Self, String> {
         start()?;
+        if LOST.load(Ordering::Relaxed) {
+            return Err("a rank was lost before, and a new group takes all of them".to_owned());
+        }
+        let (mut request, mut done, mut rank, mut size) = (request(), 0, 0, 0);
+        // SAFETY: a constant of the library.
+        let none = unsafe { ffi::RSMPI_COMM_NULL };
+        // MPI writes there when all ranks have come, whenever that is: it is given back only then.
+        let place = Box::into_raw(Box::new(none));
+        {
+            let _turn = turn();
+            // SAFETY: MPI has begun; `place` stays where it is until the request is done, and nobody looks there before.
+            let code = unsafe { ffi::MPI_Comm_idup(ffi::RSMPI_COMM_WORLD, place, &mut request) };
+            check(code, "MPI_Comm_idup")?;
+        }
+        let begun = Instant::now();
+        loop {
+            let turn = turn();
+            // SAFETY: the request is one that MPI gave, and not done yet. No status is asked for.
+            let code = unsafe { ffi::MPI_Test(&mut request, &mut done, ffi::RSMPI_STATUS_IGNORE) };
+            check(code, "MPI_Test")?;
+            drop(turn);
+            if done != 0 {
+                break;
+            }
+            if begun.elapsed() >= timeout {
+                // It would be waited for in the end, too.
+                lose();
+                return Err(format!("not all ranks came to make a group within {timeout:?}"));
+            }
+            pause(begun);
+        }
+        // SAFETY: it is the box from above, which MPI is done with.
+        let comm = unsafe { *Box::from_raw(place) };
         let _turn = turn();
-        let (mut comm, mut rank, mut size) = (ffi::MPI_Comm(std::ptr::null_mut()), 0, 0);
         // SAFETY: MPI has begun; all pointers are to variables of this function.
         unsafe {
-            check(ffi::MPI_Comm_dup(ffi::RSMPI_COMM_WORLD, &mut comm), "MPI_Comm_dup")?;
             check(ffi::MPI_Comm_set_errhandler(comm, ffi::RSMPI_ERRORS_RETURN), "MPI_Comm_set_errhandler")?;
             check(ffi::MPI_Comm_rank(comm, &mut rank), "MPI_Comm_rank")?;
             check(ffi::MPI_Comm_size(comm, &mut size), "MPI_Comm_size")?;

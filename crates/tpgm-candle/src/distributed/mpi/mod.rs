@@ -6,14 +6,14 @@ mod group;
 mod library;
 mod process;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::Duration;
 
 use self::exchange::exchange;
-use self::group::{Group, Stop};
+use self::group::Group;
 use self::process::Process;
 use super::call::{Described, Kind, check_owners, check_tensor};
 use super::error::{Error, Result};
@@ -56,41 +56,37 @@ impl Mpi {
     ///
     /// # Errors
     ///
-    /// [`Error::Start`] if MPI cannot be used; [`Error::Ranks`] on all ranks if one has another version of this crate, which is
-    /// named.
+    /// [`Error::Start`] if MPI cannot be used; [`Error::Ranks`] on all ranks if one has another version of this crate than rank 0, or
+    /// is lost meanwhile, which names it.
     pub fn world() -> Result<Self> {
         let problem = |reason| Error::from(StartProblem::Mpi { reason });
-        let mut group = Group::join(Duration::from_secs(600)).map_err(problem)?;
+        let mut group = Group::new(Duration::from_secs(600)).map_err(problem)?;
         let (rank, size) = (group.channel.rank, group.channel.size);
-        // The version stands first, whatever another version has behind it.
+        // The version stands first, whatever another version has behind it; and every version tells that it has heard all others,
+        // so that all of them know.
         let (version, process) = (env!("CARGO_PKG_VERSION"), Process::own());
         let own =
             format!("{version}\n{}", serde_json::to_string(&process).expect("it holds strings and numbers"));
-        let others = match group.described(&Arc::new(own.into_bytes())) {
-            Ok(others) => others,
-            Err(Stop::Failed(reason)) => return Err(problem(reason)),
-            Err(_) => return Err(problem("not all ranks answered".to_owned())),
-        };
         group.processes.extend(process.map(|process| (rank, process)));
-        for (other, said) in others {
-            let said = String::from_utf8_lossy(&said);
+        let mut versions = BTreeMap::from([(rank, version.to_owned())]);
+        group.join(&Arc::new(own.into_bytes()), |other, said| {
+            let said = String::from_utf8_lossy(said);
             let (theirs, process) = said.split_once('\n').unwrap_or((&said, ""));
-            if theirs != version {
-                // Of the two, the one that is not rank 0.
-                let (what, rank) = ("version of tpgm-candle".to_owned(), rank.max(other));
-                return Err(RankProblem::Unequal { what, rank }.into());
-            }
-            let process: Option<Process> = serde_json::from_str(process).ok().flatten();
-            group.processes.extend(process.map(|process| (other, process)));
+            versions.insert(other, theirs.to_owned());
+            serde_json::from_str(process).ok().flatten()
+        })?;
+        if let Some(rank) = unlike_the_first(&versions) {
+            let what = "version of tpgm-candle".to_owned();
+            return Err(RankProblem::Unequal { what, rank }.into());
         }
-        group.joined();
         let sent = group.sent.clone();
         Ok(Self { group: Mutex::new(group), rank, size, sent })
     }
 
     /// Sets how long a call of this rank waits for the others, whenever it waits. After that it fails with
     /// [`RankProblem::Silent`], which names them, and so do all calls of all ranks: the group has ended. A quarter more, at most 5
-    /// seconds, goes by until ranks know who is there. Default 10 minutes. What a rank does alone between two calls, an evaluation
+    /// seconds, goes by until ranks know who is there, and up to as long again where a rank is lost in the middle of a call that
+    /// others have come through: their next call says so. Default 10 minutes. What a rank does alone between two calls, an evaluation
     /// for example, must take less.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
@@ -172,5 +168,27 @@ impl Communicator for Mpi {
 impl fmt::Debug for Mpi {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Mpi").field("rank", &self.rank).field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
+/// The first rank that has another version than rank 0.
+fn unlike_the_first(versions: &BTreeMap<usize, String>) -> Option<usize> {
+    let (_, first) = versions.first_key_value()?;
+    versions.iter().find(|(_, version)| *version != first).map(|(rank, _)| *rank)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_rank_with_another_version_than_rank_0_is_named() {
+        let named = |versions: &[&str]| {
+            unlike_the_first(&versions.iter().map(|version| (*version).to_owned()).enumerate().collect())
+        };
+        assert_eq!(named(&["1", "1", "1"]), None);
+        assert_eq!(named(&["1", "2", "1"]), Some(1));
+        assert_eq!(named(&["1", "1", "2"]), Some(2));
+        assert_eq!(named(&["2", "1", "1"]), Some(1));
     }
 }

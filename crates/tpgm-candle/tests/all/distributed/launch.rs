@@ -33,7 +33,9 @@ fn end(child: Child) -> String {
 #[test]
 #[ignore = "the child of another test"]
 fn child_is_a_rank() {
-    let wait = Duration::from_millis(std::env::var(WAIT).unwrap().parse().unwrap());
+    // Not set where somebody runs ignored tests.
+    let Ok(wait) = std::env::var(WAIT) else { return };
+    let wait = Duration::from_millis(wait.parse().unwrap());
     let launch = Launch::from_env().unwrap().unwrap();
     match launch.exchange(format!("from rank {}", launch.rank).as_bytes(), wait) {
         Ok(bytes) => println!("rank says: got {}", String::from_utf8(bytes).unwrap()),
@@ -48,9 +50,11 @@ fn free_port() -> u16 {
 
 /// Connects to a rank 0 that is about to listen.
 fn connect(port: u16) -> TcpStream {
+    let begun = Instant::now();
     loop {
         match TcpStream::connect(("127.0.0.1", port)) {
             Ok(stream) => return stream,
+            Err(error) if begun.elapsed() > LONG => panic!("rank 0 does not listen: {error}"),
             Err(_) => thread::sleep(Duration::from_millis(5)),
         }
     }
@@ -89,11 +93,11 @@ fn strangers_are_sent_away() {
 
 #[test]
 fn ranks_that_do_not_come_are_named_to_all_that_did() {
-    let (port, wait) = (free_port(), Duration::from_secs(2));
+    let (port, wait) = (free_port(), Duration::from_secs(10));
     let children = [0, 2].map(|rank| start(rank, 4, port, wait));
     let begun = Instant::now();
     let [first, third] = children.map(end);
-    let expected = format!("ranks 1, 3 did not come to 127.0.0.1:{port} within 2s");
+    let expected = format!("ranks 1, 3 did not come to 127.0.0.1:{port} within 10s");
     assert_eq!(first, format!("there is no group of ranks: {expected}"));
     assert_eq!(third, format!("there is no group of ranks: rank 0 says: {expected}"));
     assert!(begun.elapsed() < 5 * wait);
