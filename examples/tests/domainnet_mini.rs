@@ -263,6 +263,35 @@ fn the_quick_run_leaves_tables_plots_logs_and_checkpoints() {
     }
 }
 
+/// By hand, with `--ignored` where Chromium is installed: `TPGM_SCREENSHOT=page.png` keeps the picture.
+#[test]
+#[ignore = "takes Chromium"]
+fn a_browser_shows_the_page() {
+    let folder = tempfile::tempdir().unwrap();
+    command(folder.path(), &[], &Stop::never()).unwrap();
+    let page = format!("file://{}", folder.path().join("report.html").display());
+    let picture = std::env::var_os("TPGM_SCREENSHOT")
+        .map_or_else(|| folder.path().join("page.png"), std::path::PathBuf::from);
+    let browser = |options: &[&str]| {
+        let shared = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,3000"];
+        let output = std::process::Command::new("chromium").args(shared).args(options).arg(&page).output();
+        let output = output.expect("Chromium starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let shown = browser(&["--dump-dom"]);
+    common::has(&shown, &["<svg", "quickdraw", "Radii of TPGM at the end"]);
+    browser(&[&format!("--screenshot={}", picture.display())]);
+    let pixels = image::open(&picture).unwrap().to_rgb8();
+    assert_eq!(pixels.dimensions(), (1200, 3000));
+    // Text, lines and marks of several colors, from top to bottom.
+    for part in 0..5 {
+        let rows = (part * 600..(part + 1) * 600).flat_map(|y| (0..1200).map(move |x| (x, y)));
+        let colors: std::collections::HashSet<_> = rows.map(|(x, y)| pixels.get_pixel(x, y).0).collect();
+        assert!(colors.len() > 10, "{} colors from line {}", colors.len(), part * 600);
+    }
+}
+
 /// Sends this process a real Ctrl-C.
 #[cfg(unix)]
 #[test]
