@@ -89,6 +89,11 @@ fn next<T>(order: &mut DataOrder, make: &impl Fn(&[usize], u64) -> T) -> T {
     }
 }
 
+/// Positions of the next batch, of the next epoch if this one is over.
+pub fn next_positions(order: &mut DataOrder) -> Vec<usize> {
+    next(order, &|positions: &[usize], _: u64| positions.to_vec())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use candle_core::{D, Tensor};
+
 use crate::study::Marks;
+
+/// The share of samples that have their largest score for their class, in `[0, 1]`; NaN of no samples. `scores` is of shape
+/// (samples, classes).
+///
+/// # Errors
+///
+/// Scores of another shape.
+pub fn share_of_right(scores: &Tensor, labels: &[u32]) -> candle_core::Result<f64> {
+    let best = scores.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let right = best.iter().zip(labels).filter(|(best, label)| best == label).count();
+    Ok(right as f64 / labels.len() as f64)
+}
 
 /// Counts of (class, prediction) pairs.
 #[derive(Debug, Clone)]

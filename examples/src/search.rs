@@ -253,9 +253,27 @@ pub fn sweep<M: Copy, O>(
     searches.into_iter().map(tried).collect::<Result<_>>().map(Some)
 }
 
+/// For each method the outcome that was chosen, then those of its setting with other seeds. `others` has one of each method, in the
+/// same order, for one seed after the other.
+pub fn by_method<O>(chosen: Vec<O>, others: Vec<O>) -> Vec<Vec<O>> {
+    let count = chosen.len();
+    let mut outcomes: Vec<Vec<O>> = chosen.into_iter().map(|outcome| vec![outcome]).collect();
+    others.into_iter().enumerate().for_each(|(at, outcome)| outcomes[at % count].push(outcome));
+    outcomes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seeds_come_to_their_method() {
+        assert_eq!(
+            by_method(vec!["a0", "b0"], vec!["a1", "b1", "a2", "b2"]),
+            [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
+        );
+        assert_eq!(by_method(vec![1, 2], vec![]), [[1], [2]]);
+    }
 
     const RATES: [f64; 2] = [3e-4, 1e-3];
 

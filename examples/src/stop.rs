@@ -55,6 +55,18 @@ impl Stop {
     }
 }
 
+/// The error of a run that was asked to stop.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopped")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -34,13 +34,14 @@ use clap::{CommandFactory, Parser};
 use tpgm_candle::nn::losses::energy_gap;
 use tpgm_candle::search::Record;
 use tpgm_candle::teacher::Teacher;
+use tpgm_examples::metrics::share_of_right;
 use tpgm_examples::mini::data::{Detail, Domain, Request, Split};
 use tpgm_examples::progress::Progress;
 use tpgm_examples::search::{Point, Sampler, SearchArgs, sweep};
 use tpgm_examples::stop::Stop;
 
 use crate::cli::{Args, run};
-use crate::lab::{Lab, Net, Outcome, Spent, Trained, in_parts, share};
+use crate::lab::{Lab, Net, Outcome, Spent, Trained, in_parts};
 use crate::method::{Method, Setting};
 use crate::net::{ids, pixels, unit};
 use crate::world::{REPORTED, SHIFTED, Scale, World};
@@ -227,7 +228,7 @@ fn the_committed_pair_knows_classes_that_it_has_never_read_about() {
             let texts = unit(&net.pair.texts(&ids(&texts).unwrap()).unwrap()).unwrap();
             let seen = pixels(&images, 0..images.len()).unwrap();
             let scores = in_parts(&seen, |images| net.pair.images(images)?.matmul(&texts.t()?)).unwrap();
-            let right = share(&scores, images.labels()).unwrap();
+            let right = share_of_right(&scores, images.labels()).unwrap();
             // One in 24 by chance.
             assert!(right > 0.2, "{domain:?}: {right}");
         }

@@ -9,12 +9,12 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
-use tpgm_examples::search::{Point, SearchArgs, sweep};
-use tpgm_examples::stop::Stop;
+use tpgm_examples::search::{Point, SearchArgs, by_method, sweep};
+use tpgm_examples::stop::{Stop, Stopped};
 use tpgm_examples::study::RecordArgs;
 use tpgm_examples::{folder, workers};
 
-use crate::lab::{Lab, Outcome, Stopped};
+use crate::lab::{Lab, Outcome};
 use crate::method::{Method, Setting};
 use crate::pretrain::{Pretrain, pretrain};
 use crate::world::{Scale, World};
@@ -149,14 +149,12 @@ fn study(
     let methods = Method::ALL.map(|method| (method, method.name(), method.axes())).to_vec();
     let run = |points: Vec<_>| run_all(lab, jobs, points.into_iter().map(setting).collect()).map(Some);
     let tried = sweep(&args.search, journals, seed, methods, run, |outcome| outcome.choice)?;
-    let tried = tried.unwrap_or_default();
+    let tried = tried.ok_or(Stopped)?;
     let best: Vec<_> = tried.iter().map(|tried| tried.best().clone()).collect();
     let others = (seed + 1..seed + SEEDS)
         .flat_map(|seed| best.iter().map(move |outcome| Setting { seed, ..outcome.setting }));
     let others = run_all(lab, jobs, others.collect())?;
-    let mut chosen: Vec<_> = best.into_iter().map(|outcome| vec![outcome]).collect();
-    let count = chosen.len();
-    others.into_iter().enumerate().for_each(|(at, outcome)| chosen[at % count].push(outcome));
+    let chosen = by_method(best, others);
     Ok((tried.into_iter().flat_map(|tried| tried.outcomes).collect(), chosen))
 }
 

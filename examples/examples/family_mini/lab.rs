@@ -4,15 +4,17 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 use tpgm_candle::core::StateDict;
 use tpgm_candle::nn::losses::zero_shot_head;
 use tpgm_candle::nn::matmul_transposed;
 use tpgm_candle::{AdamW, Constraint, DataOrder, Params, RobustOptimizer, Schedule};
 use tpgm_examples::files;
+use tpgm_examples::loader::next_positions;
+use tpgm_examples::metrics::share_of_right;
 use tpgm_examples::progress::Progress;
-use tpgm_examples::stop::Stop;
+use tpgm_examples::stop::{Stop, Stopped};
 use tpgm_examples::study::{Recorded, Records};
 
 use crate::method::Setting;
@@ -130,18 +132,6 @@ impl Outcome {
     }
 }
 
-/// A run that was asked to stop.
-#[derive(Debug)]
-pub(crate) struct Stopped;
-
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("stopped")
-    }
-}
-
-impl std::error::Error for Stopped {}
-
 /// Where methods are run.
 pub(crate) struct Lab<'a> {
     pub(crate) world: &'a World,
@@ -231,7 +221,7 @@ impl Lab<'_> {
                 bail!(Stopped);
             }
             optimizer.set_learning_rate(schedule.lr(number));
-            let batch = next(&self.world.train, &mut order, number)?;
+            let batch = self.world.train.batch(&next_positions(&mut order), number)?;
             step(&mut optimizer, &batch)?;
         }
         Ok(Spent { seconds: begun.elapsed().as_secs_f64(), kept: bytes(&optimizer.state()?) })
@@ -240,7 +230,7 @@ impl Lab<'_> {
     /// Batches of the images for learning radii.
     pub(crate) fn radii(&self, seed: u64) -> Result<impl FnMut() -> candle_core::Result<Batch>> {
         let mut order = DataOrder::new(self.world.radii.len(), self.scale.batch, seed)?;
-        Ok(move || next(&self.world.radii, &mut order, 0))
+        Ok(move || self.world.radii.batch(&next_positions(&mut order), 0))
     }
 
     /// Judges predictions and writes the outcome. `predict` gets all images of a set and returns scores of shape (images, classes):
@@ -259,12 +249,12 @@ impl Lab<'_> {
         let World { choice, test, .. } = self.world;
         let begun = Instant::now();
         let mut accuracy = Vec::new();
-        let chosen = share(&predict(&choice.images)?, &choice.labels)?;
+        let chosen = share_of_right(&predict(&choice.images)?, &choice.labels)?;
         for set in test {
             if self.stop.requested() {
                 bail!(Stopped);
             }
-            accuracy.push(share(&predict(&set.images)?, &set.labels)?);
+            accuracy.push(share_of_right(&predict(&set.images)?, &set.labels)?);
         }
         let images = choice.len() + test.iter().map(Set::len).sum::<usize>();
         let milliseconds = 1e3 * begun.elapsed().as_secs_f64() / images as f64;
@@ -291,16 +281,6 @@ impl Lab<'_> {
     }
 }
 
-/// The next batch of a set.
-fn next(set: &Set, order: &mut DataOrder, step: u64) -> candle_core::Result<Batch> {
-    loop {
-        // An epoch ends with nothing.
-        if let Some(positions) = order.next_batch() {
-            return set.batch(positions, step);
-        }
-    }
-}
-
 /// Runs a model over some images, some at once.
 pub(crate) fn in_parts(
     images: &Tensor,
@@ -312,13 +292,6 @@ pub(crate) fn in_parts(
         .map(|from| Ok(forward(&images.narrow(0, from, AT_ONCE.min(count - from))?)?.detach()))
         .collect();
     Ok(Tensor::cat(&parts?, 0)?)
-}
-
-/// How many have their largest score for their class, in `[0, 1]`.
-pub(crate) fn share(scores: &Tensor, labels: &[u32]) -> Result<f64> {
-    let best = scores.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let right = best.iter().zip(labels).filter(|(best, label)| best == label).count();
-    Ok(right as f64 / labels.len() as f64)
 }
 
 /// The size of a saved state.

@@ -6,10 +6,10 @@ use anyhow::Result;
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
 use tpgm_candle::{AdamW, DataOrder, Params, RobustOptimizer, Schedule};
 use tpgm_examples::files;
+use tpgm_examples::loader::next_positions;
 use tpgm_examples::progress::Progress;
 
 use crate::text::Windows;
-use crate::train::next;
 
 /// How the model is pre-trained.
 #[derive(Debug, Clone, Copy)]
@@ -49,7 +49,7 @@ pub(crate) fn pretrain(
     let mut order = DataOrder::new(windows.len(), how.batch, how.seed)?;
     let bar = progress.bar("pre-training", how.steps);
     for step in 0..how.steps {
-        let batch = windows.batch(&next(&mut order))?;
+        let batch = windows.batch(&next_positions(&mut order))?;
         optimizer.set_learning_rate(schedule.lr(step));
         let info = optimizer.backward_step(&model.loss(&batch.ids, &batch.counted, true)?)?;
         bar.set_message(info.loss.map(|loss| format!("loss {loss:.3}")).unwrap_or_default());

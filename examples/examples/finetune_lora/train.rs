@@ -11,6 +11,7 @@ use tpgm_candle::models::llama::Llama;
 use tpgm_candle::{
     AdamW, Checkpointer, DataOrder, JsonlWriter, Params, RobustOptimizer, Schedule, Telemetry, TrainState,
 };
+use tpgm_examples::loader::next_positions;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::timing::{Part, StepTimes};
@@ -153,7 +154,7 @@ fn step_on(
     position: &mut Position,
 ) -> Result<f64> {
     let Position { order, times } = position;
-    let batch = times.time(Part::Data, || windows.batch(&next(order)))?;
+    let batch = times.time(Part::Data, || windows.batch(&next_positions(order)))?;
     let (loss, value) = times.time(Part::Forward, || {
         let loss = model.loss(&batch.ids, &batch.counted, true)?;
         let value = loss.to_dtype(DType::F64)?.to_scalar::<f64>()?;
@@ -173,13 +174,4 @@ fn step_on(
     })?;
     times.count_step();
     Ok(value)
-}
-
-/// The next batch, of the next epoch if this one is over.
-pub(crate) fn next(order: &mut DataOrder) -> Vec<usize> {
-    loop {
-        if let Some(batch) = order.next_batch() {
-            return batch.to_vec();
-        }
-    }
 }

@@ -9,12 +9,12 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
-use tpgm_examples::search::{SearchArgs, Tried, sweep};
-use tpgm_examples::stop::Stop;
+use tpgm_examples::search::{SearchArgs, Tried, by_method, sweep};
+use tpgm_examples::stop::{Stop, Stopped};
 use tpgm_examples::study::RecordArgs;
 use tpgm_examples::{folder, workers};
 
-use super::lab::{Lab, Outcome, Stopped};
+use super::lab::{Lab, Outcome};
 use super::method::{Method, Setting};
 use super::pretrain::{Pretrain, pretrain};
 use super::report;
@@ -141,13 +141,11 @@ fn study(
         run(points.into_iter().map(setting).collect()).map(Some)
     };
     let tried = sweep(&args.search, journals, seed, methods, run_points, |outcome| outcome.choice)?;
-    let tried = tried.unwrap_or_default();
+    let tried = tried.ok_or(Stopped)?;
     let best: Vec<_> = tried.iter().map(|tried| tried.best().clone()).collect();
     let others = (seed + 1..seed + SEEDS)
         .flat_map(|seed| best.iter().map(move |outcome| Setting { seed, ..outcome.setting }));
     let others = run(others.collect())?;
-    let mut chosen: Vec<_> = best.into_iter().map(|outcome| vec![outcome]).collect();
-    let count = chosen.len();
-    others.into_iter().enumerate().for_each(|(at, outcome)| chosen[at % count].push(outcome));
+    let chosen = by_method(best, others);
     Ok((tried.into_iter().flat_map(|Tried { outcomes, .. }| outcomes).collect(), chosen))
 }

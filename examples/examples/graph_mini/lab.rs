@@ -4,14 +4,16 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::{D, Device, Module, Tensor};
+use candle_core::{Device, Module, Tensor};
 use serde::{Deserialize, Serialize};
 use tpgm_candle::nn::prompts::{FeaturePrompt, FeaturePromptBasis};
 use tpgm_candle::nn::{Linear, cross_entropy, linear};
 use tpgm_candle::{AdamW, Constraint, DataOrder, Params, Projection, RobustOptimizer, Schedule};
 use tpgm_examples::files;
+use tpgm_examples::loader::next_positions;
+use tpgm_examples::metrics::share_of_right;
 use tpgm_examples::progress::Progress;
-use tpgm_examples::stop::Stop;
+use tpgm_examples::stop::{Stop, Stopped};
 use tpgm_examples::study::{Recorded, Records};
 
 use super::graphs::CLASSES;
@@ -100,18 +102,6 @@ impl Outcome {
     }
 }
 
-/// A run that was asked to stop.
-#[derive(Debug)]
-pub(super) struct Stopped;
-
-impl std::fmt::Display for Stopped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("stopped")
-    }
-}
-
-impl std::error::Error for Stopped {}
-
 /// Where methods are run.
 pub(super) struct Lab<'a> {
     pub(super) world: &'a World,
@@ -181,10 +171,10 @@ impl Lab<'_> {
                 bail!(Stopped);
             }
             optimizer.set_learning_rate(schedule.lr(step));
-            let batch = train.batch(&next(&mut order))?;
+            let batch = train.batch(&next_positions(&mut order))?;
             optimizer.backward_step(&cross_entropy(&net.logits(&batch)?, &batch.labels)?)?;
             if learns_radii {
-                let batch = radii.batch(&next(&mut held_out))?;
+                let batch = radii.batch(&next_positions(&mut held_out))?;
                 optimizer.tpgm()?.update(|| cross_entropy(&net.logits(&batch)?, &batch.labels))?;
             }
         }
@@ -192,26 +182,10 @@ impl Lab<'_> {
     }
 }
 
-/// Positions of the next batch.
-fn next(order: &mut DataOrder) -> Vec<usize> {
-    loop {
-        // An epoch ends with nothing.
-        if let Some(positions) = order.next_batch() {
-            return positions.to_vec();
-        }
-    }
-}
-
 /// The share of a set that is told rightly, in `[0, 1]`.
 fn judge(set: &Set, logits: impl Fn(&Batch) -> candle_core::Result<Tensor>) -> Result<f64> {
     let positions: Vec<_> = (0..set.len()).collect();
     let parts = positions.chunks(AT_ONCE).map(|part| Ok(logits(&set.batch(part)?)?.detach()));
-    share(&Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?, &set.labels())
-}
-
-/// How many have their largest score for their class, in `[0, 1]`.
-pub(super) fn share(scores: &Tensor, labels: &[u32]) -> Result<f64> {
-    let best = scores.argmax(D::Minus1)?.to_vec1::<u32>()?;
-    let right = best.iter().zip(labels).filter(|(best, label)| best == label).count();
-    Ok(right as f64 / labels.len() as f64)
+    let scores = Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+    Ok(share_of_right(&scores, &set.labels())?)
 }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Module};
 use tpgm_candle::nn::{cross_entropy, linear};
 use tpgm_candle::{AdamW, Constraint, Params, RobustOptimizer, Schedule};
+use tpgm_examples::metrics::share_of_right;
 use tpgm_examples::progress::Progress;
 
 use super::graphs::{Bases, PRETRAINED, Request};
-use super::lab::share;
 use super::net::{Batch, Gin, WIDTH};
 
 /// Options of pre-training.
@@ -71,7 +71,7 @@ pub(super) fn pretrain(options: &Pretrain, progress: &Progress) -> Result<()> {
     let graphs = request.set(100, options.seed, NUMBER);
     let batch = Batch::new(graphs.iter())?;
     let labels: Vec<_> = graphs.iter().map(|graph| graph.class).collect();
-    let right = share(&logits(&batch)?.to_dtype(DType::F32)?, &labels)?;
+    let right = share_of_right(&logits(&batch)?.to_dtype(DType::F32)?, &labels)?;
     progress.line(format!("{:.1} % of the motifs of new graphs are told rightly", 100.0 * right));
     Ok(())
 }

@@ -114,5 +114,5 @@ impl Log {
 }
 
 /// What the table of radii shows.
-pub const RADII: &str = "Radius: how far a row of each matrix may be from its pre-trained values (L1 norm). Ratio: the part of its \
+pub const RADII: &str = "Radius: how far a row of each matrix may be from its anchor (L1 norm). Ratio: the part of its \
                          displacement that a row kept in the last projection, at least.";

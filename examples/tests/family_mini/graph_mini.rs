@@ -26,6 +26,7 @@ use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use clap::{CommandFactory, Parser};
 use tpgm_candle::{Anchor, Params};
+use tpgm_examples::metrics::share_of_right;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 
@@ -206,7 +207,7 @@ fn the_committed_network_tells_motifs_apart_that_it_was_not_trained_on() {
         optimizer.backward_step(&loss).unwrap();
     }
     let (test, classes, _) = features(2);
-    let right = lab::share(&layer.forward(&test).unwrap(), &classes).unwrap();
+    let right = share_of_right(&layer.forward(&test).unwrap(), &classes).unwrap();
     // One in four by chance.
     assert!(right > 0.5, "{right}");
 }

@@ -6,8 +6,9 @@ use tpgm_candle::nn::cross_entropy;
 use tpgm_candle::nn::losses::{contrastive, entropy, entropy_of_mistakes, multi_margin, same_text_targets};
 use tpgm_candle::search::{Record, Space, Study};
 use tpgm_candle::{Pull, PullScale};
+use tpgm_examples::metrics::share_of_right;
 
-use crate::lab::{Course, Lab, Net, Outcome, Spent, Trained, in_parts, share};
+use crate::lab::{Course, Lab, Net, Outcome, Spent, Trained, in_parts};
 use crate::method::Setting;
 use crate::world::Batch;
 
@@ -43,7 +44,7 @@ fn search(lab: &Lab<'_>) -> Result<Record> {
             Ok((net, _)) => {
                 let shifted = &lab.world.shifted;
                 let scores = in_parts(&shifted.images, |images| net.logits(images))?;
-                study.tell(&trial, -share(&scores, &shifted.labels)?)?;
+                study.tell(&trial, -share_of_right(&scores, &shifted.labels)?)?;
             }
             Err(error) if is_derailed(&error) => study.fail(&trial)?,
             Err(error) => return Err(error),

@@ -56,7 +56,8 @@ impl Mpi {
     ///
     /// # Errors
     ///
-    /// [`Error::Start`] if MPI cannot be used; [`Error::Ranks`] on all ranks if one has another version of this crate than rank 0, or
+    /// [`Error::Start`] if MPI cannot be used, or not all processes call this within 10 minutes: which ones is not known before there
+    /// is a group; [`Error::Ranks`] on all ranks if one has another version of this crate than rank 0, or
     /// is lost meanwhile, which names it.
     pub fn world() -> Result<Self> {
         let problem = |reason| Error::from(StartProblem::Mpi { reason });
