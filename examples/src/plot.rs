@@ -90,6 +90,8 @@ fn draw(
         .axis_desc_style(("sans-serif", 17))
         .light_line_style(WHITE)
         .draw()?;
+    // All lines of the legend fit.
+    let pitch = 20.min((SIZE.1 as i32 - 54) / curves.len().max(1) as i32);
     for (number, curve) in curves.iter().enumerate() {
         let color = Palette99::pick(number).to_rgba();
         let width = if style == Style::Lines { 2 } else { 1 };
@@ -104,7 +106,7 @@ fn draw(
             chart.draw_series(curve.lines.iter().flatten().map(mark))?;
             chart.draw_series(curve.chosen.iter().map(|point| Circle::new(*point, 7, color.filled())))?;
         }
-        let top = 44 + 20 * number as i32;
+        let top = 44 + pitch * number as i32;
         legend.draw(&Rectangle::new([(4, top), (18, top + 10)], color.filled()))?;
         legend.draw(&Text::new(curve.name.clone(), (24, top - 2), ("sans-serif", 16)))?;
     }

@@ -1,6 +1,7 @@
 //! Sweeps: settings of methods that a search asks for, and the one of each method that held-out samples choose.
 
 use std::num::NonZero;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -136,6 +137,8 @@ fn short(value: f64) -> f64 {
 pub struct Tried<O> {
     /// In the order in which they were asked for.
     pub outcomes: Vec<O>,
+    /// The setting of each.
+    pub points: Vec<Point>,
     /// Position of the best: of equal ones the first of a grid, the last of a search.
     pub best: usize,
 }
@@ -154,6 +157,7 @@ struct Search<O> {
     study: Study,
     trials: u64,
     outcomes: Vec<O>,
+    points: Vec<Point>,
 }
 
 impl<O> Search<O> {
@@ -172,7 +176,7 @@ impl<O> Search<O> {
             // Without a journal: it asks for the same whatever comes out, so kept outcomes are enough to go on.
             None => (Sampler::Grid, Study::grid(grid)?, combinations),
         };
-        Ok(Self { axes, sampler, study, trials, outcomes: Vec::new() })
+        Ok(Self { axes, sampler, study, trials, outcomes: Vec::new(), points: Vec::new() })
     }
 
     /// All that can be asked for now: the rest of a grid, or one trial, as the next one depends on how it went.
@@ -242,38 +246,61 @@ pub fn sweep<M: Copy, O>(
                 search.study.tell(&trial, 1.0 - choice(&outcome))?;
             }
             search.outcomes.push(outcome);
+            search.points.push(asked.point);
         }
     }
     let tried = |(_, search): (M, Search<O>)| {
         let best = search.study.best().context("a search has told trials")?;
         let of_best = |record: &Record| record.trial == best.trial;
         let best = search.study.records().iter().position(of_best).context("the best trial was told")?;
-        Ok(Tried { best, outcomes: search.outcomes })
+        Ok(Tried { best, outcomes: search.outcomes, points: search.points })
     };
     searches.into_iter().map(tried).collect::<Result<_>>().map(Some)
 }
 
-/// For each method the outcome that was chosen, then those of its setting with other seeds. `others` has one of each method, in the
-/// same order, for one seed after the other.
-pub fn by_method<O>(chosen: Vec<O>, others: Vec<O>) -> Vec<Vec<O>> {
+/// What [`sweep_over_seeds`] ran.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Swept<O> {
+    /// All outcomes of the first seed.
+    pub all: Vec<O>,
+    /// For each method the outcome that was chosen, then those of its setting with the other seeds.
+    pub chosen: Vec<Vec<O>>,
+}
+
+/// A [`sweep`] with the first of some seeds, then the best setting of each method with the others. `run` gets methods, their
+/// settings and seeds.
+///
+/// # Errors
+///
+/// As [`sweep`].
+pub fn sweep_over_seeds<M: Copy, O: Clone>(
+    args: &SearchArgs,
+    journals: &Path,
+    mut seeds: Range<u64>,
+    methods: Vec<(M, &str, Axes)>,
+    mut run: impl FnMut(Vec<(M, Point, u64)>) -> Result<Option<Vec<O>>>,
+    choice: impl Fn(&O) -> f64,
+) -> Result<Option<Swept<O>>> {
+    let first = seeds.next().context("a sweep has a seed")?;
+    let names: Vec<M> = methods.iter().map(|(method, ..)| *method).collect();
+    let with_first = |points: Vec<(M, Point)>| {
+        run(points.into_iter().map(|(method, point)| (method, point, first)).collect())
+    };
+    let Some(tried) = sweep(args, journals, first, methods, with_first, choice)? else { return Ok(None) };
+    let best: Vec<_> =
+        names.into_iter().zip(&tried).map(|(name, tried)| (name, tried.points[tried.best])).collect();
+    let again = seeds.flat_map(|seed| best.iter().map(move |(method, point)| (*method, *point, seed)));
+    let again: Vec<_> = again.collect();
+    let Some(others) = run(again)? else { return Ok(None) };
+    let mut chosen: Vec<Vec<O>> = tried.iter().map(|tried| vec![tried.best().clone()]).collect();
     let count = chosen.len();
-    let mut outcomes: Vec<Vec<O>> = chosen.into_iter().map(|outcome| vec![outcome]).collect();
-    others.into_iter().enumerate().for_each(|(at, outcome)| outcomes[at % count].push(outcome));
-    outcomes
+    others.into_iter().enumerate().for_each(|(at, outcome)| chosen[at % count].push(outcome));
+    Ok(Some(Swept { all: tried.into_iter().flat_map(|tried| tried.outcomes).collect(), chosen }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn seeds_come_to_their_method() {
-        assert_eq!(
-            by_method(vec!["a0", "b0"], vec!["a1", "b1", "a2", "b2"]),
-            [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
-        );
-        assert_eq!(by_method(vec![1, 2], vec![]), [[1], [2]]);
-    }
 
     const RATES: [f64; 2] = [3e-4, 1e-3];
 
@@ -373,5 +400,33 @@ mod tests {
         assert!(tpe(3).check().is_ok() && SearchArgs::default().is_default());
         let args = SearchArgs { search: Sampler::Grid, ..tpe(3) };
         assert!(args.check().unwrap_err().to_string().contains("add --search tpe"));
+    }
+
+    #[test]
+    fn the_best_setting_of_each_method_is_run_with_the_other_seeds() {
+        let methods =
+            || vec![('a', "a", axes(&[0.3, 0.7], Between::Shares)), ('b', "b", axes(&[], Between::Factors))];
+        let mut asked = Vec::new();
+        let run = |points: Vec<(char, Point, u64)>| {
+            asked.extend(points.iter().map(|point| point.2));
+            Ok(Some(points))
+        };
+        let choice = |(_, point, _): &(char, Point, u64)| choice(point);
+        let args = SearchArgs::default();
+        let swept =
+            sweep_over_seeds(&args, Path::new("nowhere"), 5..8, methods(), run, choice).unwrap().unwrap();
+        assert_eq!(swept.all.len(), 6);
+        assert!(swept.all.iter().all(|(.., seed)| *seed == 5));
+        let best = [('a', (1e-3, Some(0.3))), ('b', (1e-3, None))];
+        let expected = best.map(|(method, point)| [5, 6, 7].map(|seed| (method, point, seed)).to_vec());
+        assert_eq!(swept.chosen, expected);
+        assert_eq!(asked, [[5; 6].as_slice(), &[6, 6, 7, 7]].concat());
+
+        let stopped = |points: Vec<(char, Point, u64)>| {
+            Ok(points.iter().all(|(.., seed)| *seed == 5).then_some(points))
+        };
+        let stopped =
+            sweep_over_seeds(&args, Path::new("nowhere"), 5..8, methods(), stopped, choice).unwrap();
+        assert_eq!(stopped, None);
     }
 }

@@ -37,7 +37,7 @@ use tpgm_candle::teacher::Teacher;
 use tpgm_examples::metrics::share_of_right;
 use tpgm_examples::mini::data::{Detail, Domain, Request, Split};
 use tpgm_examples::progress::Progress;
-use tpgm_examples::search::{Point, Sampler, SearchArgs, sweep};
+use tpgm_examples::search::{Point, Sampler, SearchArgs, sweep, sweep_over_seeds};
 use tpgm_examples::stop::Stop;
 
 use crate::cli::{Args, run};
@@ -114,6 +114,9 @@ fn a_quick_study_has_every_row_and_goes_on_after_an_interruption() {
         assert!(table.contains(&format!("| {} |", method.name())), "{table}");
     }
     assert!(!table.contains(SHIFTED.name()) && table.contains("sketch"), "{table}");
+    let parts =
+        ["AutoFT", "Choice of settings", "Accuracy under shift in the other domains", "<svg", "scale.steps"];
+    common::check_page(whole.path(), &parts);
     for (setting, choice, accuracy, notes) in &expected {
         assert_eq!(accuracy.len(), REPORTED.len());
         assert!(accuracy.iter().chain([choice]).all(|share| (0.0..=1.0).contains(share)), "{setting:?}");
@@ -147,19 +150,19 @@ fn committed_outcomes_lead_to_the_committed_table() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let of = |setting: Setting| outcomes.iter().find(|outcome| outcome.setting == setting).cloned().unwrap();
     let methods = Method::ALL.map(|method| (method, method.name(), method.axes())).to_vec();
-    let run = |points: Vec<(Method, Point)>| {
-        let outcome = |(method, (lr, strength))| of(Setting { method, lr, strength, seed: 0 });
+    let run = |points: Vec<(Method, Point, u64)>| {
+        let of =
+            |setting: Setting| outcomes.iter().find(|outcome| outcome.setting == setting).cloned().unwrap();
+        let outcome = |(method, (lr, strength), seed)| of(Setting { method, lr, strength, seed });
         Ok(Some(points.into_iter().map(outcome).collect()))
     };
     let (args, nowhere) = (SearchArgs::default(), Path::new("nowhere"));
-    let tried = sweep(&args, nowhere, 0, methods, run, |outcome| outcome.choice).unwrap().unwrap();
-    let all: Vec<_> = tried.iter().flat_map(|tried| tried.outcomes.clone()).collect();
-    let seeds = |best: &Outcome| (0..3).map(|seed| of(Setting { seed, ..best.setting })).collect();
-    let chosen: Vec<_> = tried.iter().map(|tried| seeds(tried.best())).collect();
+    let swept =
+        sweep_over_seeds(&args, nowhere, 0..3, methods, run, |outcome| outcome.choice).unwrap().unwrap();
     let out = tempfile::tempdir().unwrap();
-    report::write(out.path(), &all, &chosen, &Progress::hidden()).unwrap();
+    fs::write(out.path().join("config.json"), "{}").unwrap();
+    report::write(out.path(), &swept, &Progress::hidden()).unwrap();
     for name in ["table.md", "choices.md", "notes.md"] {
         let [new, committed] =
             [out.path(), &results].map(|folder| fs::read_to_string(folder.join(name)).unwrap());

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
-use tpgm_examples::search::{Point, SearchArgs, by_method, sweep};
+use tpgm_examples::search::{Point, SearchArgs, Swept, sweep_over_seeds};
 use tpgm_examples::stop::{Stop, Stopped};
 use tpgm_examples::study::RecordArgs;
 use tpgm_examples::{folder, workers};
@@ -121,7 +121,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
 
     let jobs = args.jobs.map_or_else(workers::default_count, NonZero::get);
     match study(&lab, jobs, args, &journals) {
-        Ok((all, chosen)) => report::write(&args.out, &all, &chosen, progress)?,
+        Ok(swept) => report::write(&args.out, &swept, progress)?,
         Err(error) if error.is::<Stopped>() => {
             progress.line(folder::how_to_resume());
             return Ok(());
@@ -132,30 +132,21 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-/// All outcomes of the first seed, and for each method those of the chosen setting, one per seed.
-fn study(
-    lab: &Lab<'_>,
-    jobs: usize,
-    args: &Args,
-    journals: &Path,
-) -> Result<(Vec<Outcome>, Vec<Vec<Outcome>>)> {
-    let seed = lab.seed;
-    let setting = |(method, (lr, strength)): (Method, Point)| Setting { method, lr, strength, seed };
+/// Every method once, or a sweep.
+fn study(lab: &Lab<'_>, jobs: usize, args: &Args, journals: &Path) -> Result<Swept<Outcome>> {
+    let setting =
+        |(method, (lr, strength), seed): (Method, Point, u64)| Setting { method, lr, strength, seed };
     if !args.full {
-        let all = run_all(lab, jobs, Method::ALL.map(|method| setting((method, method.setting()))).to_vec())?;
+        let settings = Method::ALL.map(|method| setting((method, method.setting(), lab.seed)));
+        let all = run_all(lab, jobs, settings.to_vec())?;
         let chosen = all.iter().map(|outcome| vec![outcome.clone()]).collect();
-        return Ok((all, chosen));
+        return Ok(Swept { all, chosen });
     }
     let methods = Method::ALL.map(|method| (method, method.name(), method.axes())).to_vec();
     let run = |points: Vec<_>| run_all(lab, jobs, points.into_iter().map(setting).collect()).map(Some);
-    let tried = sweep(&args.search, journals, seed, methods, run, |outcome| outcome.choice)?;
-    let tried = tried.ok_or(Stopped)?;
-    let best: Vec<_> = tried.iter().map(|tried| tried.best().clone()).collect();
-    let others = (seed + 1..seed + SEEDS)
-        .flat_map(|seed| best.iter().map(move |outcome| Setting { seed, ..outcome.setting }));
-    let others = run_all(lab, jobs, others.collect())?;
-    let chosen = by_method(best, others);
-    Ok((tried.into_iter().flat_map(|tried| tried.outcomes).collect(), chosen))
+    let seeds = lab.seed..lab.seed + SEEDS;
+    let swept = sweep_over_seeds(&args.search, journals, seeds, methods, run, |outcome| outcome.choice)?;
+    Ok(swept.ok_or(Stopped)?)
 }
 
 /// Runs settings, those of one base in one go, and returns their outcomes in the same order.

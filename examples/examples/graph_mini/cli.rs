@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tpgm_examples::fingerprint::Fingerprint;
 use tpgm_examples::progress::Progress;
-use tpgm_examples::search::{SearchArgs, Tried, by_method, sweep};
+use tpgm_examples::search::{Point, SearchArgs, Swept, sweep_over_seeds};
 use tpgm_examples::stop::{Stop, Stopped};
 use tpgm_examples::study::RecordArgs;
 use tpgm_examples::{folder, workers};
@@ -110,7 +110,7 @@ pub(super) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let lab = Lab { world: &world, scale, checkpoint, runs, records, progress, stop };
     let jobs = args.jobs.map_or_else(workers::default_count, NonZero::get);
     match study(&lab, jobs, args, &journals) {
-        Ok((all, chosen)) => report::write(&args.out, &all, &chosen, progress)?,
+        Ok(swept) => report::write(&args.out, &swept, progress)?,
         Err(error) if error.is::<Stopped>() => {
             progress.line(folder::how_to_resume());
             return Ok(());
@@ -121,31 +121,21 @@ pub(super) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     Ok(())
 }
 
-/// All outcomes of the first seed, and for each method those of the chosen setting, one per seed.
-fn study(
-    lab: &Lab<'_>,
-    jobs: usize,
-    args: &Args,
-    journals: &Path,
-) -> Result<(Vec<Outcome>, Vec<Vec<Outcome>>)> {
+/// Every method once, or a sweep.
+fn study(lab: &Lab<'_>, jobs: usize, args: &Args, journals: &Path) -> Result<Swept<Outcome>> {
     let run = |settings| workers::run(jobs, 1, settings, |setting: Setting| lab.run(&setting));
     if !args.full {
         let all = run(Method::ALL.map(|method| method.setting(args.seed)).to_vec())?;
         let chosen = all.iter().map(|outcome| vec![outcome.clone()]).collect();
-        return Ok((all, chosen));
+        return Ok(Swept { all, chosen });
     }
-    let seed = args.seed;
     let methods = Method::ALL.map(|method| (method, method.name(), method.axes())).to_vec();
-    let run_points = |points: Vec<(Method, (f64, Option<f64>))>| {
-        let setting = |(method, (lr, strength))| Setting { method, lr, strength, seed };
+    let run_points = |points: Vec<(Method, Point, u64)>| {
+        let setting = |(method, (lr, strength), seed)| Setting { method, lr, strength, seed };
         run(points.into_iter().map(setting).collect()).map(Some)
     };
-    let tried = sweep(&args.search, journals, seed, methods, run_points, |outcome| outcome.choice)?;
-    let tried = tried.ok_or(Stopped)?;
-    let best: Vec<_> = tried.iter().map(|tried| tried.best().clone()).collect();
-    let others = (seed + 1..seed + SEEDS)
-        .flat_map(|seed| best.iter().map(move |outcome| Setting { seed, ..outcome.setting }));
-    let others = run(others.collect())?;
-    let chosen = by_method(best, others);
-    Ok((tried.into_iter().flat_map(|Tried { outcomes, .. }| outcomes).collect(), chosen))
+    let seeds = args.seed..args.seed + SEEDS;
+    let swept =
+        sweep_over_seeds(&args.search, journals, seeds, methods, run_points, |outcome| outcome.choice)?;
+    Ok(swept.ok_or(Stopped)?)
 }

@@ -14,7 +14,7 @@ use tpgm_examples::loader::next_positions;
 use tpgm_examples::metrics::share_of_right;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::{Stop, Stopped};
-use tpgm_examples::study::{Recorded, Records};
+use tpgm_examples::study::{Ran, Recorded, Records};
 
 use super::graphs::CLASSES;
 use super::method::{Prompt, Setting};
@@ -94,11 +94,21 @@ impl Recorded for Outcome {
     }
 }
 
-impl Outcome {
-    /// Mean accuracy on the test sets that are unlike the training graphs.
-    pub(super) fn ood(&self) -> f64 {
-        let others = &self.accuracy[1..];
-        others.iter().sum::<f64>() / others.len() as f64
+impl Ran for Outcome {
+    fn method(&self) -> &'static str {
+        self.setting.method.name()
+    }
+
+    fn words(&self) -> String {
+        self.setting.words()
+    }
+
+    fn choice(&self) -> f64 {
+        self.choice
+    }
+
+    fn accuracy(&self) -> &[f64] {
+        &self.accuracy
     }
 }
 

@@ -3,27 +3,32 @@
 use std::path::Path;
 
 use anyhow::Result;
-use tpgm_examples::files;
 use tpgm_examples::progress::Progress;
+use tpgm_examples::search::Swept;
+use tpgm_examples::study::{Described, Ran, write_overview};
 use tpgm_examples::table::{Table, with_deviation};
 
 use super::lab::Outcome;
 use super::world::TESTS;
 
-/// Writes the tables of a study into a folder, and shows the main one. `chosen` has one outcome per seed for each method.
+/// What the page says of the main table.
+const NOTE: &str = "In percent, with the sample standard deviation over seeds where there are several. The first set has the bases of the \
+                    training graphs.";
+
+/// Writes the tables of a study into a folder, with the page of all, and shows the main one.
 ///
 /// # Errors
 ///
 /// A file cannot be written.
-pub(super) fn write(out: &Path, all: &[Outcome], chosen: &[Vec<Outcome>], progress: &Progress) -> Result<()> {
-    let main = table(chosen);
-    for (name, table) in [("table", &main), ("choices", &choices(all, chosen))] {
-        files::write(&out.join(name).with_extension("md"), table.markdown())?;
-        files::write(&out.join(name).with_extension("csv"), table.csv())?;
-    }
-    files::write_json(&out.join("outcomes.json"), &all)?;
-    progress.line(format!("\naccuracy in percent\n{}", main.text()));
-    Ok(())
+pub(super) fn write(out: &Path, swept: &Swept<Outcome>, progress: &Progress) -> Result<()> {
+    let described = Described {
+        page: "A small graph network, fine-tuned on graphs with usual bases",
+        title: "every setting of every method",
+        id: "on usual bases",
+        ood: "on other graphs",
+    };
+    let main = table(&swept.chosen);
+    write_overview(out, described, (&main, NOTE), (&swept.all, &swept.chosen), progress)
 }
 
 fn percent(outcomes: &[Outcome], share: impl Fn(&Outcome) -> f64) -> String {
@@ -47,23 +52,6 @@ fn table(chosen: &[Vec<Outcome>]) -> Table {
         let seconds: f64 = outcomes.iter().map(|outcome| outcome.seconds).sum();
         row.push(format!("{:.1}", seconds / outcomes.len() as f64));
         table.rows.push(row);
-    }
-    table
-}
-
-/// How each method's setting was chosen: of how many, and how well it does on the graphs for choosing.
-fn choices(all: &[Outcome], chosen: &[Vec<Outcome>]) -> Table {
-    let mut table = Table::new(["method", "setting", "settings tried", "held-out", "seeds"]);
-    for outcomes in chosen {
-        let setting = &outcomes[0].setting;
-        let tried = all.iter().filter(|outcome| outcome.setting.method == setting.method).count();
-        table.rows.push(vec![
-            setting.method.name().to_owned(),
-            setting.words(),
-            tried.to_string(),
-            percent(outcomes, |outcome| outcome.choice),
-            outcomes.len().to_string(),
-        ]);
     }
     table
 }
