@@ -87,6 +87,8 @@ pub use self::layers::{
     matmul_transposed, max_pool2d, quick_gelu, relu, relu6, rms_norm, rope, rope_i, scale_channels, sigmoid,
     silu, softmax_last_dim,
 };
+#[doc(hidden)]
+pub use self::layers::{Recorded, recorded};
 
 /// Runs the example of the README as a documentation test.
 #[cfg(doctest)]

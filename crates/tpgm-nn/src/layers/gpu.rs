@@ -18,6 +18,8 @@ pub(super) mod activation;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod bias;
 #[cfg(any(feature = "cuda", test))]
+pub(super) mod bias_activation;
+#[cfg(any(feature = "cuda", test))]
 mod choice;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod cross_entropy;
@@ -28,6 +30,8 @@ pub(super) mod gated;
 #[cfg(test)]
 pub(super) mod host;
 #[cfg(any(feature = "cuda", test))]
+pub(super) mod joins;
+#[cfg(any(feature = "cuda", test))]
 pub(super) mod linear;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod norm;
@@ -35,6 +39,8 @@ pub(super) mod norm;
 mod operands;
 #[cfg(any(feature = "cuda", test))]
 mod rows;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod scores;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod softmax;
 #[cfg(test)]
