@@ -15,6 +15,7 @@ pub mod mini;
 pub mod mosaic;
 pub mod page;
 pub mod plot;
+pub mod precision;
 pub mod progress;
 pub mod quick;
 pub mod search;

@@ -115,7 +115,8 @@ vectorized! {
 /// Linear layer `x W^T + b`, as `candle_nn::Linear`: one node of the graph instead of five, and neither the gradient of a
 /// frozen weight nor that of an input outside the graph is computed.
 ///
-/// On a GPU the product is candle's (cuBLAS), and a bias is added by a launch of its own: candle has no epilogue for it.
+/// On a GPU the product is candle's (cuBLAS), and a bias is added by a launch of its own: candle has no epilogue for it. In the
+/// feed-forward network of a model the bias is part of the activation's launch.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,

@@ -157,6 +157,11 @@ pub(crate) struct AnyNorm<'a> {
 }
 
 impl AnyNorm<'_> {
+    /// Whether kernels can compute it.
+    pub(crate) fn has_kernel(&self) -> bool {
+        self.op.has_kernel()
+    }
+
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         apply(self.op, x, self.weight, self.bias)
     }
@@ -184,6 +189,11 @@ fn apply(op: Normalize, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> R
 }
 
 impl Normalize {
+    /// The kernels compute in f32, and want an epsilon there.
+    fn has_kernel(&self) -> bool {
+        self.eps as f32 > 0.0 && (self.eps as f32).is_finite()
+    }
+
     /// Checks the arguments, and says who computes.
     pub(super) fn path(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Path> {
         let op = self;
@@ -194,10 +204,8 @@ impl Normalize {
         if args[1..].iter().any(|arg| arg.dims() != [features]) {
             return Err(shape_error(name, "weight and bias must have the input's last dimension", &args));
         }
-        // The kernels compute in f32.
-        let computable = op.eps as f32 > 0.0 && (op.eps as f32).is_finite();
         Ok(match gpu::takes(x) {
-            Some(_) if !computable => Path::Composed,
+            Some(_) if !op.has_kernel() => Path::Composed,
             _ => Path::with_kernels(x),
         })
     }

@@ -67,16 +67,15 @@ impl Scores {
         Ok(Self { scale, heads, queries, causal, added })
     }
 
-    /// The same of candle's own operations.
+    /// The same of candle's own operations, of scores that are scaled.
     pub(super) fn composed(
         scores: &Tensor,
         heads: usize,
         queries: usize,
-        scale: f64,
         mask: Option<&AttentionMask>,
     ) -> Result<Tensor> {
         let keys = scores.dim(D::Minus1)?;
-        let split = (scores * scale)?.reshape(((), heads, queries, keys))?;
+        let split = scores.reshape(((), heads, queries, keys))?;
         let masked = match mask {
             None => split,
             Some(AttentionMask::Added(mask)) => split.broadcast_add(mask)?,

@@ -52,6 +52,8 @@ pub(crate) struct Parts {
     pub(crate) rotary: bool,
     /// Factors of features.
     pub(crate) factors: bool,
+    /// A norm that kernels do not compute.
+    pub(crate) odd_norm: bool,
     /// A mask, or another constant, that is trained.
     pub(crate) trained_constant: bool,
 }
@@ -111,8 +113,10 @@ impl Tape {
     /// The one place where it is decided who computes a block over `x`: one operation with a tape, or layer by layer. The latter
     /// where a layer is composed of candle's operations, which only candle's graph goes back through.
     fn of(x: &Tensor, parts: Parts) -> Self {
-        let has_kernels =
-            !(parts.dropout && !dropout::KERNELS || parts.rotary && !rotary::KERNELS || parts.factors);
+        let has_kernels = !(parts.dropout && !dropout::KERNELS
+            || parts.rotary && !rotary::KERNELS
+            || parts.factors
+            || parts.odd_norm);
         let fused = Path::with_kernels(x) == Path::Fused && (gpu::takes(x).is_none() || has_kernels);
         let recorded = fused && !parts.trained_constant && !trace::layer_by_layer();
         Self { record: recorded.then(Record::default) }

@@ -109,6 +109,7 @@ impl Transformer {
             dropout: drops || self.attention.drops(train) || self.feed.drops(train),
             rotary: place.rotary.is_some(),
             factors: self.scales.is_some(),
+            odd_norm: self.norms.iter().any(|norm| !AnyNorm::from(norm).has_kernel()),
             trained_constant: place.is_trained(),
         }
     }

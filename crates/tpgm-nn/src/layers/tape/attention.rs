@@ -101,8 +101,13 @@ impl Tape {
         // The queries that share a key are rows of one matrix, so that no key or value is repeated.
         let rows = heads / groups.max(1) * queries;
         let query = self.reshape(query, &[batch, groups, rows, width])?;
-        let scores = self.product(&query, key, true)?;
         let scale = (width as f64).powf(-0.5);
+        // Where the scores are scaled by an operation of its own, queries are fewer.
+        let (query, scale) = match Scores::path(&query.0, mask) {
+            Path::Fused => (query, scale),
+            Path::Composed => (self.scale(&query, scale)?, 1.0),
+        };
+        let scores = self.product(&query, key, true)?;
         let weights = match (self.records(), Scores::path(&scores.0, mask)) {
             (true, _) => {
                 let op = Scores::new(&scores.0, heads, queries, scale, mask)?;
@@ -111,7 +116,7 @@ impl Tape {
             (false, Path::Fused) => {
                 Value(apply1(Scores::new(&scores.0, heads, queries, scale, mask)?, &scores.0)?)
             }
-            (false, Path::Composed) => Value(Scores::composed(&scores.0, heads, queries, scale, mask)?),
+            (false, Path::Composed) => Value(Scores::composed(&scores.0, heads, queries, mask)?),
         };
         // Its shape is that of (batch, heads, queries, keys) to dropout, whose masks follow the elements in their order.
         debug_assert_eq!(weights.dims().last(), Some(&keys));
