@@ -3,7 +3,10 @@
 use candle_core::{DType, Device, Module, Tensor, Var};
 
 use super::{Parts, block};
-use crate::layers::{Activation, LayerNorm, Linear};
+use crate::layers::fused::{Custom, apply1};
+use crate::layers::heads::{MergeHeads, SplitHeads};
+use crate::layers::scores::Scores;
+use crate::layers::{Activation, AttentionMask, LayerNorm, Linear};
 
 fn var(values: &[f64], shape: &[usize]) -> Var {
     Var::from_tensor(&Tensor::from_slice(values, shape, &Device::Cpu).unwrap()).unwrap()
@@ -84,4 +87,54 @@ fn a_sum_that_goes_on_carries_its_gradient_through_the_norm() {
     for (got, expected) in both.iter().flatten().zip(plain.iter().flatten()) {
         assert!((got - expected).abs() < 1e-14, "{got} and {expected}");
     }
+}
+
+#[test]
+fn attention_weights_are_softmaxes_of_scaled_and_masked_scores() {
+    let numbers = |shape: &[usize], step: usize| {
+        let count: usize = shape.iter().product();
+        let data: Vec<f64> = (0..count).map(|i| ((i * step) % 17) as f64 / 4.0 - 2.0).collect();
+        Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+    };
+    let (batch, heads, queries, keys) = (2, 3, 4, 6);
+    let scores = numbers(&[batch, heads, queries, keys], 5);
+    let masks: [&[usize]; 5] = [&[2, 1, 1, 6], &[4, 6], &[1, 3, 4, 6], &[2, 3, 4, 6], &[2, 3, 4, 1]];
+    let masks = masks.map(|shape| AttentionMask::Added(numbers(shape, 7)));
+    // Heads of a group as rows of one matrix are the same rows.
+    let grouped = scores.reshape((batch, 1, heads * queries, keys)).unwrap();
+    for mask in [None, Some(&AttentionMask::Causal)].into_iter().chain(masks.iter().map(Some)) {
+        let scaled = (&scores * 0.3).unwrap();
+        let expected = Scores::composed(&scaled, heads, queries, mask).unwrap();
+        for x in [&scores, &grouped] {
+            let op = Scores::new(x, heads, queries, 0.3, mask).unwrap();
+            let got = apply1(op, x).unwrap();
+            assert_eq!(got.dims(), x.dims());
+            for (got, expected) in vec(&got).iter().zip(vec(&expected)) {
+                assert!((got - expected).abs() < 1e-14, "{mask:?}: {got} and {expected}");
+            }
+        }
+    }
+    // The last query sees all keys, the first those up to the third.
+    let op = Scores::new(&scores, heads, queries, 1.0, Some(&AttentionMask::Causal)).unwrap();
+    let first = vec(&apply1(op, &scores).unwrap())[..2 * keys].to_vec();
+    assert!(first[..3].iter().all(|x| *x > 0.0) && first[3..6] == [0.0; 3]);
+    assert!(first[6..10].iter().all(|x| *x > 0.0) && first[10..] == [0.0; 2]);
+    let wrong = AttentionMask::Added(numbers(&[5], 1));
+    let text = Scores::new(&scores, heads, queries, 1.0, Some(&wrong)).unwrap_err().to_string();
+    assert!(text.contains("a mask must broadcast to (batch, heads, queries, keys)"), "{text}");
+}
+
+#[test]
+fn heads_are_where_a_transposition_has_them() {
+    let x = Tensor::arange(0f64, (2 * 3 * 24) as f64, &Device::Cpu).unwrap().reshape((2, 3, 24)).unwrap();
+    for part in 0..3 {
+        let split = Custom(SplitHeads { heads: 4, parts: 3, part }).run([&x]).unwrap();
+        let expected =
+            x.narrow(2, part * 8, 8).unwrap().reshape((2, 3, 4, 2)).unwrap().transpose(1, 2).unwrap();
+        assert_eq!((split.dims(), vec(&split)), (expected.dims(), vec(&expected)));
+    }
+    let part = |part| Custom(SplitHeads { heads: 4, parts: 3, part }).run([&x]).unwrap();
+    let merged = Custom(MergeHeads).run([&part(0), &part(1), &part(2)]).unwrap();
+    assert_eq!((merged.dims(), vec(&merged)), (x.dims(), vec(&x)));
+    assert!(Custom(SplitHeads { heads: 5, parts: 1, part: 0 }).run([&x]).is_err());
 }
