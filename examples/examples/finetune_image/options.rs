@@ -162,7 +162,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 500)]
     pub(crate) save_every: u64,
     /// Element type of weights and activations
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, hide_short_help = true)]
     pub(crate) dtype: Precision,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
