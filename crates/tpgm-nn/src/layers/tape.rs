@@ -253,7 +253,7 @@ impl InplaceOp1 for Take {
     fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, _: &Layout) -> Result<()> {
         use candle_core::backend::{BackendDevice, BackendStorage};
         // SAFETY: nobody reads what is left behind.
-        let left = unsafe { storage.device().alloc_uninit(&Shape::from(1), storage.dtype()) }?;
+        let left = unsafe { storage.device().alloc_uninit(&Shape::from(1usize), storage.dtype()) }?;
         self.put(Storage::Cuda(std::mem::replace(storage, left)));
         Ok(())
     }
