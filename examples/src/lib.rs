@@ -29,6 +29,7 @@ pub mod workers;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/candle.md")]
+#[doc = include_str!("../../docs/gpus.md")]
 #[doc = include_str!("../../docs/lora.md")]
 #[doc = include_str!("../../docs/losses.md")]
 #[doc = include_str!("../../docs/merging.md")]

@@ -126,7 +126,7 @@ impl Scores {
                     let (seen, hidden) = y.split_at_mut(seen);
                     softmax(scaled, seen);
                     // Nothing is seen: no distribution, as of a row of minus infinities.
-                    hidden.fill(if seen.is_empty() { C::ZERO / C::ZERO } else { C::ZERO });
+                    hidden.fill(if seen.is_empty() { C::from_f64(f64::NAN) } else { C::ZERO });
                 });
             }
         });

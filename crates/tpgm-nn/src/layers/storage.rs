@@ -166,6 +166,9 @@ pub(super) fn fill<T: Element, R: Send>(
     (out, results)
 }
 
+/// The number of a piece, and the piece of two vectors.
+type Both<'a, T> = (usize, (&'a mut [MaybeUninit<T>], &'a mut [MaybeUninit<T>]));
+
 /// [`fill`] of two vectors of one length at once.
 pub(super) fn fill2<T: Element>(
     len: usize,
@@ -174,7 +177,7 @@ pub(super) fn fill2<T: Element>(
 ) -> [Vec<T>; 2] {
     let [mut first, mut second] = [(); 2].map(|()| Vec::with_capacity(len));
     let piece = piece.max(1);
-    let write = |(i, (a, b)): (usize, (&mut [MaybeUninit<T>], &mut [MaybeUninit<T>]))| {
+    let write = |(i, (a, b)): Both<'_, T>| {
         let start = i * piece;
         f(start..start + a.len(), [cleared(a), cleared(b)]);
     };

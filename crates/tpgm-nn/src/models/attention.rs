@@ -60,7 +60,7 @@ pub(super) struct Attention {
 
 #[derive(Debug, Clone)]
 pub(super) enum Inputs {
-    Separate([Lora<Linear>; 3]),
+    Separate(Box<[Lora<Linear>; 3]>),
     Joined(Linear),
 }
 
@@ -81,7 +81,7 @@ impl Attention {
         let plain = |name: &str| layer(size, name).map(Lora::plain);
         let inputs = match names.inputs {
             InputNames::Separate([query, key, value]) => {
-                Inputs::Separate([plain(query)?, plain(key)?, plain(value)?])
+                Inputs::Separate(Box::new([plain(query)?, plain(key)?, plain(value)?]))
             }
             InputNames::Joined(name) => Inputs::Joined(layer(3 * size, name)?),
             InputNames::InProjection(name) => {
@@ -124,7 +124,7 @@ impl Attention {
                     let y = layer.in_block(tape, x, train)?;
                     tape.split_heads(&y, heads)
                 };
-                let [query, key, value] = layers;
+                let [query, key, value] = &**layers;
                 [split(query, self.heads)?, split(key, self.groups)?, split(value, self.groups)?]
             }
             Inputs::Joined(layer) => {

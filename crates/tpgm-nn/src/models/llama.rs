@@ -240,22 +240,22 @@ fn block<E: From<candle_core::Error>>(
         order: Order::NormFirst,
         norms: [norm("input_layernorm")?, norm("post_attention_layernorm")?],
         attention: Attention {
-            inputs: Inputs::Separate([
+            inputs: Inputs::Separate(Box::new([
                 attention(size, heads * head, bias, "q_proj")?,
                 attention(size, groups * head, bias, "k_proj")?,
                 attention(size, groups * head, bias, "v_proj")?,
-            ]),
+            ])),
             norms: None,
             heads,
             groups,
             dropout: nothing.clone(),
             output: attention(heads * head, size, out_bias, "o_proj")?,
         },
-        feed: Feed::Gated {
-            gate: mlp(size, config.intermediate_size, "gate_proj")?,
-            up: mlp(size, config.intermediate_size, "up_proj")?,
-            down: mlp(config.intermediate_size, size, "down_proj")?,
-        },
+        feed: Feed::Gated(Box::new([
+            mlp(size, config.intermediate_size, "gate_proj")?,
+            mlp(size, config.intermediate_size, "up_proj")?,
+            mlp(config.intermediate_size, size, "down_proj")?,
+        ])),
         scales: None,
         dropouts: [nothing.clone(), nothing],
     })

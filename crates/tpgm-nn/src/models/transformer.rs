@@ -47,12 +47,8 @@ pub(super) enum Feed {
         wide: Linear,
         narrow: Linear,
     },
-    /// A SwiGLU of three layers.
-    Gated {
-        gate: Lora<Linear>,
-        up: Lora<Linear>,
-        down: Lora<Linear>,
-    },
+    /// A SwiGLU of three layers: the gate, its factor, and what narrows their product.
+    Gated(Box<[Lora<Linear>; 3]>),
 }
 
 impl Feed {
@@ -67,7 +63,8 @@ impl Feed {
                 let inner = tape.gated_halves(&both)?;
                 tape.linear(&inner, narrow)
             }
-            Feed::Gated { gate, up, down } => {
+            Feed::Gated(layers) => {
+                let [gate, up, down] = &**layers;
                 let (gate, up) = (gate.in_block(tape, x, train)?, up.in_block(tape, x, train)?);
                 let inner = tape.gated_silu(&gate, &up)?;
                 down.in_block(tape, &inner, train)
@@ -77,7 +74,7 @@ impl Feed {
 
     fn drops(&self, train: bool) -> bool {
         match self {
-            Feed::Gated { gate, up, down } => [gate, up, down].iter().any(|layer| layer.drops(train)),
+            Feed::Gated(layers) => layers.iter().any(|layer| layer.drops(train)),
             Feed::Plain { .. } | Feed::Joined { .. } => false,
         }
     }

@@ -113,22 +113,22 @@ impl Case {
                     order: Order::NormFirst,
                     norms: [rms("n0"), rms("n1")],
                     attention: Attention {
-                        inputs: Inputs::Separate([
+                        inputs: Inputs::Separate(Box::new([
                             adapted(SIZE, SIZE, 1, "q"),
                             adapted(SIZE, 4, 2, "k"),
                             adapted(SIZE, 4, 3, "v"),
-                        ]),
+                        ])),
                         norms: None,
                         heads: 4,
                         groups: 2,
                         dropout: Dropout::never(),
                         output: adapted(SIZE, SIZE, 4, "o"),
                     },
-                    feed: Feed::Gated {
-                        gate: adapted(SIZE, inner, 5, "gate"),
-                        up: adapted(SIZE, inner, 6, "up"),
-                        down: adapted(inner, SIZE, 7, "down"),
-                    },
+                    feed: Feed::Gated(Box::new([
+                        adapted(SIZE, inner, 5, "gate"),
+                        adapted(SIZE, inner, 6, "up"),
+                        adapted(inner, SIZE, 7, "down"),
+                    ])),
                     scales: None,
                     dropouts: [Dropout::never(), Dropout::never()],
                 };
