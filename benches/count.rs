@@ -2,7 +2,7 @@
 //!
 //! Nothing is run. A walk over shapes follows the models of `tpgm-nn` operation by operation, and candle's `backprop.rs` on the way
 //! back. That it is the graph of those models is tested: the shapes of its nodes are those of candle's own graph, on the CPU, of the
-//! same networks in small.
+//! same networks in small, and inside their blocks those of what the blocks record.
 //!
 //! # What is counted
 //!
@@ -11,6 +11,9 @@
 //! - candle's backward pass clears a gradient, adds the first part to it and each further one, whoever computed the part: 4 and 3
 //!   times the bytes of a tensor for each place that it is used at. It computes gradients of constants too, as of masks and frozen
 //!   weights. All of this is counted.
+//! - Ours is with kernels for all that a block has: dropout and rotation too. A block is one operation of candle's. Inside, the first
+//!   part of a gradient is the gradient, and a further one is an addition: 3 times the bytes. Its input and its parameters get
+//!   theirs from candle, which clears and adds; so do the links that they hang on, numbers of four bytes, one for two parameters.
 //! - Matrix products are a launch each, that reads both factors and writes the product. Partial sums of columns, tables of shapes
 //!   and tensors of a few numbers are left out.
 //!

@@ -20,6 +20,11 @@ impl Tape {
         self.how == How::Composed
     }
 
+    /// True for layers that are operations of their own: not for candle's, and not for the floor, which is walked as those are.
+    fn own(&self) -> bool {
+        matches!(self.how, How::Ours | How::Cpu)
+    }
+
     /// What is computed on: kernels and candle's operations read rows with gaps, the CPU's layers do not.
     fn taken(&mut self, x: &T) -> T {
         if self.how == How::Cpu { self.contiguous(x) } else { x.clone() }
@@ -145,22 +150,137 @@ impl Tape {
         y
     }
 
+    /// A linear layer and an activation, GELU, with the layer's bias inside.
+    pub(super) fn linear_gelu(&mut self, x: &T, layer: &Linear) -> T {
+        let Some(bias) = layer.bias.as_ref().filter(|_| self.own()) else {
+            let x = self.linear(x, layer);
+            return self.gelu(&x);
+        };
+        let y = self.linear(x, &Linear { weight: layer.weight.clone(), bias: None });
+        let launches = if bias.tracked { 2 } else { 1 };
+        self.kernel(&y.dims, y.element, &[&y, bias], (1, 2 * y.bytes()), (launches, 3 * y.bytes()))
+    }
+
+    /// `x + y` and its norm. `goes_on` says whether the sum is used elsewhere too.
+    pub(super) fn add_norm(&mut self, x: &T, y: &T, norm: &Norm, goes_on: bool) -> [T; 2] {
+        if !self.own() {
+            let sum = self.two(Two::Add, x, y);
+            let normed = self.norm(&sum, norm);
+            return [sum, normed];
+        }
+        let bytes = x.bytes();
+        let sum = self.node(&x.dims, x.element, &[x, y]);
+        let of: Vec<&T> = [&sum, &norm.weight].into_iter().chain(&norm.bias).collect();
+        let launches = if norm.weight.tracked { 2 } else { 1 };
+        // Sum, gradient and what the sum gets from elsewhere are read.
+        let read = if goes_on { 3 } else { 2 };
+        let y_normed = self.kernel(&x.dims, x.element, &of, (1, 4 * bytes), (launches, (read + 1) * bytes));
+        if sum.tracked {
+            [x, y].into_iter().filter(|of| of.tracked).for_each(|of| self.edge(of));
+        }
+        if goes_on && sum.tracked {
+            // What comes from elsewhere is the first part, and the kernel has added it.
+            self.carried(&sum);
+        }
+        [sum, y_normed]
+    }
+
+    /// `x + y`
+    pub(super) fn add(&mut self, x: &T, y: &T) -> T {
+        if !self.own() {
+            return self.two(Two::Add, x, y);
+        }
+        self.kernel(&x.dims, x.element, &[x, y], (1, 3 * x.bytes()), (0, 0))
+    }
+
+    /// Times a number.
+    pub(super) fn scale(&mut self, x: &T) -> T {
+        if !self.own() {
+            return self.one(One::Affine, x);
+        }
+        self.kernel(&x.dims, x.element, &[x], (1, 2 * x.bytes()), (1, 2 * x.bytes()))
+    }
+
+    /// From (batch, length, heads * width) to (batch, heads, length, width).
+    pub(super) fn split_heads(&mut self, x: &T, heads: usize) -> T {
+        let (batch, length, width) = (x.dims[0], x.dims[1], x.dims[2] / heads);
+        if self.own() {
+            let both = 2 * x.bytes();
+            return self.kernel(&[batch, heads, length, width], x.element, &[x], (1, both), (1, both));
+        }
+        let x = self.reshape(x, &[batch, length, heads, width]);
+        let x = self.transpose(&x, 1, 2);
+        self.contiguous(&x)
+    }
+
+    /// From (batch, heads, length, width) to (batch, length, heads * width).
+    pub(super) fn merge_heads(&mut self, x: &T) -> T {
+        let (batch, heads, length, width) = (x.dims[0], x.dims[1], x.dims[2], x.dims[3]);
+        if self.own() {
+            let both = 2 * x.bytes();
+            return self.kernel(&[batch, length, heads * width], x.element, &[x], (1, both), (1, both));
+        }
+        let x = self.transpose(x, 1, 2);
+        let x = self.contiguous(&x);
+        self.reshape(&x, &[batch, length, heads * width])
+    }
+
+    /// Attention of (batch, heads, queries, width) over keys and values of (batch, groups, keys, width).
+    pub(super) fn attention_of(&mut self, [query, key, value]: [&T; 3], mask: Option<&T>, drops: bool) -> T {
+        let (batch, heads, queries, width) = (query.dims[0], query.dims[1], query.dims[2], query.dims[3]);
+        let (groups, keys) = (key.dims[1], key.dims[2]);
+        let rows = heads / groups * queries;
+        let query =
+            if groups == heads { query.clone() } else { self.reshape(query, &[batch, groups, rows, width]) };
+        let query = if self.own() { query } else { self.one(One::Affine, &query) };
+        let scores = self.product(&query, key, true);
+        let mut weights = match (self.own(), mask) {
+            // With scale and mask inside.
+            (true, _) | (false, None) => self.softmax(&scores),
+            (false, Some(mask)) => {
+                let scores = if groups == heads {
+                    scores
+                } else {
+                    self.reshape(&scores, &[batch, heads, queries, keys])
+                };
+                let scores = self.broadcast_two(Two::Add, &scores, mask);
+                let weights = self.softmax(&scores);
+                if groups == heads { weights } else { self.reshape(&weights, &[batch, groups, rows, keys]) }
+            }
+        };
+        if drops {
+            weights = self.dropout(&weights);
+        }
+        let mixed = self.product(&weights, value, false);
+        let mixed =
+            if groups == heads { mixed } else { self.reshape(&mixed, &[batch, heads, queries, width]) };
+        self.merge_heads(&mixed)
+    }
+
     /// `x y`, or `x y^T`, of batches of matrices.
     pub(super) fn product(&mut self, x: &T, y: &T, transposed: bool) -> T {
         let (x, y) = (self.contiguous(x), self.contiguous(y));
         let last = y.dims.len() - 1;
-        if self.how == How::Cpu {
+        if self.own() {
             let mut dims = x.dims.clone();
             dims[last] = y.dims[if transposed { last - 1 } else { last }];
-            return self.kernel(&dims, x.element, &[&x, &y], (1, 0), (2, 0));
+            let z = self.kernel(&dims, x.element, &[&x, &y], (1, 0), (0, 0));
+            let bytes = x.bytes() + y.bytes() + z.bytes();
+            self.forward(0, bytes);
+            for of in [&x, &y] {
+                if of.tracked {
+                    self.backward(1, bytes);
+                }
+            }
+            return z;
         }
         let y = if transposed { self.transpose(&y, last, last - 1) } else { y };
         self.matmul(&x, &y)
     }
 
-    /// With a mask that the host makes.
+    /// Composed, with a mask that the host makes.
     pub(super) fn dropout(&mut self, x: &T) -> T {
-        if self.how == How::Cpu {
+        if self.own() {
             let x = &self.taken(x);
             return self.kernel(&x.dims, x.element, &[x], (1, 2 * x.bytes()), (1, 2 * x.bytes()));
         }
@@ -171,7 +291,7 @@ impl Tape {
 
     /// By angles of shape (steps, half the width), the same for all heads.
     pub(super) fn rope(&mut self, x: &T, cos: &T, sin: &T) -> T {
-        if self.how == How::Cpu {
+        if self.own() {
             return self.kernel(&x.dims, x.element, &[x], (1, 2 * x.bytes()), (1, 2 * x.bytes()));
         }
         let (last, half) = (x.dims.len() - 1, x.dims[x.dims.len() - 1] / 2);

@@ -1,7 +1,7 @@
-//! The networks: `bert.rs`, `image.rs` with `block.rs`, `llama.rs` and `attention.rs` of `tpgm-nn`, line by line.
+//! The networks: `bert.rs`, `image.rs`, `llama.rs`, `transformer.rs` and `attention.rs` of `tpgm-nn`, line by line.
 
 use super::layers::{Linear, Norm};
-use super::operations::{One, Two};
+use super::operations::Two;
 use super::tape::{T, Tape};
 
 /// A network and a batch.
@@ -142,51 +142,22 @@ impl Tape {
         self.reshape(&rows, &[dims, &[table.dims[1]]].concat())
     }
 
-    /// `attend` of attention.rs.
-    fn attend(&mut self, sizes: &Sizes, [query, key, value]: [&T; 3], mask: Option<&T>, drops: bool) -> T {
-        let (batch, length, size) = (query.dims[0], query.dims[1], query.dims[2]);
-        let width = size / sizes.heads;
-        let split = |tape: &mut Self, x: &T| {
-            let x = tape.reshape(x, &[batch, length, sizes.heads, width]);
-            let x = tape.transpose(&x, 1, 2);
-            tape.contiguous(&x)
-        };
-        let query = self.one(One::Affine, query);
-        let query = split(self, &query);
-        let key = split(self, key);
-        let mut scores = self.product(&query, &key, true);
-        if let Some(mask) = mask {
-            scores = self.broadcast_two(Two::Add, &scores, mask);
-        }
-        let mut weights = self.softmax(&scores);
-        if drops {
-            weights = self.dropout(&weights);
-        }
-        let value = split(self, value);
-        let mixed = self.product(&weights, &value, false);
-        let mixed = self.transpose(&mixed, 1, 2);
-        let mixed = self.contiguous(&mixed);
-        self.reshape(&mixed, &[batch, length, size])
-    }
-
     /// `Attention::forward`, with a layer each for query, key and value.
     fn attention(&mut self, sizes: &Sizes, x: &T, mask: Option<&T>, drops: bool) -> T {
-        let projected: Vec<T> = (0..3)
-            .map(|_| {
-                let layer = self.trained(sizes.size, sizes.size);
-                self.linear(x, &layer)
-            })
-            .collect();
-        let [query, key, value] = [&projected[0], &projected[1], &projected[2]];
-        let mixed = self.attend(sizes, [query, key, value], mask, drops);
+        let mut projected = || {
+            let layer = self.trained(sizes.size, sizes.size);
+            let y = self.linear(x, &layer);
+            self.split_heads(&y, sizes.heads)
+        };
+        let [query, key, value] = [projected(), projected(), projected()];
+        let mixed = self.attention_of([&query, &key, &value], mask, drops);
         let output = self.trained(sizes.size, sizes.size);
         self.linear(&mixed, &output)
     }
 
     fn feed(&mut self, sizes: &Sizes, x: &T) -> T {
         let (wide, narrow) = (self.trained(sizes.size, sizes.inner), self.trained(sizes.inner, sizes.size));
-        let x = self.linear(x, &wide);
-        let x = self.gelu(&x);
+        let x = self.linear_gelu(x, &wide);
         self.linear(&x, &narrow)
     }
 }
@@ -207,16 +178,17 @@ fn bert(tape: &mut Tape, sizes: &Sizes) -> T {
     let mut x = tape.dropout(&x);
     let mask = tape.constant(&[batch, 1, 1, length], element);
     for _ in 0..sizes.blocks {
-        let attended = tape.attention(sizes, &x, Some(&mask), true);
-        let attended = tape.dropout(&attended);
-        let sum = tape.two(Two::Add, &attended, &x);
-        let norm = tape.trained_norm(size);
-        x = tape.norm(&sum, &norm);
-        let fed = tape.feed(sizes, &x);
-        let fed = tape.dropout(&fed);
-        let sum = tape.two(Two::Add, &fed, &x);
-        let norm = tape.trained_norm(size);
-        x = tape.norm(&sum, &norm);
+        x = tape.block(|tape| {
+            let attended = tape.attention(sizes, &x, Some(&mask), true);
+            let attended = tape.dropout(&attended);
+            let norm = tape.trained_norm(size);
+            let [_, x] = tape.add_norm(&attended, &x, &norm, false);
+            let fed = tape.feed(sizes, &x);
+            let fed = tape.dropout(&fed);
+            let norm = tape.trained_norm(size);
+            let [_, x] = tape.add_norm(&fed, &x, &norm, false);
+            x
+        });
     }
     let first = tape.narrow(&x, 1, 0, 1);
     let first = tape.squeeze(&first, 1);
@@ -243,14 +215,15 @@ fn vit(tape: &mut Tape, sizes: &Sizes) -> T {
     let x = tape.cat(&[&first, &patches], 1);
     let mut x = tape.broadcast_two(Two::Add, &x, &positions);
     for _ in 0..sizes.blocks {
-        let norm = tape.trained_norm(size);
-        let normed = tape.norm(&x, &norm);
-        let attended = tape.attention(sizes, &normed, None, false);
-        x = tape.two(Two::Add, &attended, &x);
-        let norm = tape.trained_norm(size);
-        let normed = tape.norm(&x, &norm);
-        let fed = tape.feed(sizes, &normed);
-        x = tape.two(Two::Add, &fed, &x);
+        x = tape.block(|tape| {
+            let norm = tape.trained_norm(size);
+            let normed = tape.norm(&x, &norm);
+            let attended = tape.attention(sizes, &normed, None, false);
+            let norm = tape.trained_norm(size);
+            let [sum, normed] = tape.add_norm(&attended, &x, &norm, true);
+            let fed = tape.feed(sizes, &normed);
+            tape.add(&fed, &sum)
+        });
     }
     let first = tape.narrow(&x, 1, 0, 1);
     let first = tape.squeeze(&first, 1);
@@ -269,10 +242,10 @@ fn lora(tape: &mut Tape, x: &T, inputs: usize, outputs: usize, rank: usize) -> T
     let a = Linear { weight: tape.variable(&[rank, inputs], 4), bias: None };
     let b = Linear { weight: tape.variable(&[outputs, rank], 4), bias: None };
     let inner = tape.linear(&x, &a);
-    let inner = tape.one(One::Affine, &inner);
+    let inner = tape.scale(&inner);
     let update = tape.linear(&inner, &b);
     let output = tape.cast(&output, 4);
-    let sum = tape.two(Two::Add, &output, &update);
+    let sum = tape.add(&output, &update);
     tape.cast(&sum, element)
 }
 
@@ -288,39 +261,25 @@ fn llama(tape: &mut Tape, sizes: &Sizes, groups: usize, rank: usize) -> T {
     let [cos, sin] = [(); 2].map(|()| tape.constant(&[length, width / 2], element));
     let mask = tape.constant(&[length, length], element);
     for _ in 0..sizes.blocks {
-        let normed = frozen_norm(tape, &x);
-        let split = |tape: &mut Tape, heads: usize| {
-            let y = lora(tape, &normed, size, heads * width, rank);
-            let y = tape.reshape(&y, &[batch, length, heads, width]);
-            let y = tape.transpose(&y, 1, 2);
-            tape.contiguous(&y)
-        };
-        let query = split(tape, heads);
-        let query = tape.rope(&query, &cos, &sin);
-        let key = split(tape, groups);
-        let key = tape.rope(&key, &cos, &sin);
-        let value = split(tape, groups);
-        let query = tape.one(One::Affine, &query);
-        let rows = heads / groups * length;
-        let query = tape.reshape(&query, &[batch, groups, rows, width]);
-        let scores = tape.product(&query, &key, true);
-        let scores = tape.reshape(&scores, &[batch, heads, length, length]);
-        let scores = tape.broadcast_two(Two::Add, &scores, &mask);
-        let weights = tape.softmax(&scores);
-        let weights = tape.reshape(&weights, &[batch, groups, rows, length]);
-        let mixed = tape.product(&weights, &value, false);
-        let mixed = tape.reshape(&mixed, &[batch, heads, length, width]);
-        let mixed = tape.transpose(&mixed, 1, 2);
-        let mixed = tape.contiguous(&mixed);
-        let mixed = tape.reshape(&mixed, &[batch, length, size]);
-        let attended = lora(tape, &mixed, size, size, rank);
-        x = tape.two(Two::Add, &x, &attended);
-        let normed = frozen_norm(tape, &x);
-        let gate = lora(tape, &normed, size, inner, rank);
-        let up = lora(tape, &normed, size, inner, rank);
-        let fed = tape.gated_silu(&gate, &up);
-        let fed = lora(tape, &fed, inner, size, rank);
-        x = tape.two(Two::Add, &x, &fed);
+        x = tape.block(|tape| {
+            let normed = frozen_norm(tape, &x);
+            let split = |tape: &mut Tape, heads: usize| {
+                let y = lora(tape, &normed, size, heads * width, rank);
+                tape.split_heads(&y, heads)
+            };
+            let (query, key, value) = (split(tape, heads), split(tape, groups), split(tape, groups));
+            let query = tape.rope(&query, &cos, &sin);
+            let key = tape.rope(&key, &cos, &sin);
+            let mixed = tape.attention_of([&query, &key, &value], Some(&mask), false);
+            let attended = lora(tape, &mixed, size, size, rank);
+            let norm = Norm { weight: tape.constant(&[size], element), bias: None };
+            let [sum, normed] = tape.add_norm(&attended, &x, &norm, true);
+            let gate = lora(tape, &normed, size, inner, rank);
+            let up = lora(tape, &normed, size, inner, rank);
+            let fed = tape.gated_silu(&gate, &up);
+            let fed = lora(tape, &fed, inner, size, rank);
+            tape.add(&fed, &sum)
+        });
     }
     let x = frozen_norm(tape, &x);
     let x = tape.reshape(&x, &[batch * length, size]);
@@ -328,12 +287,12 @@ fn llama(tape: &mut Tape, sizes: &Sizes, groups: usize, rank: usize) -> T {
     tape.linear(&x, &Linear { weight: words, bias: None })
 }
 
-/// Shapes of the graph's nodes on the CPU, in order.
+/// Shapes of the graph's nodes on the CPU and of what is inside its blocks, each in order.
 #[cfg(test)]
-pub(super) fn shapes(network: Network) -> Vec<Vec<usize>> {
+pub(super) fn shapes(network: Network) -> [Vec<Vec<usize>>; 2] {
     let mut tape = Tape::new(super::tape::How::Cpu, 4);
     step(&mut tape, network);
-    let mut nodes = tape.nodes;
-    nodes.sort();
+    let mut nodes = [tape.nodes, tape.inner];
+    nodes.iter_mut().for_each(|nodes| nodes.sort());
     nodes
 }

@@ -1,5 +1,6 @@
 //! Tensors without values, and a tally of what operations on them cost, forward and backward.
 
+use std::collections::HashSet;
 use std::ops::{Add, AddAssign};
 
 use super::Step;
@@ -91,8 +92,21 @@ pub(super) struct Tape {
     parts: Tally,
     /// Whether a gradient has a part already, of every tensor.
     begun: Vec<bool>,
-    /// Shapes of the nodes of the graph, leaves among them.
+    /// Shapes of the nodes of candle's graph, leaves among them.
     pub(super) nodes: Vec<Vec<usize>>,
+    /// Shapes of what gradients flow through inside blocks.
+    pub(super) inner: Vec<Vec<usize>>,
+    block: Option<Block>,
+}
+
+/// A block that is one operation of candle's.
+#[derive(Default)]
+struct Block {
+    made: HashSet<usize>,
+    /// Its input and parameters that want a gradient.
+    leaves: Vec<T>,
+    /// What has a part of its gradient.
+    begun: HashSet<usize>,
 }
 
 impl Tape {
@@ -105,6 +119,8 @@ impl Tape {
             parts: Tally::default(),
             begun: vec![],
             nodes: vec![],
+            inner: vec![],
+            block: None,
         }
     }
 
@@ -137,9 +153,6 @@ impl Tape {
     }
 
     fn tensor(&mut self, dims: &[usize], element: u64, tracked: bool) -> T {
-        if tracked {
-            self.nodes.push(dims.to_vec());
-        }
         self.begun.push(false);
         let held = dims.iter().map(|&size| size as u64).product::<u64>() * element;
         T { id: self.begun.len() - 1, dims: dims.to_vec(), element, held, tracked, dense: true }
@@ -147,6 +160,7 @@ impl Tape {
 
     /// A parameter that is trained.
     pub(super) fn variable(&mut self, dims: &[usize], element: u64) -> T {
+        self.nodes.push(dims.to_vec());
         self.tensor(dims, element, true)
     }
 
@@ -157,12 +171,63 @@ impl Tape {
 
     /// The result of an operation.
     pub(super) fn node(&mut self, dims: &[usize], element: u64, of: &[&T]) -> T {
-        self.tensor(dims, element, of.iter().any(|of| of.tracked))
+        let y = self.tensor(dims, element, of.iter().any(|of| of.tracked));
+        if let Some(block) = &mut self.block {
+            for of in of.iter().filter(|of| of.tracked && !block.made.contains(&of.id)) {
+                if !block.leaves.iter().any(|leaf| leaf.id == of.id) {
+                    block.leaves.push((*of).clone());
+                }
+            }
+            block.made.insert(y.id);
+        }
+        if y.tracked {
+            let nodes = if self.block.is_some() { &mut self.inner } else { &mut self.nodes };
+            nodes.push(dims.to_vec());
+        }
+        y
+    }
+
+    /// The result of an operation that is not on a block's tape: another shape of the same elements.
+    pub(super) fn view(&mut self, dims: &[usize], of: &T) -> T {
+        let recorded = self.inner.len();
+        let y = self.node(dims, of.element, &[of]);
+        self.inner.truncate(recorded);
+        y
+    }
+
+    /// A block of layers: one operation of candle's, with a tape inside. Composed it is none.
+    pub(super) fn block(&mut self, layers: impl FnOnce(&mut Self) -> T) -> T {
+        if !matches!(self.how, How::Ours | How::Cpu) {
+            return layers(self);
+        }
+        self.block = Some(Block::default());
+        let y = layers(self);
+        let leaves = self.block.take().map(|block| block.leaves).unwrap_or_default();
+        if !y.tracked {
+            return y;
+        }
+        // A link takes three leaves, or the link before and two.
+        let links = leaves.len().saturating_sub(1).div_ceil(2).max(1) as u64;
+        self.nodes.extend((0..links).map(|_| vec![]));
+        self.nodes.push(y.dims.clone());
+        // Numbers of four bytes, cleared and added to.
+        self.backward(2 * links, (4 + 12) * links);
+        self.parts += Tally { launches: 2 * links, bytes: (4 + 12) * links };
+        leaves.iter().for_each(|leaf| self.edge(leaf));
+        y
     }
 
     /// A part of a tensor's gradient, of which the sum reads so many bytes.
     pub(super) fn part(&mut self, to: &T, reads: u64) {
         let (bytes, before) = (to.bytes(), self.backward);
+        if let Some(block) = &mut self.block {
+            // The first part is the gradient.
+            if !block.begun.insert(to.id) {
+                self.backward(1, 2 * bytes + reads);
+                self.parts += Tally { launches: 1, bytes: 2 * bytes + reads };
+            }
+            return;
+        }
         if !std::mem::replace(&mut self.begun[to.id], true) {
             self.spend_back(1, bytes);
         } else if self.how == How::Floor {
@@ -173,6 +238,13 @@ impl Tape {
             launches: self.backward.launches - before.launches,
             bytes: self.backward.bytes - before.bytes,
         };
+    }
+
+    /// A kernel adds the next part of a tensor's gradient to the one before.
+    pub(super) fn carried(&mut self, to: &T) {
+        if let Some(block) = &mut self.block {
+            block.begun.remove(&to.id);
+        }
     }
 
     /// A part of a tensor's gradient that an operation has written out.

@@ -120,7 +120,7 @@ mod graphs {
     use tpgm_candle::models::llama::{Llama, LlamaConfig};
     use tpgm_candle::models::vit::{Vit, VitConfig, VitLayout};
     use tpgm_candle::nn::lora::{LoraConfig, VarFactors};
-    use tpgm_candle::nn::{DropoutRng, cross_entropy, linear};
+    use tpgm_candle::nn::{DropoutRng, cross_entropy, linear, recorded};
 
     use super::super::networks::{Network, Sizes, shapes};
 
@@ -137,12 +137,15 @@ mod graphs {
         classes: 3,
     };
 
-    /// Shapes of the nodes of candle's graph.
-    fn graph(loss: &Tensor) -> Vec<Vec<usize>> {
-        let mut nodes: Vec<Vec<usize>> =
-            loss.sorted_nodes().iter().map(|node| node.dims().to_vec()).collect();
-        nodes.sort();
-        nodes
+    /// Shapes of the nodes of candle's graph, and of what gradients flow through inside its blocks.
+    fn graph(loss: impl FnOnce() -> Tensor) -> [Vec<Vec<usize>>; 2] {
+        let (loss, operations) = recorded(loss);
+        let nodes = loss.sorted_nodes().iter().map(|node| node.dims().to_vec()).collect();
+        let results = operations.into_iter().flat_map(|operation| operation.results);
+        let inner = results.filter(|(_, tracked)| *tracked).map(|(shape, _)| shape).collect();
+        let mut both: [Vec<Vec<usize>>; 2] = [nodes, inner];
+        both.iter_mut().for_each(|shapes| shapes.sort());
+        both
     }
 
     #[test]
@@ -161,9 +164,11 @@ mod graphs {
         let model =
             BertClassifier::new(&config, SIZES.classes, Pooling::Cls, &DropoutRng::new(1), vb).unwrap();
         let ids = Tensor::zeros((SIZES.batch, SIZES.length), DType::U32, &Device::Cpu).unwrap();
-        let logits = model.forward(&BertInput::new(&ids, &ids.ones_like().unwrap()), true).unwrap();
-        let loss = cross_entropy(&logits, &Tensor::new(&[0u32, 2], &Device::Cpu).unwrap()).unwrap();
-        assert_eq!(graph(&loss), shapes(Network::Bert(SIZES)));
+        let loss = || {
+            let logits = model.forward(&BertInput::new(&ids, &ids.ones_like().unwrap()), true).unwrap();
+            cross_entropy(&logits, &Tensor::new(&[0u32, 2], &Device::Cpu).unwrap()).unwrap()
+        };
+        assert_eq!(graph(loss), shapes(Network::Bert(SIZES)));
     }
 
     #[test]
@@ -184,9 +189,11 @@ mod graphs {
         let head = linear(SIZES.size, SIZES.classes, vb.pp("classifier")).unwrap();
         let images = Tensor::zeros((SIZES.batch, 3, 4, 4), DType::F32, &Device::Cpu).unwrap();
         let labels = Tensor::new(&[0u32, 2], &Device::Cpu).unwrap();
-        let logits = head.forward(&model.forward(&images, true).unwrap()).unwrap();
-        let loss = cross_entropy(&logits, &labels).unwrap();
-        assert_eq!(graph(&loss), shapes(Network::Vit(SIZES)));
+        let loss = || {
+            let logits = head.forward(&model.forward(&images, true).unwrap()).unwrap();
+            cross_entropy(&logits, &labels).unwrap()
+        };
+        assert_eq!(graph(loss), shapes(Network::Vit(SIZES)));
     }
 
     #[test]
@@ -208,8 +215,8 @@ mod graphs {
         let frozen = VarBuilder::zeros(DType::F32, &Device::Cpu);
         let model = Llama::with_lora(&config, &lora, &VarFactors::new(frozen, &factors)).unwrap();
         let ids = Tensor::zeros((SIZES.batch, SIZES.length), DType::U32, &Device::Cpu).unwrap();
-        let loss = model.loss(&ids, &ids.ones_like().unwrap(), true).unwrap();
+        let loss = || model.loss(&ids, &ids.ones_like().unwrap(), true).unwrap();
         let sizes = Sizes { size: 16, ..SIZES };
-        assert_eq!(graph(&loss), shapes(Network::Llama { sizes, groups: 2, rank: 3 }));
+        assert_eq!(graph(loss), shapes(Network::Llama { sizes, groups: 2, rank: 3 }));
     }
 }

@@ -15,6 +15,7 @@ pub mod mini;
 pub mod mosaic;
 pub mod page;
 pub mod plot;
+pub mod precision;
 pub mod progress;
 pub mod quick;
 pub mod search;
@@ -28,6 +29,7 @@ pub mod workers;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 #[doc = include_str!("../../docs/candle.md")]
+#[doc = include_str!("../../docs/gpus.md")]
 #[doc = include_str!("../../docs/lora.md")]
 #[doc = include_str!("../../docs/losses.md")]
 #[doc = include_str!("../../docs/merging.md")]

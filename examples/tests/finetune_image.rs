@@ -297,6 +297,19 @@ fn a_vit_and_clips_resnet_are_fine_tuned_too() {
 }
 
 #[test]
+fn half_precision_trains_and_is_saved() {
+    let root = study();
+    vit(&root.path().join("vit"));
+    for (dtype, expected) in [("bf16", DType::BF16), ("f16", DType::F16)] {
+        let vit = ["--arch", "vit", "--model", "ROOT/vit", "--methods", "lp-ft", "--dtype", dtype];
+        command(root.path(), dtype, &vit, &Stop::never()).unwrap();
+        let tuned = root.path().join(dtype).join("runs/LP-FT_lr0.00001_seed0/model.safetensors");
+        let tuned = candle_core::safetensors::load(tuned, &Device::Cpu).unwrap();
+        assert!(tuned.values().all(|tensor| tensor.dtype() == expected), "{dtype}");
+    }
+}
+
+#[test]
 fn images_that_cannot_be_read_are_passed_over_or_named() {
     let root = study();
     resnet(&root.path().join("resnet"), "");

@@ -100,6 +100,16 @@ fn a_run_without_a_model_leaves_an_adapter_that_predicts_better() {
 }
 
 #[test]
+fn half_precision_predicts_better_too() {
+    for dtype in ["bf16", "f16"] {
+        let folder = tempfile::tempdir().unwrap();
+        command(folder.path(), &[&TINY[..], &["--dtype", dtype]].concat(), &Stop::never()).unwrap();
+        let (_, before, after) = outcome(folder.path()).perplexities[0];
+        assert!(after < 0.8 * before && before < 300.0, "{dtype}: {before} to {after}");
+    }
+}
+
+#[test]
 fn a_quick_run_needs_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     command(folder.path(), &["--quick", "--pretrain-steps", "2", "--held-out-share", "0.01"], &Stop::never())

@@ -151,6 +151,23 @@ fn nine_methods_leave_tables_plots_and_models_and_an_interrupted_run_the_same() 
 }
 
 #[test]
+fn half_precision_trains_and_is_saved() {
+    let folder = study();
+    for (dtype, expected) in [("bf16", DType::BF16), ("f16", DType::F16)] {
+        let options = ["--dtype", dtype, "--methods", "ftp", "--epochs", "1"];
+        command(folder.path(), dtype, &options, &Stop::never()).unwrap();
+        let out = folder.path().join(dtype);
+        let tuned = out.join("runs/FTP_lr0.0001_1_seed0/model.safetensors");
+        let tuned = candle_core::safetensors::load(tuned, &Device::Cpu).unwrap();
+        let weight = &tuned["classifier.weight"];
+        assert_eq!(weight.dtype(), expected);
+        let norm = weight.to_dtype(DType::F32).unwrap().sqr().unwrap().sum_all().unwrap();
+        assert!(norm.to_scalar::<f32>().unwrap() > 0.0, "the head was trained");
+        check_page(&out, &[&format!("<td>dtype</td><td>{dtype}</td>")]);
+    }
+}
+
+#[test]
 fn a_sweep_repeats_the_chosen_settings_with_other_seeds() {
     let folder = study();
     let options =

@@ -48,12 +48,16 @@
 //!   what lies between its layers. Gradients are first-order: a second derivative through these layers is not supported.
 //! - On a CUDA GPU, with the feature `cuda`, these are computed by the kernels of `tpgm-cuda`, forward and backward, in f32, bf16 and
 //!   f16: norms, softmax and its logarithm, cross-entropy, [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`],
-//!   [`gated_silu`], biases; and [`Linear`] by candle's matrix product, without the gradients that nobody wants. These kernels are
+//!   [`gated_silu`], biases; and [`Linear`], [`matmul`] and [`matmul_transposed`] by candle's matrix product, without the gradients that
+//!   nobody wants. These kernels are
 //!   tested in an emulator; the layers on top of them have not been run on a GPU yet.
 //! - Everything else on a GPU, and everything on Metal, is composed of candle's own operations, which is the same function in more
 //!   launches, each through memory: see [`composed`]. On a CUDA GPU these are f64; tensors without elements; rows of more than 2^30
 //!   elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; a build without the feature; and rotary
-//!   embedding, [`Dropout`], pooling, [`Conv2d`], [`BatchNorm`], products of batches and the activations of MobileNet.
+//!   embedding, [`Dropout`], pooling, [`Conv2d`], [`BatchNorm`] and the activations of MobileNet.
+//! - A transformer block of [`models`] is one operation of candle's, with a backward pass of its own inside: the first part of a gradient
+//!   is the gradient, where candle clears memory and adds. `loss.backward()` finds the gradients of its parameters as ever, as often as
+//!   it is called. Layer by layer where a layer is composed.
 //! - Errors name the operation and the shapes.
 //!
 //! # Map
@@ -87,6 +91,8 @@ pub use self::layers::{
     matmul_transposed, max_pool2d, quick_gelu, relu, relu6, rms_norm, rope, rope_i, scale_channels, sigmoid,
     silu, softmax_last_dim,
 };
+#[doc(hidden)]
+pub use self::layers::{Recorded, recorded};
 
 /// Runs the example of the README as a documentation test.
 #[cfg(doctest)]

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::search::SearchArgs;
 use tpgm_examples::stop::Stop;
@@ -166,6 +167,7 @@ pub(crate) fn recipe(scale: &Scale, full: bool) -> Recipe {
         head_lr: Some(1e-2),
         probe_rates: Vec::new(),
         max_grad_norm: None,
+        precision: Precision::F32,
         count_derailed: false,
         rates: vec![3e-4, 1e-3],
         rate: 1e-3,

@@ -11,6 +11,7 @@ use tpgm_candle::models::Activation;
 use tpgm_examples::data::images::{Augmentation, Crop, PREPROCESSING_FILES, Transform};
 use tpgm_examples::data::{Problems, Strictness};
 use tpgm_examples::fingerprint::Fingerprint;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::search::SearchArgs;
 use tpgm_examples::stop::Stop;
@@ -53,6 +54,8 @@ struct Config {
     seed: u64,
     epochs: u64,
     batch: usize,
+    #[serde(skip_serializing_if = "Precision::is_default")]
+    dtype: Precision,
     rates: Vec<f64>,
     head_lr: Option<f64>,
     transform: Transform,
@@ -147,6 +150,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         seed: args.seed,
         epochs: args.epochs.unwrap_or(defaults.epochs),
         batch: args.batch.map_or(defaults.batch, NonZero::get),
+        dtype: args.dtype,
         rates: args.rates.clone().unwrap_or_else(|| defaults.rates.clone()),
         head_lr: args.head_lr.or(defaults.head_lr),
         transform,
@@ -195,6 +199,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         transform,
         augmentation,
         groups,
+        precision: args.dtype,
         problems,
     };
     let lab = Lab {
@@ -257,7 +262,7 @@ impl Config {
 fn study_name(args: &Args) -> String {
     let set = args.set.as_deref().and_then(Path::file_name);
     let name = set.map_or("finetune_image".to_owned(), |name| name.to_string_lossy().into_owned());
-    if args.probed_head { format!("{name}, probed head") } else { name }
+    args.dtype.study(&if args.probed_head { format!("{name}, probed head") } else { name })
 }
 
 /// Groups of test sets, by positions: those that are asked for, or those of the preset whose sets are there.
@@ -329,6 +334,7 @@ fn recipe(args: &Args, defaults: &Defaults, config: &Config, images: usize) -> R
         head_lr,
         probe_rates: if args.head_lr.is_some() { Vec::new() } else { defaults.probe_rates.clone() },
         max_grad_norm: defaults.max_grad_norm,
+        precision: args.dtype,
         count_derailed: defaults.count_derailed,
         // A model that was tuned elsewhere is one model, whatever the rates.
         rates: if args.tuned.is_some() { config.rates[..1].to_vec() } else { config.rates.clone() },

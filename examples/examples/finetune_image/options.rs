@@ -9,6 +9,7 @@ use tpgm_candle::models::Activation;
 use tpgm_examples::data::images::Resample;
 use tpgm_examples::data::named;
 use tpgm_examples::device::DeviceArgs;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::search::SearchArgs;
 use tpgm_examples::study::{Method, RecordArgs};
 use tpgm_examples::workers;
@@ -160,6 +161,9 @@ pub(crate) struct Args {
     /// Steps between two checkpoints; 0 saves only when stopped
     #[arg(long, default_value_t = 500)]
     pub(crate) save_every: u64,
+    /// Element type of weights and activations
+    #[arg(long, value_enum, default_value_t, hide_short_help = true)]
+    pub(crate) dtype: Precision,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
     /// Runs at the same time; processors are divided among them

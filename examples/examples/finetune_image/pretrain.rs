@@ -13,6 +13,7 @@ use tpgm_examples::data::images::{Affine, Augmentation, ImageList, Source, Trans
 use tpgm_examples::data::{Problems, Strictness};
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::{Head, Lab, Method, Recipe, Setting, Task};
@@ -143,6 +144,7 @@ pub(crate) fn pretrain(options: &Pretrain, progress: &Progress, stop: &Stop) -> 
         transform,
         augmentation: Augmentation::Affine(Affine::EMOJI),
         groups: Vec::new(),
+        precision: Precision::F32,
         problems,
     };
     let recipe = Recipe {
@@ -156,6 +158,7 @@ pub(crate) fn pretrain(options: &Pretrain, progress: &Progress, stop: &Stop) -> 
         head_lr: Some(options.head_lr),
         probe_rates: Vec::new(),
         max_grad_norm: Some(1.0),
+        precision: Precision::F32,
         count_derailed: false,
         rates: vec![options.lr],
         rate: options.lr,

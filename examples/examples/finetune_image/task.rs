@@ -10,6 +10,7 @@ use tpgm_examples::data::Problems;
 use tpgm_examples::data::images::{Augmentation, ImageBatch, ImageList, Transform, read_batch};
 use tpgm_examples::loader::Loader;
 use tpgm_examples::metrics::Confusion;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::study::{Mode, Pool, Scores, Task};
 
 use crate::images::Images;
@@ -32,11 +33,17 @@ pub(crate) struct Classification {
     pub(crate) augmentation: Augmentation,
     /// Test sets that are also reported apart: names, and positions.
     pub(crate) groups: Vec<(String, Vec<usize>)>,
+    /// The element type that the network takes pixels in.
+    pub(crate) precision: Precision,
     /// What could not be read.
     pub(crate) problems: Problems,
 }
 
 impl Classification {
+    fn pixels(&self, pixels: &Tensor) -> candle_core::Result<Tensor> {
+        pixels.to_dtype(self.precision.dtype())
+    }
+
     fn pool(&self, pool: Pool) -> (&ImageList, Transform) {
         let plain = self.transform;
         let augmented = Transform { augmentation: Some(self.augmentation), ..plain };
@@ -61,7 +68,7 @@ impl Classification {
             let mut loader = Loader::new(scope, order, AHEAD, read);
             for _ in 0..batches {
                 let Some(ImageBatch { pixels, positions, .. }) = loader.next_batch()? else { continue };
-                let mut logits = model.forward(&pixels.to_device(device)?, false)?;
+                let mut logits = model.forward(&self.pixels(&pixels.to_device(device)?)?, false)?;
                 if let Some(possible) = &possible {
                     logits = logits.index_select(possible, 1)?;
                 }
@@ -108,7 +115,7 @@ impl Task for Classification {
     }
 
     fn loss(&self, model: &Network, batch: &ImageBatch, mode: Mode) -> candle_core::Result<Tensor> {
-        cross_entropy(&model.forward(&batch.pixels, mode.is_train())?, &batch.labels)
+        cross_entropy(&model.forward(&self.pixels(&batch.pixels)?, mode.is_train())?, &batch.labels)
     }
 
     fn domains(&self) -> Vec<String> {

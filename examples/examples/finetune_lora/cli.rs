@@ -11,6 +11,7 @@ use tpgm_candle::lora::{LoraConfig, save_adapter};
 use tpgm_candle::models::llama::{Llama, LlamaConfig};
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::study::Log;
@@ -94,6 +95,9 @@ pub(crate) struct Args {
     /// Steps between two checkpoints; 0 saves only at the end and when stopped
     #[arg(long, default_value_t = 100)]
     save_every: u64,
+    /// Element type of the frozen weights and of activations; factors are f32
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Precision,
     #[command(flatten)]
     device: DeviceArgs,
     /// What the samples before and after begin with [default: the begin of the held-out text]
@@ -174,7 +178,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         measured.push((name.clone(), windows(name, text)?));
     }
 
-    let params = Params::open(&pretrained, device)?.freeze("*");
+    let params = Params::open(&pretrained, device)?.dtype(args.dtype.dtype()).freeze("*");
     let model = Llama::with_lora(&shape, &config.lora, &params)
         .with_context(|| format!("cannot adapt {}", pretrained.display()))?;
     progress.line(params.report()?.to_string().trim_end());
@@ -260,6 +264,7 @@ impl Args {
             batch: self.batch.unwrap_or(otherwise(8, 16, 4) as usize),
             seed: self.seed,
             save_every: self.save_every,
+            precision: self.dtype,
         };
         ensure!(training.steps > 0, "--steps is 0: there is nothing to train");
         ensure!(training.batch > 0, "--batch is 0: a step needs a sequence");

@@ -12,6 +12,7 @@ use tpgm_candle::{
     AdamW, Checkpointer, DataOrder, JsonlWriter, Params, RobustOptimizer, Schedule, Telemetry, TrainState,
 };
 use tpgm_examples::loader::next_positions;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::stop::Stop;
 use tpgm_examples::timing::{Part, StepTimes};
@@ -55,6 +56,9 @@ pub(crate) struct Training {
     pub(crate) seed: u64,
     /// Steps between two checkpoints; 0 saves only when stopped.
     pub(crate) save_every: u64,
+    /// The element type of the frozen weights and of activations.
+    #[serde(default, skip_serializing_if = "Precision::is_default")]
+    pub(crate) precision: Precision,
 }
 
 /// How a run ended.
@@ -88,8 +92,11 @@ impl Training {
         progress: &Progress,
         stop: &Stop,
     ) -> Result<Ended> {
-        let mut optimizer =
-            RobustOptimizer::new(params, AdamW::default().lr(self.lr), self.bound.constraint(self.strength))?;
+        let mut optimizer = RobustOptimizer::builder(params)
+            .rule(AdamW::default().lr(self.lr))
+            .constraint(self.bound.constraint(self.strength))
+            .loss_scale(self.precision.loss_scale())
+            .build()?;
         let schedule = Schedule::cosine(self.lr, self.steps).warmup(self.steps / 20);
         let order = DataOrder::new(windows.len(), self.batch, self.seed)?;
         let mut position = Position { order, times: StepTimes::default() };
@@ -125,7 +132,7 @@ impl Training {
             }
             let lr = schedule.lr(step);
             optimizer.set_learning_rate(lr);
-            let loss = step_on(model, windows, &mut optimizer, &mut position)
+            let loss = step_on(model, windows, &mut optimizer, &mut position, self.precision)
                 .with_context(|| format!("step {} at learning rate {lr:.2e}", step + 1))?;
             bar.set_message(format!("loss {loss:.3}"));
             bar.inc(1);
@@ -152,6 +159,7 @@ fn step_on(
     windows: &Windows,
     optimizer: &mut RobustOptimizer,
     position: &mut Position,
+    precision: Precision,
 ) -> Result<f64> {
     let Position { order, times } = position;
     let batch = times.time(Part::Data, || windows.batch(&next_positions(order)))?;
@@ -163,7 +171,7 @@ fn step_on(
     ensure!(value.is_finite(), "the loss is {value}");
     // A GPU works by itself: it is waited for, so that its work counts for the part that has asked for it.
     let grads = times.time(Part::Backward, || {
-        let grads = loss.backward()?;
+        let grads = precision.scaled(&loss)?.backward()?;
         windows.device().synchronize()?;
         anyhow::Ok(grads)
     })?;

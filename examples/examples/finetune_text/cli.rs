@@ -12,6 +12,7 @@ use tpgm_examples::data::text::{Fields, TextEncoder};
 use tpgm_examples::data::{Problems, Strictness, named};
 use tpgm_examples::device::DeviceArgs;
 use tpgm_examples::fingerprint::Fingerprint;
+use tpgm_examples::precision::Precision;
 use tpgm_examples::progress::Progress;
 use tpgm_examples::search::SearchArgs;
 use tpgm_examples::stop::Stop;
@@ -90,6 +91,9 @@ pub(crate) struct Args {
     search: SearchArgs,
     #[command(flatten)]
     records: RecordArgs,
+    /// Element type of weights and activations
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Precision,
     #[command(flatten)]
     device: DeviceArgs,
     /// Runs at the same time; processors are divided among them [default: number of processors, at most 4; 1 on a GPU]
@@ -123,6 +127,8 @@ struct Config {
     seed: u64,
     epochs: u64,
     batch: usize,
+    #[serde(skip_serializing_if = "Precision::is_default")]
+    dtype: Precision,
     max_length: usize,
     rates: Vec<f64>,
     head_lr: f64,
@@ -189,6 +195,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         seed: args.seed,
         epochs: args.epochs,
         batch: args.batch.get(),
+        dtype: args.dtype,
         max_length: args.max_length,
         rates: args.rates.clone(),
         head_lr: args.head_lr,
@@ -217,6 +224,7 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
         head_lr: Some(args.head_lr),
         probe_rates: Vec::new(),
         max_grad_norm: None,
+        precision: args.dtype,
         count_derailed: false,
         rates: args.rates.clone(),
         rate: args.rates[0],
@@ -230,7 +238,9 @@ pub(crate) fn run(args: &Args, progress: &Progress, stop: &Stop) -> Result<()> {
     let runs = folder::prepare(&args.out, "runs", args.resume, &config)?;
     let checkpoint = model.join("model.safetensors");
     let Config { epochs, batch, max_length, head_lr, ref files, .. } = config;
-    let records = args.records.open("finetune_text", &(epochs, batch, max_length, head_lr, files))?;
+    let records = args
+        .records
+        .open(&args.dtype.study("finetune_text"), &(epochs, batch, max_length, head_lr, files))?;
     let journals = args.records.journals(records.as_ref(), &runs, args.seed);
     let lab = Lab {
         task: &task,

@@ -201,6 +201,7 @@ fn run<T: Task>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::precision::Precision;
     use crate::study::Scores;
     use crate::timing::StepTimes;
 
@@ -236,6 +237,7 @@ mod tests {
             head_lr: Some(1e-2),
             probe_rates: Vec::new(),
             max_grad_norm: None,
+            precision: Precision::F32,
             count_derailed: false,
             rate: rates[0],
             rates,

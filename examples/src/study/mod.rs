@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use tpgm_candle::Rule;
 use tpgm_candle::nn::DropoutRng;
 
+use crate::precision::Precision;
 use crate::search::{Axes, Between};
 
 pub use self::experiment::{Outcomes, Search, once, sweep};
@@ -213,6 +214,8 @@ pub struct Recipe {
     pub probe_rates: Vec<f64>,
     /// The global norm that gradients are clipped to.
     pub max_grad_norm: Option<f64>,
+    /// The element type of weights and activations.
+    pub precision: Precision,
     /// A run whose loss or gradient stops being finite counts as a failure with no sample right, instead of ending the study.
     pub count_derailed: bool,
     /// Learning rates of the rest that a sweep tries.

@@ -60,7 +60,7 @@ impl<M> Net<M> {
         device: &Device,
     ) -> Result<Self> {
         let head = format!("{}.*", task.head());
-        let mut params = Params::open(checkpoint, device)?.seed(seed);
+        let mut params = Params::open(checkpoint, device)?.seed(seed).dtype(recipe.precision.dtype());
         params = match start {
             Start::Probe => params.head(&head).freeze("*"),
             Start::Pretrained if recipe.head != Head::InCheckpoint => params.head(&head),
@@ -150,6 +150,7 @@ impl<T: Task> Run<'_, T> {
         let mut builder = RobustOptimizer::builder(&net.params)
             .rule((self.recipe.rule)(self.lr))
             .constraint(self.constraint)
+            .loss_scale(self.recipe.precision.loss_scale())
             .threads(threads);
         if let Some(norm) = self.recipe.max_grad_norm {
             builder = builder.max_grad_norm(norm);
@@ -265,7 +266,7 @@ impl<T: Task> Run<'_, T> {
         })?;
         // A GPU works by itself: it is waited for, so that its work counts for the part that has asked for it.
         let grads = times.time(Part::Backward, || {
-            let grads = loss.backward()?;
+            let grads = self.recipe.precision.scaled(&loss)?.backward()?;
             self.device.synchronize()?;
             anyhow::Ok(grads)
         })?;

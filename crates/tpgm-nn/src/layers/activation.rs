@@ -104,7 +104,7 @@ pub fn hard_swish(x: &Tensor) -> Result<Tensor> {
     apply(Activation::HardSwish, x)
 }
 
-fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
+pub(super) fn apply(op: Activation, x: &Tensor) -> Result<Tensor> {
     same_kind(op.name(), &[x])?;
     let path = if op.has_kernel() { Path::with_kernels(x) } else { Path::of(x) };
     match (path, op) {
@@ -126,7 +126,7 @@ pub(super) const QUICK: f64 = 1.702;
 
 /// The operation. Backward needs the input only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activation {
+pub(crate) enum Activation {
     Gelu,
     GeluTanh,
     QuickGelu,
@@ -140,8 +140,38 @@ pub(super) enum Activation {
 
 impl Activation {
     /// False for those of MobileNet alone.
-    fn has_kernel(self) -> bool {
+    pub(super) fn has_kernel(self) -> bool {
         !matches!(self, Self::Relu6 | Self::Sigmoid | Self::HardSigmoid | Self::HardSwish)
+    }
+
+    /// Its values at `x`.
+    pub(super) fn apply<C: Float>(self, x: &[C], y: &mut [C]) {
+        match self {
+            Activation::Gelu => gelu_forward(x, y),
+            Activation::GeluTanh => gelu_tanh_forward(x, y),
+            Activation::QuickGelu => quick_gelu_forward(x, y),
+            Activation::Silu => silu_forward(x, y),
+            Activation::Relu => relu_forward(x, y),
+            Activation::Relu6 => relu6_forward(x, y),
+            Activation::Sigmoid => sigmoid_forward(x, y),
+            Activation::HardSigmoid => hard_sigmoid_forward(x, y),
+            Activation::HardSwish => hard_swish_forward(x, y),
+        }
+    }
+
+    /// The gradient of `x` from that of the values there.
+    pub(super) fn gradient_at<C: Float>(self, x: &[C], grad: &[C], dx: &mut [C]) {
+        match self {
+            Activation::Gelu => gelu_gradient(x, grad, dx),
+            Activation::GeluTanh => gelu_tanh_gradient(x, grad, dx),
+            Activation::QuickGelu => quick_gelu_gradient(x, grad, dx),
+            Activation::Silu => silu_gradient(x, grad, dx),
+            Activation::Relu => relu_gradient(x, grad, dx),
+            Activation::Relu6 => relu6_gradient(x, grad, dx),
+            Activation::Sigmoid => sigmoid_gradient(x, grad, dx),
+            Activation::HardSigmoid => hard_sigmoid_gradient(x, grad, dx),
+            Activation::HardSwish => hard_swish_gradient(x, grad, dx),
+        }
     }
 
     fn values<T: Element, C: Float>(self, x: Slice<'_>) -> Buffer {
@@ -150,17 +180,7 @@ impl Activation {
             for (i, y) in piece.chunks_mut(BLOCK).enumerate() {
                 let start = range.start + i * BLOCK;
                 let x = load(x.sub(start..start + y.len()), &mut x_scratch);
-                store(y, &mut y_scratch, |y: &mut [C]| match self {
-                    Activation::Gelu => gelu_forward(x, y),
-                    Activation::GeluTanh => gelu_tanh_forward(x, y),
-                    Activation::QuickGelu => quick_gelu_forward(x, y),
-                    Activation::Silu => silu_forward(x, y),
-                    Activation::Relu => relu_forward(x, y),
-                    Activation::Relu6 => relu6_forward(x, y),
-                    Activation::Sigmoid => sigmoid_forward(x, y),
-                    Activation::HardSigmoid => hard_sigmoid_forward(x, y),
-                    Activation::HardSwish => hard_swish_forward(x, y),
-                });
+                store(y, &mut y_scratch, |y: &mut [C]| self.apply(x, y));
             }
         });
         T::buffer(y)
@@ -173,17 +193,7 @@ impl Activation {
                 let start = range.start + i * BLOCK;
                 let x = load(x.sub(start..start + dx.len()), &mut x_scratch);
                 let grad = load(grad.sub(start..start + dx.len()), &mut grad_scratch);
-                store(dx, &mut dx_scratch, |dx: &mut [C]| match self {
-                    Activation::Gelu => gelu_gradient(x, grad, dx),
-                    Activation::GeluTanh => gelu_tanh_gradient(x, grad, dx),
-                    Activation::QuickGelu => quick_gelu_gradient(x, grad, dx),
-                    Activation::Silu => silu_gradient(x, grad, dx),
-                    Activation::Relu => relu_gradient(x, grad, dx),
-                    Activation::Relu6 => relu6_gradient(x, grad, dx),
-                    Activation::Sigmoid => sigmoid_gradient(x, grad, dx),
-                    Activation::HardSigmoid => hard_sigmoid_gradient(x, grad, dx),
-                    Activation::HardSwish => hard_swish_gradient(x, grad, dx),
-                });
+                store(dx, &mut dx_scratch, |dx: &mut [C]| self.gradient_at(x, grad, dx));
             }
         });
         T::buffer(dx)

@@ -16,6 +16,9 @@ use crate::random::{GAMMA, mix};
 
 const NAME: &str = "dropout";
 
+/// Whether GPUs have kernels for it.
+pub(super) const KERNELS: bool = false;
+
 /// Where masks come from: a seed, and how many masks were drawn. All [`Dropout`] layers of a model share one, so that two
 /// numbers are the whole state to save.
 ///
@@ -99,6 +102,21 @@ impl Dropout {
         Ok(Self { probability, rng: rng.clone() })
     }
 
+    /// A layer that zeroes nothing.
+    pub(crate) fn never() -> Self {
+        Self { probability: 0.0, rng: DropoutRng::new(0) }
+    }
+
+    /// True if elements are zeroed.
+    pub(crate) fn drops(&self, train: bool) -> bool {
+        train && self.probability != 0.0
+    }
+
+    /// The next mask.
+    pub(super) fn draw(&self) -> Mask {
+        Mask::new(self.rng.draw(), self.probability)
+    }
+
     /// How likely an element is zeroed.
     pub fn probability(&self) -> f64 {
         self.probability
@@ -112,11 +130,11 @@ impl ModuleT for Dropout {
     ///
     /// If `x` is not of a floating point type.
     fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        if !train || self.probability == 0.0 {
+        if !self.drops(train) {
             return Ok(x.clone());
         }
         same_kind(NAME, &[x])?;
-        let op = Mask::new(self.rng.draw(), self.probability);
+        let op = self.draw();
         match Path::of(x) {
             Path::Fused => apply1(op, x),
             // The mask is made on the host: a device's own generator could not be resumed.
@@ -130,7 +148,7 @@ impl ModuleT for Dropout {
 
 /// One mask, applied. Its own gradient is the same mask.
 #[derive(Debug, Clone, Copy)]
-struct Mask {
+pub(super) struct Mask {
     key: u64,
     /// Elements whose 32 random bits are below this are zeroed.
     threshold: u32,

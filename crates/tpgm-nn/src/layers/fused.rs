@@ -1,10 +1,8 @@
 //! From a fused operation to candle's custom operations: what a new layer fills in. Its arguments come as arrays, so that nothing
 //! is written once per number of arguments. A layer that has kernels for GPUs says so with [`on_gpu`](super::gpu::on_gpu).
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 use tpgm_core::Slice;
 
 use super::gpu;
@@ -105,8 +103,40 @@ impl<F> Custom<F> {
         self.0.forward(args.map(|(storage, layout)| Arg { op, storage, layout }))
     }
 
+    /// The result outside of any graph, of arguments as the operation takes them ([`gpu::laid_out`]). It is marked as a variable if
+    /// an argument is in a graph, so that [`Tensor::track_op`] says of it too whether its gradient is wanted.
+    pub(super) fn run<const N: usize>(&self, args: [&Tensor; N]) -> Result<Tensor>
+    where
+        F: Fused<N>,
+    {
+        let locks = args.map(Tensor::storage_and_layout);
+        let mut host = Vec::with_capacity(N);
+        #[cfg(feature = "cuda")]
+        let mut device = Vec::with_capacity(N);
+        for (storage, layout) in &locks {
+            match &**storage {
+                Storage::Cpu(storage) => host.push((storage, *layout)),
+                #[cfg(feature = "cuda")]
+                Storage::Cuda(storage) => device.push((storage, *layout)),
+                _ => {}
+            }
+        }
+        let wanted = args.iter().any(|arg| arg.track_op());
+        let tensor = |storage, shape| Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), wanted));
+        if let Ok(args) = <[(&CpuStorage, &Layout); N]>::try_from(host) {
+            let (storage, shape) = self.forward(args)?;
+            return tensor(Storage::Cpu(storage), shape);
+        }
+        #[cfg(feature = "cuda")]
+        if let Ok(args) = <[(&candle_core::CudaStorage, &Layout); N]>::try_from(device) {
+            let (storage, shape) = gpu::forward(&self.0, &gpu::cuda::Stream::of(&args[0].0.device)?, args)?;
+            return tensor(Storage::Cuda(storage), shape);
+        }
+        Err(crate::error::Error::LayerDevice { op: self.0.name() }.into())
+    }
+
     /// The one place where a tensor's device chooses who goes backward.
-    fn backward<const N: usize>(
+    pub(super) fn backward<const N: usize>(
         &self,
         args: [&Tensor; N],
         y: &Tensor,
@@ -167,111 +197,3 @@ custom!(
     (s2, l2, b),
     (s3, l3, c)
 );
-
-/// An operation of any number of tensors, whose result is there.
-pub(super) trait Many: Send + Sync + 'static {
-    /// What messages call it.
-    fn name(&self) -> &'static str;
-
-    /// The gradients of the arguments, at least of those that want one ([`Tensor::track_op`]).
-    fn backward(&self, args: &[Tensor], y: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>>;
-}
-
-/// The result of an operation, from which gradients flow to all of its arguments.
-///
-/// candle's operations have at most three arguments. So each argument that wants a gradient hangs on a link, a tensor of one zero
-/// that depends on the argument and on the link before, and the result depends on the last link. Going backward, candle comes to
-/// the result first, where all gradients are computed at once, and then to the links, which hand them out.
-pub(super) fn apply_many(op: impl Many, args: Vec<Tensor>, y: (CpuStorage, Shape)) -> Result<Tensor> {
-    let found = Arc::new(Mutex::new(vec![]));
-    let mut last: Option<Tensor> = None;
-    for (index, arg) in args.iter().enumerate().filter(|(_, arg)| arg.track_op()) {
-        let link = Link { name: op.name(), index, found: found.clone() };
-        last = Some(match last {
-            None => arg.apply_op1(link)?,
-            Some(last) => arg.apply_op2(&last, link)?,
-        });
-    }
-    match last {
-        Some(last) => last.apply_op1(End { op, args, y: Mutex::new(Some(y)), found }),
-        None => Ok(Tensor::from_storage(candle_core::Storage::Cpu(y.0), y.1, BackpropOp::none(), false)),
-    }
-}
-
-/// Gradients on their way from the end to the links.
-type Found = Arc<Mutex<Vec<Option<Tensor>>>>;
-
-struct Link {
-    name: &'static str,
-    index: usize,
-    found: Found,
-}
-
-impl Link {
-    fn zero() -> Result<(CpuStorage, Shape)> {
-        Ok((CpuStorage::F32(vec![0.0]), ().into()))
-    }
-
-    fn gradient(&self) -> Option<Tensor> {
-        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        found.get_mut(self.index).and_then(Option::take)
-    }
-}
-
-impl CustomOp1 for Link {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Self::zero()
-    }
-
-    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
-        Ok(self.gradient())
-    }
-}
-
-impl CustomOp2 for Link {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Self::zero()
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        last: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((self.gradient(), Some(last.zeros_like()?)))
-    }
-}
-
-struct End<F> {
-    op: F,
-    args: Vec<Tensor>,
-    y: Mutex<Option<(CpuStorage, Shape)>>,
-    found: Found,
-}
-
-impl<F: Many> CustomOp1 for End<F> {
-    fn name(&self) -> &'static str {
-        self.op.name()
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.y.lock().unwrap_or_else(PoisonError::into_inner).take();
-        y.ok_or_else(|| candle_core::Error::msg("the result of an operation was taken twice"))
-    }
-
-    fn bwd(&self, last: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grads = self.op.backward(&self.args, y, &grad.contiguous()?)?;
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = grads;
-        Ok(Some(last.zeros_like()?))
-    }
-}

@@ -11,12 +11,14 @@
 //!
 //! These are composed of candle's operations, as every layer is on Metal: f64; tensors without elements; rows of more than 2^30
 //! elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; and the layers that are not here: rotary
-//! embedding, dropout, pooling, convolution, batch norm, the activations of MobileNet, products of batches.
+//! embedding, dropout, pooling, convolution, batch norm, factors of features, the activations of MobileNet.
 
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod activation;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod bias;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod bias_activation;
 #[cfg(any(feature = "cuda", test))]
 mod choice;
 #[cfg(any(feature = "cuda", test))]
@@ -28,6 +30,8 @@ pub(super) mod gated;
 #[cfg(test)]
 pub(super) mod host;
 #[cfg(any(feature = "cuda", test))]
+pub(super) mod joins;
+#[cfg(any(feature = "cuda", test))]
 pub(super) mod linear;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod norm;
@@ -35,6 +39,8 @@ pub(super) mod norm;
 mod operands;
 #[cfg(any(feature = "cuda", test))]
 mod rows;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod scores;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod softmax;
 #[cfg(test)]

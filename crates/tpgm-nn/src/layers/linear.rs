@@ -115,7 +115,8 @@ vectorized! {
 /// Linear layer `x W^T + b`, as `candle_nn::Linear`: one node of the graph instead of five, and neither the gradient of a
 /// frozen weight nor that of an input outside the graph is computed.
 ///
-/// On a GPU the product is candle's (cuBLAS), and a bias is added by a launch of its own: candle has no epilogue for it.
+/// On a GPU the product is candle's (cuBLAS), and a bias is added by a launch of its own: candle has no epilogue for it. In the
+/// feed-forward network of a model the bias is part of the activation's launch.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,
@@ -137,15 +138,9 @@ impl Linear {
     pub fn bias(&self) -> Option<&Tensor> {
         self.bias.as_ref()
     }
-}
 
-impl Module for Linear {
-    /// Maps `x` of shape (..., inputs) to (..., outputs).
-    ///
-    /// # Errors
-    ///
-    /// If shapes, element types or devices do not fit.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// Whether `x` and the layer's own tensors fit.
+    pub(super) fn check(&self, x: &Tensor) -> Result<()> {
         let inputs = last_dim("linear", x)?;
         let &[outputs, expected] = self.weight.dims() else {
             return Err(shape_error("linear", "the weight must be (outputs, inputs)", &[x, &self.weight]));
@@ -161,7 +156,18 @@ impl Module for Linear {
                 return Err(shape_error("linear", "the bias must be (outputs)", &args));
             }
         }
-        same_kind("linear", &args)?;
+        same_kind("linear", &args)
+    }
+}
+
+impl Module for Linear {
+    /// Maps `x` of shape (..., inputs) to (..., outputs).
+    ///
+    /// # Errors
+    ///
+    /// If shapes, element types or devices do not fit.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.check(x)?;
         let bias = self.bias.as_ref();
         if Path::with_kernels(x) == Path::Composed {
             return composed::linear(x, &self.weight, bias);

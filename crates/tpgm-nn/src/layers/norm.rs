@@ -1,12 +1,14 @@
 //! Layer normalization and RMS normalization.
 
 mod kernels;
+mod residual;
 
 use candle_core::{CpuStorage, Module, Result, Shape, Tensor};
 use candle_nn::{LayerNormConfig, VarBuilder};
 
 use self::kernels::Grads;
 pub(super) use self::kernels::Normalize;
+pub(super) use self::residual::AddNorm;
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
 use super::fused::{Arg, Fused, apply2, apply3};
@@ -146,21 +148,40 @@ pub fn rms_norm(size: usize, eps: f64, vb: VarBuilder) -> Result<RmsNorm> {
     Ok(candle_nn::rms_norm(size, eps, vb)?.into())
 }
 
-fn apply(op: Normalize, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let name = op.op_name();
-    let args: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
-    same_kind(name, &args)?;
-    let features = last_dim(name, x)?;
-    if args[1..].iter().any(|arg| arg.dims() != [features]) {
-        return Err(shape_error(name, "weight and bias must have the input's last dimension", &args));
+/// A norm with its tensors, whichever it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AnyNorm<'a> {
+    pub(super) op: Normalize,
+    pub(super) weight: &'a Tensor,
+    pub(super) bias: Option<&'a Tensor>,
+}
+
+impl AnyNorm<'_> {
+    /// Whether kernels can compute it.
+    pub(crate) fn has_kernel(&self) -> bool {
+        self.op.has_kernel()
     }
-    // The kernels compute in f32.
-    let computable = op.eps as f32 > 0.0 && (op.eps as f32).is_finite();
-    let path = match gpu::takes(x) {
-        Some(_) if !computable => Path::Composed,
-        _ => Path::with_kernels(x),
-    };
-    match (path, bias) {
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        apply(self.op, x, self.weight, self.bias)
+    }
+}
+
+impl<'a> From<&'a LayerNorm> for AnyNorm<'a> {
+    fn from(norm: &'a LayerNorm) -> Self {
+        let op = Normalize { eps: norm.eps, remove_mean: norm.remove_mean };
+        Self { op, weight: &norm.weight, bias: norm.bias.as_ref() }
+    }
+}
+
+impl<'a> From<&'a RmsNorm> for AnyNorm<'a> {
+    fn from(norm: &'a RmsNorm) -> Self {
+        Self { op: Normalize { eps: norm.eps, remove_mean: false }, weight: &norm.weight, bias: None }
+    }
+}
+
+fn apply(op: Normalize, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match (op.path(x, weight, bias)?, bias) {
         (Path::Composed, _) => composed::norm(x, weight, bias, op.eps, op.remove_mean),
         (Path::Fused, None) => apply2(op, x, weight),
         (Path::Fused, Some(bias)) => apply3(op, x, weight, bias),
@@ -168,6 +189,27 @@ fn apply(op: Normalize, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> R
 }
 
 impl Normalize {
+    /// The kernels compute in f32, and want an epsilon there.
+    fn has_kernel(&self) -> bool {
+        self.eps as f32 > 0.0 && (self.eps as f32).is_finite()
+    }
+
+    /// Checks the arguments, and says who computes.
+    pub(super) fn path(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Path> {
+        let op = self;
+        let name = op.op_name();
+        let args: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+        same_kind(name, &args)?;
+        let features = last_dim(name, x)?;
+        if args[1..].iter().any(|arg| arg.dims() != [features]) {
+            return Err(shape_error(name, "weight and bias must have the input's last dimension", &args));
+        }
+        Ok(match gpu::takes(x) {
+            Some(_) if !op.has_kernel() => Path::Composed,
+            _ => Path::with_kernels(x),
+        })
+    }
+
     fn op_name(&self) -> &'static str {
         if self.remove_mean { "layer-norm" } else { "rms-norm" }
     }
@@ -184,7 +226,7 @@ impl Normalize {
         let grads = {
             let [x_data, weight_data, grad_data] = [x, weight, grad].map(|tensor| Operand::new(name, tensor));
             let wanted = Grads { x: x.track_op(), weight: weight.track_op(), bias: bias_tracked };
-            self.gradients(x_data.slice()?, weight_data.slice()?, grad_data.slice()?, wanted)
+            self.gradients(x_data.slice()?, weight_data.slice()?, grad_data.slice()?, None, wanted)
         };
         let tensor = |buffer: Option<_>, shape| buffer.map(|buffer| into_tensor(buffer, shape)).transpose();
         Ok([

@@ -9,6 +9,8 @@ use tpgm_core::Element;
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::fused::{Arg, Fused, apply2};
+#[cfg(any(feature = "cuda", test))]
+use super::gpu::{Fresh, Home, Input, joins};
 use super::storage::{Operand, PIECE, by_dtype, data, fill, into_storage, typed_mut};
 
 /// `x y` of the matrices in the last two dimensions: (..., m, k) and (..., k, n) give (..., m, n).
@@ -41,19 +43,40 @@ fn apply(x: &Tensor, y: &Tensor, op: Product) -> Result<Tensor> {
         let expected = "leading dimensions must be equal, and the inner ones";
         return Err(shape_error(op.name(), expected, &[x, y]));
     }
-    match (Path::of(x), op.transposed) {
-        (Path::Fused, _) => apply2(op, x, y),
+    match (Path::with_kernels(x), op.transposed) {
+        // Products take whole matrices.
+        (Path::Fused, _) => apply2(op, &x.contiguous()?, &y.contiguous()?),
         (Path::Composed, false) => composed::matmul(x, y),
         (Path::Composed, true) => composed::matmul_transposed(x, y),
     }
 }
 
 #[derive(Debug)]
-struct Product {
-    transposed: bool,
+pub(super) struct Product {
+    pub(super) transposed: bool,
 }
 
 impl Fused<2> for Product {
+    fn kernels(&self) -> bool {
+        true
+    }
+
+    #[cfg(any(feature = "cuda", test))]
+    fn forward_on<H: Home>(&self, _: &H, [x, y]: [Input<'_, H>; 2]) -> Result<Fresh<H>> {
+        joins::product(self, [&x, &y], [false, self.transposed])
+    }
+
+    #[cfg(any(feature = "cuda", test))]
+    fn backward_on<H: Home>(
+        &self,
+        on: &H,
+        [x, y]: [&Tensor; 2],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<[Option<Tensor>; 2]> {
+        joins::product_gradients(self, on, [x, y], &grad.contiguous()?)
+    }
+
     fn name(&self) -> &'static str {
         if self.transposed { "matmul-transposed" } else { "matmul" }
     }

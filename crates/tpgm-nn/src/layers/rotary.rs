@@ -52,6 +52,18 @@ fn apply(op: &'static str, pairs: Pairs, x: &Tensor, cos: &Tensor, sin: &Tensor)
     apply1(Rotate { op, pairs, turn: Turn::Forward, cos, sin }, x)
 }
 
+/// The operation of [`rope`], for angles that are constants.
+pub(super) fn rotation(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Rotate> {
+    let op = "rope";
+    same_kind(op, &[x, cos, sin])?;
+    check_shapes(op, x, cos, sin)?;
+    let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
+    Ok(Rotate { op, pairs: Pairs::Halves, turn: Turn::Forward, cos, sin })
+}
+
+/// Whether GPUs have kernels for it.
+pub(super) const KERNELS: bool = false;
+
 fn check_shapes(op: &'static str, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<()> {
     let fits = match (x.dims(), cos.dims()) {
         ([_, _, steps, d], [positions, pairs]) => pairs * 2 == *d && positions >= steps,
@@ -83,7 +95,7 @@ enum Turn {
 }
 
 #[derive(Debug)]
-struct Rotate {
+pub(super) struct Rotate {
     op: &'static str,
     pairs: Pairs,
     turn: Turn,

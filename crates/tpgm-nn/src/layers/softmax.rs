@@ -112,7 +112,7 @@ impl Fused<1> for Softmax {
 }
 
 vectorized! {
-    fn softmax<C>(x: &[C], y: &mut [C]) {
+    pub(super) fn softmax<C>(x: &[C], y: &mut [C]) {
         let max = largest(x);
         for (y, &x) in y.iter_mut().zip(x) {
             *y = (x - max).exp();
@@ -136,7 +136,7 @@ vectorized! {
 
 vectorized! {
     /// `y * (grad - sum(y * grad))`
-    fn softmax_gradient<C>(y: &[C], grad: &[C], dx: &mut [C]) {
+    pub(super) fn softmax_gradient<C>(y: &[C], grad: &[C], dx: &mut [C]) {
         let mean = sum2(y, grad, |y, grad| y * grad);
         for ((dx, &y), &grad) in dx.iter_mut().zip(y).zip(grad) {
             *dx = y * (grad - mean);

@@ -118,6 +118,18 @@ pub(super) fn typed_mut<T: Element>(storage: &mut CpuStorage) -> Option<&mut [T]
     data.downcast_mut::<Vec<T>>().map(Vec::as_mut_slice)
 }
 
+/// The elements of storage to read them, if they are of type `T`.
+pub(super) fn typed<T: Element>(storage: &CpuStorage) -> Option<&[T]> {
+    let data: &dyn Any = match storage {
+        CpuStorage::F64(data) => data,
+        CpuStorage::F32(data) => data,
+        CpuStorage::F16(data) => data,
+        CpuStorage::BF16(data) => data,
+        _ => return None,
+    };
+    data.downcast_ref::<Vec<T>>().map(Vec::as_slice)
+}
+
 /// A new tensor on the CPU.
 pub(super) fn into_tensor(buffer: Buffer, shape: &Shape) -> Result<Tensor> {
     match buffer {
@@ -152,6 +164,34 @@ pub(super) fn fill<T: Element, R: Send>(
     // SAFETY: the pieces cover the first `len` elements of the spare capacity, and `write` ran on all of them.
     unsafe { out.set_len(len) };
     (out, results)
+}
+
+/// The number of a piece, and the piece of two vectors.
+type Both<'a, T> = (usize, (&'a mut [MaybeUninit<T>], &'a mut [MaybeUninit<T>]));
+
+/// [`fill`] of two vectors of one length at once.
+pub(super) fn fill2<T: Element>(
+    len: usize,
+    piece: usize,
+    f: impl Fn(Range<usize>, [&mut [T]; 2]) + Sync,
+) -> [Vec<T>; 2] {
+    let [mut first, mut second] = [(); 2].map(|()| Vec::with_capacity(len));
+    let piece = piece.max(1);
+    let write = |(i, (a, b)): Both<'_, T>| {
+        let start = i * piece;
+        f(start..start + a.len(), [cleared(a), cleared(b)]);
+    };
+    let (a, b) = (&mut first.spare_capacity_mut()[..len], &mut second.spare_capacity_mut()[..len]);
+    if len <= piece {
+        a.chunks_mut(piece).zip(b.chunks_mut(piece)).enumerate().for_each(write);
+    } else {
+        a.par_chunks_mut(piece).zip(b.par_chunks_mut(piece)).enumerate().for_each(write);
+    }
+    for vec in [&mut first, &mut second] {
+        // SAFETY: the pieces cover the first `len` elements of the spare capacity of both, and `write` ran on all of them.
+        unsafe { vec.set_len(len) };
+    }
+    [first, second]
 }
 
 /// The first `len` elements of the spare capacity, in pieces.

@@ -7,7 +7,7 @@ use super::config::LoraConfig;
 use super::factors::Factors;
 use crate::dtype::{candle_dtype, cast, core_dtype};
 use crate::error::{Error, Result};
-use crate::layers::{Dropout, DropoutRng};
+use crate::layers::{Dropout, DropoutRng, Tape, Value};
 use crate::random::SplitMix64;
 
 /// Layers that LoRA can adapt: [`Linear`], [`Conv2d`] and [`Embedding`] of candle-nn, and [`crate::Linear`].
@@ -231,6 +231,36 @@ impl<L: Adaptable> Lora<L> {
             return Err(Error::MergeIntoBase { module });
         }
         Ok(var.set(&self.merged_weight()?)?)
+    }
+}
+
+impl Lora<crate::layers::Linear> {
+    /// [`ModuleT::forward_t`] in a block.
+    pub(crate) fn in_block(&self, tape: &mut Tape, x: &Value, train: bool) -> candle_core::Result<Value> {
+        let factors = match (&self.merged, &self.factors) {
+            (Some(_), Some(factors)) if train => {
+                return Err(Error::MergedInTraining { module: factors.name.clone() }.into());
+            }
+            (Some(merged), _) => return tape.linear(x, merged),
+            (None, None) => return tape.linear(x, &self.base),
+            (None, Some(factors)) => factors,
+        };
+        let factor = |var: &Var| crate::layers::Linear::new(var.as_tensor().clone(), None);
+        let output = tape.linear(x, &self.base)?;
+        let (compute, stored) = (factors.a.dtype(), tape.dtype(&output));
+        let x = tape.cast(x, compute)?;
+        let x = tape.dropout(&x, &factors.dropout, train)?;
+        let inner = tape.linear(&x, &factor(&factors.a))?;
+        let inner = tape.scale(&inner, factors.scaling)?;
+        let update = tape.linear(&inner, &factor(&factors.b))?;
+        let output = tape.cast(&output, compute)?;
+        let sum = tape.add(&output, &update)?;
+        tape.cast(&sum, stored)
+    }
+
+    /// True if elements of its input are dropped.
+    pub(crate) fn drops(&self, train: bool) -> bool {
+        self.factors.as_ref().is_some_and(|factors| factors.dropout.drops(train))
     }
 }
 

@@ -1,9 +1,6 @@
 //! The activation of a feed-forward block, as configurations name it.
 
-use candle_core::{Result, Tensor};
 use serde::{Deserialize, Serialize};
-
-use crate::layers::{gelu, gelu_tanh, quick_gelu, relu};
 
 /// The activation between the two halves of a feed-forward block, by Hugging Face's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,12 +18,12 @@ pub enum Activation {
 }
 
 impl Activation {
-    pub(super) fn apply(self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn layer(self) -> crate::layers::Activation {
         match self {
-            Activation::Gelu => gelu(x),
-            Activation::GeluNew => gelu_tanh(x),
-            Activation::QuickGelu => quick_gelu(x),
-            Activation::Relu => relu(x),
+            Activation::Gelu => crate::layers::Activation::Gelu,
+            Activation::GeluNew => crate::layers::Activation::GeluTanh,
+            Activation::QuickGelu => crate::layers::Activation::QuickGelu,
+            Activation::Relu => crate::layers::Activation::Relu,
         }
     }
 }

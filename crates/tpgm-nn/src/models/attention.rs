@@ -1,48 +1,27 @@
 //! Multi-head attention, under the names of several kinds of checkpoints.
 
-use candle_core::{D, DType, Device, Module, ModuleT, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::error::{Error, Result as OurResult};
 use crate::layers::{
-    Dropout, LayerNorm, Linear, layer_norm, linear, linear_no_bias, matmul, matmul_transposed,
-    softmax_last_dim,
+    AttentionMask, Dropout, LayerNorm, Linear, Tape, Value, layer_norm, linear, linear_no_bias,
 };
+use crate::lora::Lora;
 
-/// Heads that attend: `softmax(q k^T / sqrt(width of a head)) v`.
-#[derive(Debug, Clone)]
-pub(super) struct Heads {
-    count: usize,
-    dropout: Dropout,
+/// Where the tokens of a batch are: what attention knows beside their values.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Place<'a> {
+    pub(super) mask: Option<&'a AttentionMask>,
+    /// Cosines and sines of the angles that queries and keys are rotated by.
+    pub(super) rotary: Option<[&'a Tensor; 2]>,
 }
 
-impl Heads {
-    /// `dropout` is that of the attention weights.
-    pub(super) fn new(count: usize, dropout: Dropout) -> Self {
-        Self { count, dropout }
-    }
-
-    /// `query` has the shape (batch, queries, size), `key` and `value` (batch, keys, size); `mask`, which broadcasts to
-    /// (batch, heads, queries, keys), is added to the scores. Returns (batch, queries, size).
-    pub(super) fn attend(
-        &self,
-        query: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-        mask: Option<&Tensor>,
-        train: bool,
-    ) -> Result<Tensor> {
-        let (batch, queries, size) = query.dims3()?;
-        let width = size / self.count;
-        let split = |x: &Tensor| x.reshape((batch, (), self.count, width))?.transpose(1, 2)?.contiguous();
-        let query = split(&(query * (width as f64).powf(-0.5))?)?;
-        let scores = matmul_transposed(&query, &split(key)?)?;
-        let scores = match mask {
-            Some(mask) => scores.broadcast_add(mask)?,
-            None => scores,
-        };
-        let weights = self.dropout.forward_t(&softmax_last_dim(&scores)?, train)?;
-        matmul(&weights, &split(value)?)?.transpose(1, 2)?.contiguous()?.reshape((batch, queries, size))
+impl Place<'_> {
+    /// True if a gradient flows to what is a constant everywhere else.
+    pub(super) fn is_trained(&self) -> bool {
+        let mask = matches!(self.mask, Some(AttentionMask::Added(mask)) if mask.track_op());
+        mask || self.rotary.iter().flatten().any(|angles| angles.track_op())
     }
 }
 
@@ -67,16 +46,21 @@ pub(super) enum InputNames {
 /// Self-attention with its projections.
 #[derive(Debug, Clone)]
 pub(super) struct Attention {
-    inputs: Inputs,
+    pub(super) inputs: Inputs,
     /// Of queries and keys, over the width of a head.
-    norms: Option<[LayerNorm; 2]>,
-    heads: Heads,
-    output: Linear,
+    pub(super) norms: Option<[LayerNorm; 2]>,
+    /// Of queries.
+    pub(super) heads: usize,
+    /// Heads of keys and values, a divisor of `heads`.
+    pub(super) groups: usize,
+    /// That of the attention weights.
+    pub(super) dropout: Dropout,
+    pub(super) output: Lora<Linear>,
 }
 
 #[derive(Debug, Clone)]
-enum Inputs {
-    Separate([Linear; 3]),
+pub(super) enum Inputs {
+    Separate(Box<[Lora<Linear>; 3]>),
     Joined(Linear),
 }
 
@@ -85,7 +69,8 @@ impl Attention {
     pub(super) fn new(
         size: usize,
         input_bias: bool,
-        heads: Heads,
+        heads: usize,
+        dropout: Dropout,
         names: &AttentionNames,
         vb: &VarBuilder,
     ) -> Result<Self> {
@@ -93,9 +78,10 @@ impl Attention {
             true => linear(size, outputs, vb.pp(name)),
             false => linear_no_bias(size, outputs, vb.pp(name)),
         };
+        let plain = |name: &str| layer(size, name).map(Lora::plain);
         let inputs = match names.inputs {
             InputNames::Separate([query, key, value]) => {
-                Inputs::Separate([layer(size, query)?, layer(size, key)?, layer(size, value)?])
+                Inputs::Separate(Box::new([plain(query)?, plain(key)?, plain(value)?]))
             }
             InputNames::Joined(name) => Inputs::Joined(layer(3 * size, name)?),
             InputNames::InProjection(name) => {
@@ -104,7 +90,8 @@ impl Attention {
                 Inputs::Joined(Linear::new(vb.get((3 * size, size), "in_proj_weight")?, bias))
             }
         };
-        Ok(Self { inputs, norms: None, heads, output: linear(size, size, vb.pp(names.output))? })
+        let output = Lora::plain(linear(size, size, vb.pp(names.output))?);
+        Ok(Self { inputs, norms: None, heads, groups: heads, dropout, output })
     }
 
     /// Adds norms of queries and keys (Henry et al., arXiv 2010.04245), named `names`.
@@ -115,31 +102,46 @@ impl Attention {
         [query, key]: [&str; 2],
         vb: &VarBuilder,
     ) -> Result<Self> {
-        let width = size / self.heads.count;
+        let width = size / self.heads;
         let norm = |name: &str| layer_norm(width, eps, vb.pp(name));
         Ok(Self { norms: Some([norm(query)?, norm(key)?]), ..self })
     }
 
-    /// Maps `x` of shape (batch, length, size) to the same shape; `mask` is that of [`Heads::attend`].
-    pub(super) fn forward(&self, x: &Tensor, mask: Option<&Tensor>, train: bool) -> Result<Tensor> {
+    /// True if it drops out.
+    pub(super) fn drops(&self, train: bool) -> bool {
+        let inputs = match &self.inputs {
+            Inputs::Separate(layers) => layers.iter().any(|layer| layer.drops(train)),
+            Inputs::Joined(_) => false,
+        };
+        inputs || self.dropout.drops(train) || self.output.drops(train)
+    }
+
+    /// Maps `x` of shape (batch, length, size) to the same shape.
+    pub(super) fn forward(&self, tape: &mut Tape, x: &Value, place: Place<'_>, train: bool) -> Result<Value> {
         let [query, key, value] = match &self.inputs {
-            Inputs::Separate([query, key, value]) => [query.forward(x)?, key.forward(x)?, value.forward(x)?],
+            Inputs::Separate(layers) => {
+                let mut split = |layer: &Lora<Linear>, heads| {
+                    let y = layer.in_block(tape, x, train)?;
+                    tape.split_heads(&y, heads)
+                };
+                let [query, key, value] = &**layers;
+                [split(query, self.heads)?, split(key, self.groups)?, split(value, self.groups)?]
+            }
             Inputs::Joined(layer) => {
-                let (joined, size) = (layer.forward(x)?, x.dim(D::Minus1)?);
-                let part = |i: usize| joined.narrow(D::Minus1, i * size, size);
-                [part(0)?, part(1)?, part(2)?]
+                let joined = tape.linear(x, layer)?;
+                tape.split_joined(&joined, self.heads)?
             }
         };
         let [query, key] = match &self.norms {
-            Some([of_query, of_key]) => [self.normed(&query, of_query)?, self.normed(&key, of_key)?],
+            Some([of_query, of_key]) => [tape.norm(&query, of_query)?, tape.norm(&key, of_key)?],
             None => [query, key],
         };
-        self.output.forward(&self.heads.attend(&query, &key, &value, mask, train)?)
-    }
-
-    fn normed(&self, x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
-        let (batch, length, _) = x.dims3()?;
-        norm.forward(&x.reshape((batch, length, self.heads.count, ()))?)?.reshape(x.shape())
+        let [query, key] = match place.rotary {
+            Some(angles) => [tape.rope(&query, angles)?, tape.rope(&key, angles)?],
+            None => [query, key],
+        };
+        let mixed = tape.attention([&query, &key, &value], place.mask, &self.dropout, train)?;
+        self.output.in_block(tape, &mixed, train)
     }
 }
 
@@ -147,14 +149,6 @@ impl Attention {
 /// exponential is 0.
 pub(super) fn forbidden(dtype: DType) -> f64 {
     if dtype == DType::F16 { -65504.0 } else { f64::from(f32::MIN) / 2.0 }
-}
-
-/// A mask under which a token sees itself and those before it, of shape (length, length).
-pub(super) fn causal_mask(length: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let lowest = forbidden(dtype);
-    let mask: Vec<f64> =
-        (0..length * length).map(|i| if i % length > i / length { lowest } else { 0.0 }).collect();
-    Tensor::from_vec(mask, (length, length), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
 /// A width must divide into heads. `entry` is the width's name in the configuration.

@@ -26,12 +26,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::config::{BertConfig, BertFamily};
 use self::names::BertNames;
-use super::Activation;
-use super::attention::{Attention, Heads, forbidden};
+use super::attention::{Attention, Place, forbidden};
 use super::hook::{tapped_in_place, untouched};
 use super::ids::checked;
+use super::transformer::{Feed, Norm, Order, Transformer};
 use crate::error::Result as OurResult;
-use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
+use crate::layers::{AttentionMask, Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
 
 /// A batch of token sequences.
 ///
@@ -66,7 +66,7 @@ pub struct Bert {
     segments: Option<Embedding>,
     norm: LayerNorm,
     dropout: Dropout,
-    blocks: Vec<Block>,
+    blocks: Vec<Transformer>,
     config: BertConfig,
 }
 
@@ -86,7 +86,7 @@ impl Bert {
         let table = |n, name: &str| embedding(n, size, embeddings.pp(name));
         let segments = config.segments();
         let blocks = (0..config.num_hidden_layers)
-            .map(|i| Block::new(config, names, dropout, vb.pp(names.blocks).pp(i)))
+            .map(|i| block(config, names, dropout, &vb.pp(names.blocks).pp(i)))
             .collect::<OurResult<_>>()?;
         Ok(Self {
             words: table(config.vocab_size, "word_embeddings")?,
@@ -146,10 +146,11 @@ impl Bert {
         let positions = self.positions(&tokens, length)?.to_device(ids.device())?;
         let x = x.broadcast_add(&self.positions.forward(&positions)?)?;
         let mut x = self.dropout.forward_t(&self.norm.forward(&x)?, train)?;
-        let mask = additive_mask(mask, x.dtype())?;
+        let mask = AttentionMask::Added(additive_mask(mask, x.dtype())?);
+        let place = Place { mask: Some(&mask), rotary: None };
         const WHY: &str = "each token has a position and a place in the mask";
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&tapped_in_place(&mut hook, i, x, WHY)?, &mask, train)?;
+            x = block.forward(&tapped_in_place(&mut hook, i, x, WHY)?, place, train)?;
         }
         tapped_in_place(&mut hook, self.blocks.len(), x, WHY)
     }
@@ -182,45 +183,41 @@ fn additive_mask(mask: &Tensor, dtype: DType) -> Result<Tensor> {
     mask.to_dtype(dtype)?.reshape((batch, 1, 1, length))
 }
 
-#[derive(Debug, Clone)]
-struct Block {
-    attention: Attention,
-    attended_dropout: Dropout,
-    attended_norm: LayerNorm,
-    wide: Linear,
-    activation: Activation,
-    narrow: Linear,
-    norm: LayerNorm,
-    dropout: Dropout,
-}
-
-impl Block {
-    fn new(config: &BertConfig, names: &BertNames, dropout: &DropoutRng, vb: VarBuilder) -> OurResult<Self> {
-        let (size, eps) = (config.hidden_size, config.layer_norm_eps);
-        let attention_dropout = Dropout::new(config.attention_probs_dropout_prob, dropout)?;
-        let heads = Heads::new(config.num_attention_heads, attention_dropout);
-        let after_attention = match config.model_type {
-            BertFamily::DistilBert => 0.0,
-            _ => config.hidden_dropout_prob,
-        };
-        Ok(Self {
-            attention: Attention::new(size, true, heads, &names.attention, &vb)?,
-            attended_dropout: Dropout::new(after_attention, dropout)?,
-            attended_norm: layer_norm(size, eps, vb.pp(names.attended_norm))?,
+fn block(
+    config: &BertConfig,
+    names: &BertNames,
+    dropout: &DropoutRng,
+    vb: &VarBuilder,
+) -> OurResult<Transformer> {
+    let (size, eps) = (config.hidden_size, config.layer_norm_eps);
+    let of_attention = Dropout::new(config.attention_probs_dropout_prob, dropout)?;
+    let after_attention = match config.model_type {
+        BertFamily::DistilBert => 0.0,
+        _ => config.hidden_dropout_prob,
+    };
+    let norm = |name: &str| layer_norm(size, eps, vb.pp(name)).map(Norm::Layer);
+    Ok(Transformer {
+        order: Order::NormLast,
+        attention: Attention::new(
+            size,
+            true,
+            config.num_attention_heads,
+            of_attention,
+            &names.attention,
+            vb,
+        )?,
+        norms: [norm(names.attended_norm)?, norm(names.norm)?],
+        feed: Feed::Plain {
             wide: linear(size, config.intermediate_size, vb.pp(names.feed[0]))?,
-            activation: config.hidden_act,
+            activation: config.hidden_act.layer(),
             narrow: linear(config.intermediate_size, size, vb.pp(names.feed[1]))?,
-            norm: layer_norm(size, eps, vb.pp(names.norm))?,
-            dropout: Dropout::new(config.hidden_dropout_prob, dropout)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, mask: &Tensor, train: bool) -> Result<Tensor> {
-        let attended = self.attention.forward(x, Some(mask), train)?;
-        let x = self.attended_norm.forward(&(self.attended_dropout.forward_t(&attended, train)? + x)?)?;
-        let fed = self.narrow.forward(&self.activation.apply(&self.wide.forward(&x)?)?)?;
-        self.norm.forward(&(self.dropout.forward_t(&fed, train)? + x)?)
-    }
+        },
+        scales: None,
+        dropouts: [
+            Dropout::new(after_attention, dropout)?,
+            Dropout::new(config.hidden_dropout_prob, dropout)?,
+        ],
+    })
 }
 
 /// How a sequence becomes one vector.

@@ -1,14 +1,13 @@
-//! The transformer block of ViT and CLIP: norms first, then attention and a feed-forward network, each added to its input
-//! (Xiong et al., arXiv 2002.04745, figure 1b).
+//! The transformer blocks of ViT and CLIP, by the names that checkpoints have for their parts.
 
-use candle_core::{D, Module, ModuleT, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use super::Activation;
-use super::attention::{Attention, AttentionNames, Heads};
+use super::attention::{Attention, AttentionNames};
 use super::config::full_name;
+use super::transformer::{Feed, Norm, Order, Transformer};
 use crate::error::{Error, Result as OurResult};
-use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, gated_silu, layer_norm, linear};
+use crate::layers::{Dropout, DropoutRng, layer_norm, linear};
 
 /// What a checkpoint calls the parts of a block.
 #[derive(Debug, Clone, Copy)]
@@ -92,91 +91,37 @@ impl BlockParts {
     }
 }
 
-#[derive(Debug, Clone)]
-pub(super) struct Block {
-    attention_norm: LayerNorm,
-    attention: Attention,
-    feed_norm: LayerNorm,
-    feed: Feed,
-    /// LayerScale (Touvron et al., arXiv 2103.17239): a factor for each feature of what attention and network add.
-    scales: Option<[Tensor; 2]>,
-    dropout: Dropout,
-}
-
-/// The feed-forward network.
-#[derive(Debug, Clone)]
-struct Feed {
-    wide: Linear,
-    activation: Activation,
-    /// A SwiGLU (Shazeer, arXiv 2002.05202): the first half of `wide` is the gate of the second.
-    gated: bool,
-    narrow: Linear,
-}
-
-impl Feed {
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let wide = self.wide.forward(x)?;
-        let inner = if self.gated {
-            let half = wide.dim(D::Minus1)? / 2;
-            gated_silu(&wide.narrow(D::Minus1, 0, half)?, &wide.narrow(D::Minus1, half, half)?)?
-        } else {
-            self.activation.apply(&wide)?
-        };
-        self.narrow.forward(&inner)
-    }
-}
-
-impl Block {
-    pub(super) fn new(
-        shape: &BlockShape,
-        names: &BlockNames,
-        parts: &BlockParts,
-        dropout: &DropoutRng,
-        vb: &VarBuilder,
-    ) -> OurResult<Self> {
-        let &BlockShape { size, inner, eps, .. } = shape;
-        let heads = Heads::new(shape.heads, Dropout::new(shape.attention_dropout, dropout)?);
-        let attention = Attention::new(size, shape.input_bias, heads, &names.attention, vb)?;
-        let scale = |name: &str, value| vb.get_with_hints(size, name, Init::Const(value));
-        let scales = match parts.scales {
+/// A block under these names.
+pub(super) fn block(
+    shape: &BlockShape,
+    names: &BlockNames,
+    parts: &BlockParts,
+    dropout: &DropoutRng,
+    vb: &VarBuilder,
+) -> OurResult<Transformer> {
+    let &BlockShape { size, inner, eps, .. } = shape;
+    let of_attention = Dropout::new(shape.attention_dropout, dropout)?;
+    let attention = Attention::new(size, shape.input_bias, shape.heads, of_attention, &names.attention, vb)?;
+    let scale = |name: &str, value| vb.get_with_hints(size, name, Init::Const(value));
+    let norm = |name: &str| layer_norm(size, eps, vb.pp(name)).map(Norm::Layer);
+    let wide = linear(size, if parts.gated { 2 * inner } else { inner }, vb.pp(parts.feed[0]))?;
+    let narrow = linear(inner, size, vb.pp(parts.feed[1]))?;
+    let dropout = Dropout::new(shape.dropout, dropout)?;
+    Ok(Transformer {
+        order: Order::NormFirst,
+        norms: [norm(names.norms[0])?, norm(names.norms[1])?],
+        attention: match parts.qk_norms {
+            Some(norms) => attention.with_norms(size, eps, norms, vb)?,
+            None => attention,
+        },
+        feed: match parts.gated {
+            true => Feed::Joined { wide, narrow },
+            false => Feed::Plain { wide, activation: shape.activation.layer(), narrow },
+        },
+        scales: match parts.scales {
             Some(([first, second], value)) => Some([scale(first, value)?, scale(second, value)?]),
             None => None,
-        };
-        Ok(Self {
-            attention_norm: layer_norm(size, eps, vb.pp(names.norms[0]))?,
-            attention: match parts.qk_norms {
-                Some(norms) => attention.with_norms(size, eps, norms, vb)?,
-                None => attention,
-            },
-            feed_norm: layer_norm(size, eps, vb.pp(names.norms[1]))?,
-            feed: Feed {
-                wide: linear(size, if parts.gated { 2 * inner } else { inner }, vb.pp(parts.feed[0]))?,
-                activation: shape.activation,
-                gated: parts.gated,
-                narrow: linear(inner, size, vb.pp(parts.feed[1]))?,
-            },
-            scales,
-            dropout: Dropout::new(shape.dropout, dropout)?,
-        })
-    }
-
-    /// Maps `x` of shape (batch, length, size) to the same shape; `mask` is that of [`Heads::attend`].
-    pub(super) fn forward(
-        &self,
-        x: &Tensor,
-        mask: Option<&Tensor>,
-        train: bool,
-    ) -> candle_core::Result<Tensor> {
-        let added = |y: Tensor, part: usize| {
-            let y = self.dropout.forward_t(&y, train)?;
-            match &self.scales {
-                Some(scales) => y.broadcast_mul(&scales[part]),
-                None => Ok(y),
-            }
-        };
-        let attended = self.attention.forward(&self.attention_norm.forward(x)?, mask, train)?;
-        let x = (added(attended, 0)? + x)?;
-        let fed = self.feed.forward(&self.feed_norm.forward(&x)?)?;
-        added(fed, 1)? + x
-    }
+        },
+        dropouts: [dropout.clone(), dropout],
+    })
 }

@@ -3,10 +3,11 @@
 use candle_core::{Module, ModuleT, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 
-use super::attention::check_heads;
-use super::block::{Block, BlockNames, BlockParts, BlockShape};
+use super::attention::{Place, check_heads};
+use super::block::{BlockNames, BlockParts, BlockShape, block};
 use super::config::{check_sizes, full_name};
 use super::hook::{Hook, tapped};
+use super::transformer::Transformer;
 use crate::error::{Error, Result as OurResult};
 use crate::layers::{Dropout, DropoutRng, LayerNorm, Linear, layer_norm};
 
@@ -84,7 +85,7 @@ pub(super) struct ImageTransformer {
     positions: Tensor,
     dropout: Dropout,
     first_norm: Option<LayerNorm>,
-    blocks: Vec<Block>,
+    blocks: Vec<Transformer>,
     last_norm: LayerNorm,
 }
 
@@ -119,7 +120,7 @@ impl ImageTransformer {
             dropout: Dropout::new(shape.block.dropout, dropout)?,
             first_norm: names.first_norm.map(norm).transpose()?,
             blocks: (0..shape.blocks)
-                .map(|i| Block::new(&shape.block, &names.block, &parts, dropout, &blocks.pp(i)))
+                .map(|i| block(&shape.block, &names.block, &parts, dropout, &blocks.pp(i)))
                 .collect::<OurResult<_>>()?,
             last_norm: norm(names.last_norm)?,
         })
@@ -166,7 +167,7 @@ impl ImageTransformer {
             x = norm.forward(&x)?;
         }
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&tapped(hook, i, x)?, None, train)?;
+            x = block.forward(&tapped(hook, i, x)?, Place::default(), train)?;
         }
         tapped(hook, self.blocks.len(), x)
     }

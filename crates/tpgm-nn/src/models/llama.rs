@@ -19,17 +19,18 @@
 
 mod config;
 
-use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
+use candle_core::{DType, Module, ModuleT, Result, Tensor};
 use candle_nn::{Embedding, VarBuilder, embedding};
 
 use self::config::Rotary;
 pub use self::config::{Family, LlamaConfig, RopeScaling};
+use super::attention::{Attention, Inputs, Place};
 use super::hook::{Hook, tapped_in_place, untouched};
 use super::ids::checked;
+use super::transformer::{Feed, Norm, Order, Transformer};
 use crate::error::Result as OurResult;
 use crate::layers::{
-    Linear, RmsNorm, cross_entropy, gated_silu, linear, linear_no_bias, matmul, matmul_transposed, rms_norm,
-    rope, softmax_last_dim,
+    AttentionMask, Dropout, Linear, RmsNorm, cross_entropy, linear, linear_no_bias, rms_norm,
 };
 use crate::lora::{Factors, Lora, LoraConfig};
 
@@ -37,7 +38,7 @@ use crate::lora::{Factors, Lora, LoraConfig};
 #[derive(Debug, Clone)]
 pub struct Llama {
     words: Embedding,
-    blocks: Vec<Block>,
+    blocks: Vec<Transformer>,
     norm: RmsNorm,
     head: Lora<Linear>,
     rotary: Rotary,
@@ -95,7 +96,7 @@ impl Llama {
             false => make(adapt, size, config.vocab_size, false, vb.pp("lm_head"))?,
         };
         let blocks = (0..config.num_hidden_layers)
-            .map(|i| Block::new(config, adapt, model.pp("layers").pp(i)))
+            .map(|i| block(config, adapt, &model.pp("layers").pp(i)))
             .collect::<OurResult<_, E>>()?;
         Ok(Self {
             words,
@@ -178,10 +179,10 @@ impl Llama {
         checked("token", ids, self.words.embeddings().dim(0)?)?;
         let mut x = self.words.forward(ids)?;
         let [cos, sin] = self.rotary.tables(length, x.dtype(), x.device())?;
-        let place = Place { cos, sin, mask: causal_mask(length, x.dtype(), x.device())? };
+        let place = Place { mask: Some(&AttentionMask::Causal), rotary: Some([&cos, &sin]) };
         const WHY: &str = "each token has a position and a place in the mask";
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&tapped_in_place(hook, i, x, WHY)?, &place, train)?;
+            x = block.forward(&tapped_in_place(hook, i, x, WHY)?, place, train)?;
         }
         self.norm.forward(&tapped_in_place(hook, self.blocks.len(), x, WHY)?)
     }
@@ -218,91 +219,44 @@ fn make<E: From<candle_core::Error>>(
     adapt(&name, load(inputs, outputs, vb)?)
 }
 
-/// What attention knows of positions: the same for all blocks.
-struct Place {
-    cos: Tensor,
-    sin: Tensor,
-    mask: Tensor,
-}
-
-/// 0 for tokens up to its own, of shape (length, length); minus infinity for those after it.
-fn causal_mask(length: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let entry = |row, column| if column > row { f32::NEG_INFINITY } else { 0.0 };
-    let mask: Vec<f32> =
-        (0..length).flat_map(|row| (0..length).map(move |column| entry(row, column))).collect();
-    Tensor::from_vec(mask, (length, length), device)?.to_dtype(dtype)
-}
-
-#[derive(Debug, Clone)]
-struct Block {
-    attention_norm: RmsNorm,
-    query: Lora<Linear>,
-    key: Lora<Linear>,
-    value: Lora<Linear>,
-    attended: Lora<Linear>,
-    heads: usize,
-    groups: usize,
-    norm: RmsNorm,
-    gate: Lora<Linear>,
-    up: Lora<Linear>,
-    down: Lora<Linear>,
-}
-
-impl Block {
-    fn new<E: From<candle_core::Error>>(
-        config: &LlamaConfig,
-        adapt: Adapt<'_, E>,
-        vb: VarBuilder,
-    ) -> OurResult<Self, E> {
-        let (size, eps) = (config.hidden_size, config.rms_norm_eps);
-        let (heads, groups, head) =
-            (config.num_attention_heads, config.key_value_heads(), config.head_size());
-        let (bias, out_bias, mlp_bias) = match config.model_type {
-            Family::Llama => (config.attention_bias, config.attention_bias, config.mlp_bias),
-            Family::Qwen2 => (true, false, false),
-        };
-        let attention = |inputs, outputs, bias, name: &str| {
-            make(adapt, inputs, outputs, bias, vb.pp("self_attn").pp(name))
-        };
-        let mlp = |inputs, outputs, name: &str| make(adapt, inputs, outputs, mlp_bias, vb.pp("mlp").pp(name));
-        Ok(Self {
-            attention_norm: rms_norm(size, eps, vb.pp("input_layernorm"))?,
-            query: attention(size, heads * head, bias, "q_proj")?,
-            key: attention(size, groups * head, bias, "k_proj")?,
-            value: attention(size, groups * head, bias, "v_proj")?,
-            attended: attention(heads * head, size, out_bias, "o_proj")?,
+fn block<E: From<candle_core::Error>>(
+    config: &LlamaConfig,
+    adapt: Adapt<'_, E>,
+    vb: &VarBuilder,
+) -> OurResult<Transformer, E> {
+    let (size, eps) = (config.hidden_size, config.rms_norm_eps);
+    let (heads, groups, head) = (config.num_attention_heads, config.key_value_heads(), config.head_size());
+    let (bias, out_bias, mlp_bias) = match config.model_type {
+        Family::Llama => (config.attention_bias, config.attention_bias, config.mlp_bias),
+        Family::Qwen2 => (true, false, false),
+    };
+    let attention =
+        |inputs, outputs, bias, name: &str| make(adapt, inputs, outputs, bias, vb.pp("self_attn").pp(name));
+    let mlp = |inputs, outputs, name: &str| make(adapt, inputs, outputs, mlp_bias, vb.pp("mlp").pp(name));
+    let norm = |name: &str| rms_norm(size, eps, vb.pp(name)).map(Norm::Rms);
+    // A decoder of this kind drops out in its LoRA layers alone.
+    let nothing = Dropout::never();
+    Ok(Transformer {
+        order: Order::NormFirst,
+        norms: [norm("input_layernorm")?, norm("post_attention_layernorm")?],
+        attention: Attention {
+            inputs: Inputs::Separate(Box::new([
+                attention(size, heads * head, bias, "q_proj")?,
+                attention(size, groups * head, bias, "k_proj")?,
+                attention(size, groups * head, bias, "v_proj")?,
+            ])),
+            norms: None,
             heads,
             groups,
-            norm: rms_norm(size, eps, vb.pp("post_attention_layernorm"))?,
-            gate: mlp(size, config.intermediate_size, "gate_proj")?,
-            up: mlp(size, config.intermediate_size, "up_proj")?,
-            down: mlp(config.intermediate_size, size, "down_proj")?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, place: &Place, train: bool) -> Result<Tensor> {
-        let attended = self.attend(&self.attention_norm.forward(x)?, place, train)?;
-        let x = (x + self.attended.forward_t(&attended, train)?)?;
-        let inner = self.norm.forward(&x)?;
-        let fed = gated_silu(&self.gate.forward_t(&inner, train)?, &self.up.forward_t(&inner, train)?)?;
-        x + self.down.forward_t(&fed, train)?
-    }
-
-    fn attend(&self, x: &Tensor, place: &Place, train: bool) -> Result<Tensor> {
-        let (batch, length, _) = x.dims3()?;
-        let split = |layer: &Lora<Linear>, heads| {
-            layer.forward_t(x, train)?.reshape((batch, length, heads, ()))?.transpose(1, 2)?.contiguous()
-        };
-        let query = rope(&split(&self.query, self.heads)?, &place.cos, &place.sin)?;
-        let key = rope(&split(&self.key, self.groups)?, &place.cos, &place.sin)?;
-        let value = split(&self.value, self.groups)?;
-        // The queries that share a key are rows of one matrix, so that no key or value is repeated.
-        let scale = (query.dim(3)? as f64).powf(-0.5);
-        let query = (query * scale)?.reshape((batch, self.groups, (), key.dim(3)?))?;
-        let scores = matmul_transposed(&query, &key)?;
-        let scores = scores.reshape((batch, self.heads, length, length))?.broadcast_add(&place.mask)?;
-        let weights = softmax_last_dim(&scores)?.reshape((batch, self.groups, (), length))?;
-        let mixed = matmul(&weights, &value)?.reshape((batch, self.heads, length, ()))?;
-        mixed.transpose(1, 2)?.contiguous()?.reshape((batch, length, ()))
-    }
+            dropout: nothing.clone(),
+            output: attention(heads * head, size, out_bias, "o_proj")?,
+        },
+        feed: Feed::Gated(Box::new([
+            mlp(size, config.intermediate_size, "gate_proj")?,
+            mlp(size, config.intermediate_size, "up_proj")?,
+            mlp(config.intermediate_size, size, "down_proj")?,
+        ])),
+        scales: None,
+        dropouts: [nothing.clone(), nothing],
+    })
 }

@@ -54,6 +54,7 @@ mod ids;
 mod image;
 mod layer_ensemble;
 mod residual;
+mod transformer;
 
 pub use activation::Activation;
 pub use layer_ensemble::{LayerEnsemble, Shares};

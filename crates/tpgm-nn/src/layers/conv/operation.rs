@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Storage, Tensor};
 use tpgm_core::Element;
 
 use super::chain::{Around, Chain, Kept, Layer, Wanted};
@@ -11,7 +11,7 @@ use super::sizes::Sizes;
 use super::step::Step;
 use crate::layers::conv_norm::ConvActivation;
 use crate::layers::float::Float;
-use crate::layers::fused::{Many, apply_many};
+use crate::layers::links::{Many, apply_many};
 use crate::layers::storage::{Operand, by_dtype, into_storage, into_tensor, round, widen};
 
 /// A convolution and what follows it.
@@ -70,7 +70,7 @@ pub(crate) fn convolve(name: &'static str, x: &Tensor, parts: Parts) -> Result<T
         let (y, kept) = chain.forward::<T>(x_slice, keep);
         let op = Convolutions { name, chain, kept, norms, element: PhantomData::<T> };
         drop(x_data);
-        apply_many(op, args, (into_storage(T::buffer(y)), shape))
+        apply_many(op, args, (Storage::Cpu(into_storage(T::buffer(y))), shape))
     })
 }
 

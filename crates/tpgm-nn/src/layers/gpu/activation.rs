@@ -37,7 +37,7 @@ pub(in crate::layers) fn backward<H: Home>(
     Ok([Some(dx.into_tensor())])
 }
 
-fn kernel(op: &Activation) -> Result<Kernel> {
+pub(super) fn kernel(op: &Activation) -> Result<Kernel> {
     Ok(match op {
         Activation::Gelu => Kernel::Gelu,
         Activation::GeluTanh => Kernel::GeluTanh,

@@ -5,8 +5,9 @@ use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
 
 use super::host::Host;
 use crate::layers::{
-    LayerNorm, Linear, RmsNorm, add_bias, composed, cross_entropy_smoothed, cross_entropy_soft_smoothed,
-    gated_silu, gelu, gelu_tanh, log_softmax_last_dim, quick_gelu, relu, silu, softmax_last_dim,
+    Activation, AttentionMask, Dropout, LayerNorm, Linear, Parts, RmsNorm, add_bias, block, composed,
+    cross_entropy_smoothed, cross_entropy_soft_smoothed, gated_silu, gelu, gelu_tanh, log_softmax_last_dim,
+    quick_gelu, relu, silu, softmax_last_dim,
 };
 
 type Layer = fn(&[Tensor]) -> Result<Tensor>;
@@ -300,5 +301,61 @@ fn what_has_no_kernel_is_composed() {
         assert_eq!(calls, 0, "{what}");
         let (got, expected) = (flat(&by_kernels.unwrap()), flat(&layer().unwrap()));
         assert_near(what, DType::F32, 1.0, &got, &expected);
+    }
+}
+
+/// A block with all that kernels compute of it; dropout and rotation apart.
+fn whole_block(args: &[Tensor]) -> Result<Tensor> {
+    let [x, wide, wide_bias, joined, weight, bias, mask] = args else { unreachable!("seven arguments") };
+    let feed = Linear::new(wide.clone(), Some(wide_bias.clone()));
+    let (norm, joined) =
+        (LayerNorm::new(weight.clone(), bias.clone(), 1e-3), Linear::new(joined.clone(), None));
+    let mask = AttentionMask::Added(mask.detach());
+    block("test", x, Parts::default(), |tape, x| {
+        let y = tape.activated(x, &feed, Activation::Gelu)?;
+        let [sum, normed] = tape.add_norm(&y, x, &norm)?;
+        let both = tape.linear(&normed, &joined)?;
+        let [query, key, value] = tape.split_joined(&both, 2)?;
+        let seen = tape.attention([&query, &key, &value], Some(&mask), &Dropout::never(), true)?;
+        let past =
+            tape.attention([&value, &query, &key], Some(&AttentionMask::Causal), &Dropout::never(), true)?;
+        let y = tape.add(&seen, &past)?;
+        tape.add(&y, &sum)
+    })
+}
+
+#[test]
+fn a_block_is_computed_by_kernels() {
+    let Some(host) = Host::new() else { return };
+    let shapes: [&[usize]; 7] = [&[2, 5, 8], &[8, 8], &[8], &[24, 8], &[8], &[8], &[2, 1, 1, 5]];
+    let run = |dtype: DType| {
+        let vars: Vec<Var> = (1..)
+            .zip(shapes)
+            .map(|(seed, shape)| {
+                Var::from_tensor(&values(shape, seed, DType::F32).to_dtype(dtype).unwrap()).unwrap()
+            })
+            .collect();
+        let args: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+        let y = whole_block(&args).unwrap();
+        let weights = values(y.dims(), 99, DType::F32).to_dtype(dtype).unwrap();
+        let grads = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        let grads = vars[..6].iter().map(|var| flat(grads.get(var).unwrap()));
+        [flat(&y)].into_iter().chain(grads).collect::<Vec<_>>()
+    };
+    let exact = run(DType::F64);
+    let (got, calls) = host.run(|| run(DType::F32));
+    // Each way: the activation, the sum with its norm, and the weights of two attentions.
+    assert_eq!(calls, 2 * 4);
+    for (which, (got, exact)) in got.iter().zip(&exact).enumerate() {
+        let largest = exact.iter().fold(1.0, |most: f64, x| most.max(x.abs()));
+        for (got, exact) in got.iter().zip(exact) {
+            assert!((got - exact).abs() <= 2e-5 * largest, "{which}: {got} and {exact}");
+        }
+    }
+    // In half precision the same functions are called.
+    for dtype in [DType::BF16, DType::F16] {
+        let (got, calls) = host.run(|| run(dtype));
+        assert_eq!(calls, 2 * 4);
+        assert!(got.iter().flatten().all(|x| x.is_finite()), "{dtype:?}");
     }
 }

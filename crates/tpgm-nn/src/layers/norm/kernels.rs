@@ -58,16 +58,17 @@ impl Normalize {
         y
     }
 
-    /// The gradients that are wanted; `grad` is that of the result.
+    /// The gradients that are wanted; `grad` is that of the result, and `carried` is added to that of x.
     pub(super) fn gradients(
         &self,
         x: Slice<'_>,
         weight: Slice<'_>,
         grad: Slice<'_>,
+        carried: Option<Slice<'_>>,
         wanted: Grads<bool>,
     ) -> Grads<Option<Buffer>> {
         by_dtype!(x.dtype(), T, C => {
-            let grads = self.gradients_as::<T, C>(x, weight, grad, wanted);
+            let grads = self.gradients_as::<T, C>(x, weight, grad, carried, wanted);
             Grads {
                 x: grads.x.map(T::buffer),
                 weight: grads.weight.map(T::buffer),
@@ -81,6 +82,7 @@ impl Normalize {
         x: Slice<'_>,
         weight: Slice<'_>,
         grad: Slice<'_>,
+        carried: Option<Slice<'_>>,
         wanted: Grads<bool>,
     ) -> Grads<Option<Vec<T>>> {
         let features = weight.len();
@@ -88,8 +90,8 @@ impl Normalize {
         let sums = wanted.weight || wanted.bias;
         let (dx, parts) =
             fill::<T, Grads<Vec<f64>>>(x.len(), rows_per_piece(features) * features, |range, piece| {
-                let [mut x_scratch, mut grad_scratch, mut dx_scratch] =
-                    [(); 3].map(|()| scratch::<T, C>(features));
+                let [mut x_scratch, mut grad_scratch, mut dx_scratch, mut carried_scratch] =
+                    [(); 4].map(|()| scratch::<T, C>(features));
                 let width = if sums { features } else { 0 };
                 let (mut weight_sum, mut bias_sum) = (Columns::<C>::new(width), Columns::<C>::new(width));
                 for (row, dx) in piece.chunks_mut(features).enumerate() {
@@ -100,6 +102,9 @@ impl Normalize {
                     if wanted.x {
                         store(dx, &mut dx_scratch, |dx: &mut [C]| {
                             input_gradient(x, grad, &weight, mean, scale, self.remove_mean, dx);
+                            if let Some(carried) = carried {
+                                add(load(carried.sub(start..start + features), &mut carried_scratch), dx);
+                            }
                         });
                     }
                     if sums {
@@ -123,7 +128,7 @@ impl Normalize {
 
 vectorized! {
     /// Mean (zero if it is not to be removed), and one over the root of the mean square around it.
-    fn statistics<C>(x: &[C], eps: C, remove_mean: bool) -> (C, C) {
+    pub(super) fn statistics<C>(x: &[C], eps: C, remove_mean: bool) -> (C, C) {
         let n = C::from_f64(x.len() as f64);
         let mean = if remove_mean { sum(x, |x| x) / n } else { C::ZERO };
         let variance = sum(x, |x| (x - mean) * (x - mean)) / n;
@@ -132,7 +137,7 @@ vectorized! {
 }
 
 vectorized! {
-    fn normalize<C>(x: &[C], weight: &[C], mean: C, scale: C, y: &mut [C]) {
+    pub(super) fn normalize<C>(x: &[C], weight: &[C], mean: C, scale: C, y: &mut [C]) {
         for ((y, &x), &weight) in y.iter_mut().zip(x).zip(weight) {
             *y = (x - mean) * scale * weight;
         }
@@ -140,7 +145,7 @@ vectorized! {
 }
 
 vectorized! {
-    fn normalize_biased<C>(x: &[C], weight: &[C], bias: &[C], mean: C, scale: C, y: &mut [C]) {
+    pub(super) fn normalize_biased<C>(x: &[C], weight: &[C], bias: &[C], mean: C, scale: C, y: &mut [C]) {
         for (((y, &x), &weight), &bias) in y.iter_mut().zip(x).zip(weight).zip(bias) {
             *y = (x - mean) * scale * weight + bias;
         }
@@ -169,6 +174,14 @@ vectorized! {
         for (((dw, db), &x), &grad) in dw.iter_mut().zip(db).zip(x).zip(grad) {
             *dw += grad * ((x - mean) * scale);
             *db += grad;
+        }
+    }
+}
+
+vectorized! {
+    fn add<C>(x: &[C], y: &mut [C]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y += x;
         }
     }
 }

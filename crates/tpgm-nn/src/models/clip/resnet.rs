@@ -6,8 +6,7 @@ use candle_nn::VarBuilder;
 
 use super::ClipResNetConfig;
 use crate::error::Result as OurResult;
-use crate::layers::{ConvActivation, ConvBlock, Dropout, DropoutRng, Linear, Shortcut, linear};
-use crate::models::attention::Heads;
+use crate::layers::{ConvActivation, ConvBlock, Linear, Shortcut, attend, linear};
 use crate::models::hook::Hook;
 use crate::models::residual::{Stages, conv_norm};
 
@@ -68,7 +67,7 @@ struct AttentionPool {
     query: Linear,
     key: Linear,
     value: Linear,
-    heads: Heads,
+    heads: usize,
     output: Linear,
 }
 
@@ -79,7 +78,7 @@ impl AttentionPool {
             query: linear(size, size, vb.pp("q_proj"))?,
             key: linear(size, size, vb.pp("k_proj"))?,
             value: linear(size, size, vb.pp("v_proj"))?,
-            heads: Heads::new(heads, Dropout::new(0.0, &DropoutRng::new(0))?),
+            heads,
             output: linear(size, outputs, vb.pp("c_proj"))?,
         })
     }
@@ -90,6 +89,7 @@ impl AttentionPool {
         let x = Tensor::cat(&[&x.mean_keepdim(1)?, &x], 1)?.broadcast_add(&self.positions)?;
         let query = self.query.forward(&x.narrow(1, 0, 1)?)?;
         let (key, value) = (self.key.forward(&x)?, self.value.forward(&x)?);
-        self.output.forward(&self.heads.attend(&query, &key, &value, None, false)?.squeeze(1)?)
+        let mixed = attend([&query, &key, &value], self.heads)?;
+        self.output.forward(&mixed.squeeze(1)?)
     }
 }

@@ -6,18 +6,19 @@ use candle_nn::{Embedding, VarBuilder};
 use super::names::projection;
 use super::{ClipConfig, ClipLayout};
 use crate::error::Result as OurResult;
-use crate::layers::{DropoutRng, LayerNorm, Linear, layer_norm};
-use crate::models::attention::causal_mask;
-use crate::models::block::{Block, BlockParts};
+use crate::layers::{AttentionMask, DropoutRng, LayerNorm, Linear, layer_norm};
+use crate::models::attention::Place;
+use crate::models::block::{self, BlockParts};
 use crate::models::hook::{tapped_in_place, untouched};
 use crate::models::ids::checked;
+use crate::models::transformer::Transformer;
 
 /// The text tower: an embedding per text, from token ids.
 #[derive(Debug, Clone)]
 pub struct ClipText {
     tokens: Embedding,
     positions: Tensor,
-    blocks: Vec<Block>,
+    blocks: Vec<Transformer>,
     norm: LayerNorm,
     projection: Linear,
     end: u32,
@@ -39,7 +40,7 @@ impl ClipText {
         let (size, shape) = (text.hidden_size, text.block());
         let blocks = vb.pp(names.blocks);
         let parts = BlockParts::find(&shape, &names.block, &blocks.pp(0))?;
-        let block = |i| Block::new(&shape, &names.block, &parts, &DropoutRng::new(0), &blocks.pp(i));
+        let block = |i| block::block(&shape, &names.block, &parts, &DropoutRng::new(0), &blocks.pp(i));
         let widths = (size, config.projection_dim);
         Ok(Self {
             tokens: Embedding::new(vb.get((text.vocab_size, size), names.tokens)?, size),
@@ -80,10 +81,10 @@ impl ClipText {
         let ends = self.ends(ids)?;
         let positions = self.positions.narrow(0, 0, length)?;
         let mut x = self.tokens.forward(ids)?.broadcast_add(&positions)?;
-        let mask = causal_mask(length, x.dtype(), x.device())?;
+        let place = Place { mask: Some(&AttentionMask::Causal), rotary: None };
         const WHY: &str = "each token has one of the position embeddings and a place in the mask";
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&tapped_in_place(&mut hook, i, x, WHY)?, Some(&mask), false)?;
+            x = block.forward(&tapped_in_place(&mut hook, i, x, WHY)?, place, false)?;
         }
         let x = tapped_in_place(&mut hook, self.blocks.len(), x, WHY)?;
         // Norm and projection look at each token alone, so those of the ends suffice.
