@@ -1,0 +1,92 @@
+//! Rows of a tensor step as in the whole, to the bit.
+#![allow(clippy::unwrap_used)]
+
+use crate::{
+    AdamW, Constraint, Cpu, DType, Digrap, EngineOptions, Error, FixedRadius, Ftp, FtpMemory, L2Sp, Norm,
+    Optimizer, ParamSet, StepOptions, StepSums, TensorIo, TensorScalars, TensorSpec,
+};
+
+const LEN: usize = 24;
+/// Two rows are a piece.
+const CHUNK: usize = 2 * LEN;
+const ROWS: [std::ops::Range<usize>; 3] = [0..4, 4..6, 6..10];
+
+fn numbers(seed: usize) -> Vec<f32> {
+    (0..10 * LEN).map(|i| ((i * 37 + seed * 101) % 97) as f32 / 97.0 - 0.5).collect()
+}
+
+fn spec(name: &str, rows: usize) -> TensorSpec {
+    TensorSpec { name: name.to_owned(), shape: vec![rows, LEN], dtype: DType::F32 }
+}
+
+fn optimizer(set: &ParamSet, constraint: Constraint) -> Optimizer<Cpu> {
+    let options = EngineOptions::default().chunk(CHUNK);
+    Optimizer::with_options(Cpu::new(), set, AdamW::default().lr(0.01), constraint, options).unwrap()
+}
+
+#[test]
+fn rows_with_the_sums_of_all_move_as_in_the_whole() {
+    let set = ParamSet::builder().tensors([spec("w", 10)]).build().unwrap();
+    let blocks = set.pieces(ROWS.map(|rows| (0, spec(&format!("w{rows:?}"), rows.len()))));
+    let constraints: [Constraint; 6] = [
+        Constraint::None,
+        L2Sp::default().into(),
+        FixedRadius { radius: 0.1, norm: Norm::Mars }.into(),
+        Digrap::default().into(),
+        Ftp::default().into(),
+        Ftp { memory: FtpMemory::Low, ..Ftp::default() }.into(),
+    ];
+    let options = StepOptions { grad_scale: 0.7, ..StepOptions::default() };
+    for constraint in constraints {
+        let (mut whole, mut parts) = (optimizer(&set, constraint), optimizer(&blocks, constraint));
+        let (anchor, mut expected, mut got) = (numbers(1), numbers(1), numbers(1));
+        for step in 0..5 {
+            let grad = numbers(2 + step);
+            whole
+                .step(&mut [TensorIo::new(&mut expected[..]).grad(&grad[..]).anchor(&anchor[..])], &options)
+                .unwrap();
+
+            let mut rest = &mut got[..];
+            let mut io = Vec::new();
+            for rows in ROWS {
+                let at = rows.start * LEN..rows.end * LEN;
+                let (own, others) = rest.split_at_mut(at.len());
+                io.push(TensorIo::<Cpu>::new(own).grad(&grad[at.clone()]).anchor(&anchor[at]));
+                rest = others;
+            }
+            let pieces = parts.step_sums(&mut io).unwrap();
+            assert_eq!(pieces.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 2]);
+            let sums = Some(StepSums::total(pieces.into_iter().flatten()));
+            parts.step_with_sums(&mut io, &options, &[sums; 3]).unwrap();
+            drop(io);
+            assert_eq!(got, expected, "{constraint:?}, step {step}");
+
+            let (all, own) = (whole.scalars().unwrap()[0], parts.scalars().unwrap());
+            let most = |of: fn(&TensorScalars) -> f64| own.iter().map(of).fold(0.0, f64::max);
+            assert_eq!(most(|own| own.radius), all.radius, "{constraint:?}, step {step}");
+            assert_eq!(most(|own| own.norm), all.norm);
+            assert_eq!(own.iter().map(|own| own.ratio).fold(1.0, f64::min), all.ratio.min(1.0));
+            parts.put_scalars(&[all; 3]).unwrap();
+            assert_eq!(parts.scalars().unwrap(), [all; 3]);
+        }
+        // The sums are needed: without, every block goes by its own.
+        if matches!(constraint, Constraint::Ftp(_) | Constraint::Digrap(_)) {
+            let grad = numbers(9);
+            let at = 0..4 * LEN;
+            let mut alone = got[at.clone()].to_vec();
+            let mut first = optimizer(&set.pieces([(0, spec("w0..4", 4))]), constraint);
+            for _ in 0..3 {
+                let io = TensorIo::new(&mut alone[..]).grad(&grad[at.clone()]).anchor(&anchor[at.clone()]);
+                first.step(&mut [io], &options).unwrap();
+            }
+            assert_ne!(first.scalars().unwrap()[0].radius, parts.scalars().unwrap()[0].radius);
+        }
+    }
+}
+
+#[test]
+fn scalars_are_one_per_tensor() {
+    let set = ParamSet::builder().tensors([spec("w", 10)]).build().unwrap();
+    let error = optimizer(&set, Constraint::None).put_scalars(&[]).unwrap_err();
+    assert_eq!(error, Error::CountMismatch { what: "scalars", expected: 1, got: 0 });
+}
