@@ -11,28 +11,20 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod locks;
 
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::thread;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
+use candle_core::{Layout, Storage, Tensor, Var};
 #[cfg(any(feature = "cuda", test))]
 use tpgm_core::Buffer;
 use tpgm_core::{Cpu, Settings, Slice, SliceMut, TensorIo, Variance};
 
 use super::error::{Error, Result};
 use crate::files::AnchorData;
-use crate::memory::{copy_elements, core_dtype, cpu_elements, cpu_slice_mut, overwrite_cpu, storage_key};
+use crate::memory::{copy_elements, core_dtype, cpu_elements, overwrite_cpu, storage_key};
 use crate::params::{self, Anchor, Param};
-
-/// Locks taken on one stack; models with more tensors go on in a thread with a stack of its own. Measured per level:
-/// 3.1 KiB without optimization and 0.8 KiB with it, so that either needs less than half of the smallest stacks in use
-/// (2 MiB).
-const LEVELS: usize = if cfg!(debug_assertions) { 256 } else { 1024 };
-/// Stack of such a thread in bytes: [`LEVELS`] locks and the pass itself.
-const STACK: usize = 2 << 20;
 
 /// Variables with their anchors, in set order.
 pub(crate) struct Operands {
@@ -274,10 +266,7 @@ impl Operands {
         R: Send,
         F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
     {
-        let mut out = None;
-        let weights = Vec::with_capacity(self.len());
-        descend(&self.entries, 0, Box::new(Held { weights, work, out: &mut out }))?;
-        Ok(out.expect("the innermost level always writes its result")?)
+        locks::with_all(&self.entries, work)
     }
 
     /// The tensor itself if a pass can read it in place, else a copy: it is strided, or it is a variable of the set,
@@ -344,87 +333,4 @@ impl<'a> Reads<'a> {
 /// Expects what [`Operands::readable`] returns.
 fn slice<'a>(storage: &'a Storage, layout: &Layout) -> Slice<'a> {
     cpu_elements(storage, layout).expect("operands are contiguous host tensors of a trainable type")
-}
-
-/// What the nested operations hand to each other. Boxed, because every level has it on its stack.
-struct Held<'a, F, R> {
-    weights: Vec<SliceMut<'a>>,
-    work: F,
-    out: &'a mut Option<tpgm_core::Result<R>>,
-}
-
-/// Takes the locks of `rest`, then runs the work.
-fn descend<R, F>(rest: &[Entry], level: usize, held: Box<Held<'_, F, R>>) -> candle_core::Result<()>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    match rest.split_first() {
-        None => {
-            let Held { weights, work, out } = *held;
-            *out = Some(work(weights));
-            Ok(())
-        }
-        Some((entry, rest)) if level > 0 && level.is_multiple_of(LEVELS) => {
-            elsewhere(entry, rest, level, held)
-        }
-        Some((entry, rest)) => lock(entry, rest, level, held),
-    }
-}
-
-fn lock<R, F>(
-    entry: &Entry,
-    rest: &[Entry],
-    level: usize,
-    held: Box<Held<'_, F, R>>,
-) -> candle_core::Result<()>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    entry.view.inplace_op1(&Lock { rest, level, held: Cell::new(Some(held)) })
-}
-
-/// [`lock`] on a new stack, while this one waits. A function of its own, to keep its variables off the other levels'
-/// stacks.
-#[cold]
-#[inline(never)]
-fn elsewhere<R, F>(
-    entry: &Entry,
-    rest: &[Entry],
-    level: usize,
-    held: Box<Held<'_, F, R>>,
-) -> candle_core::Result<()>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    thread::scope(|scope| {
-        let lock = move || lock(entry, rest, level, held);
-        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, lock)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// The in-place operation that holds one variable's lock while those after it run.
-struct Lock<'a, F, R> {
-    rest: &'a [Entry],
-    level: usize,
-    held: Cell<Option<Box<Held<'a, F, R>>>>,
-}
-
-impl<R, F> InplaceOp1 for Lock<'_, F, R>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    fn name(&self) -> &'static str {
-        "optimizer step"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let mut held: Box<Held<'_, F, R>> = self.held.take().expect("an operation runs once");
-        held.weights.push(cpu_slice_mut(storage, layout)?);
-        descend(self.rest, self.level + 1, held)
-    }
 }
