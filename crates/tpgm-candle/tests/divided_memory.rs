@@ -141,10 +141,10 @@ fn a_rank_holds_its_share_of_the_state_of_vit_b_16() {
                 megabytes(bytes.peak)
             );
             assert!(state <= 1.1, "{ranks} ranks, rank {rank}: {bytes:?} of {whole:?}");
-            // A copy of the weights and state of the largest tensor comes on top while a step is tried.
-            let largest = 16 * 3072 * 768;
+            // A copy of weights and state of the largest block comes on top while a step is tried: 64 pieces of 16384 elements.
+            let largest = 16 * 64 * 16384;
             assert!(bytes.peak <= bytes.state + largest + (1 << 20), "{ranks} ranks, rank {rank}: {bytes:?}");
-            assert!(ranks == 4 || peak <= 1.1, "{ranks} ranks, rank {rank}: {bytes:?} of {whole:?}");
+            assert!(peak <= 1.1, "{ranks} ranks, rank {rank}: {bytes:?} of {whole:?}");
         }
     }
 }

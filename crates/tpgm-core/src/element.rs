@@ -468,6 +468,27 @@ impl Buffer {
         }
     }
 
+    /// A copy of elements, part after part. `None` if there is no part, or their types differ.
+    pub fn concat(parts: &[Slice<'_>]) -> Option<Self> {
+        let (first, rest) = parts.split_first()?;
+        let mut all = match first {
+            Slice::F64(data) => Buffer::F64(data.to_vec()),
+            Slice::F32(data) => Buffer::F32(data.to_vec()),
+            Slice::F16(data) => Buffer::F16(data.to_vec()),
+            Slice::BF16(data) => Buffer::BF16(data.to_vec()),
+        };
+        for part in rest {
+            match (&mut all, part) {
+                (Buffer::F64(all), Slice::F64(part)) => all.extend_from_slice(part),
+                (Buffer::F32(all), Slice::F32(part)) => all.extend_from_slice(part),
+                (Buffer::F16(all), Slice::F16(part)) => all.extend_from_slice(part),
+                (Buffer::BF16(all), Slice::BF16(part)) => all.extend_from_slice(part),
+                _ => return None,
+            }
+        }
+        Some(all)
+    }
+
     /// All elements, read-only.
     #[inline(always)]
     pub fn as_slice(&self) -> Slice<'_> {

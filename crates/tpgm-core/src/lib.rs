@@ -96,7 +96,7 @@ pub use projector::Projector;
 pub use rule::{AdamW, Decay, Rule, Sgd};
 pub use scalars::TensorScalars;
 pub use state::{Masters, StateDict};
-pub use step::{Gradients, Projection, StepOptions};
+pub use step::{Gradients, Projection, StepOptions, StepSums};
 
 /// Runs the example of the README as a documentation test.
 #[cfg(doctest)]

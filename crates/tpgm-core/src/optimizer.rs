@@ -11,7 +11,7 @@ use crate::projector::Projector;
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
 use crate::state::StateDict;
-use crate::step::StepOptions;
+use crate::step::{StepOptions, StepSums};
 
 /// A rule and a constraint over a set of tensors, with all their state.
 ///
@@ -245,6 +245,21 @@ impl<B: Backend> Optimizer<B> {
         self.projector.engine.scalars()
     }
 
+    /// Sets what [`Optimizer::scalars`] returns, one per tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CountMismatch`], or the device fails.
+    pub fn put_scalars(&mut self, scalars: &[TensorScalars]) -> Result<()> {
+        let engine = &mut self.projector.engine;
+        let (expected, got) = (engine.set.len(), scalars.len());
+        if got != expected {
+            return Err(Error::CountMismatch { what: "scalars", expected, got });
+        }
+        engine.scalars = engine.backend.upload_scalars(scalars)?;
+        Ok(())
+    }
+
     /// Norms of the displacement that the last step measured before pulling back: one per row (MARS) or one (L2); zeros
     /// if the tensor's constraint measures none.
     ///
@@ -288,5 +303,42 @@ impl Optimizer<Cpu> {
         self.projector.idle("Optimizer::grad_squares")?;
         let (cpu, job) = self.projector.engine.job(io, Needs::Anchors)?;
         cpu.run(|| cpu::step::grad_squares(cpu, job))
+    }
+
+    /// What a step adds up over the gradients in `io` before it moves anything, before [`StepOptions::grad_scale`]: of every
+    /// tensor, piece after piece; zeros without a gradient. For tensors that are [rows](ParamSet::pieces) of larger ones: put
+    /// together in their order, these are the pieces of the larger one if it was cut where a piece of its
+    /// [`Plan`](crate::plan::Plan) ends.
+    ///
+    /// Bytes read per parameter: the first column of the table in [`cpu`]. Nothing is written.
+    ///
+    /// # Errors
+    ///
+    /// Those of a step whose gradients are not finite, or wrong operands.
+    pub fn step_sums(&mut self, io: &mut [TensorIo<'_, Cpu>]) -> Result<Vec<Vec<StepSums>>> {
+        self.projector.idle("Optimizer::step_sums")?;
+        let (cpu, job) = self.projector.engine.job(io, Needs::Anchors)?;
+        cpu.run(|| cpu::step::sums(cpu, job))
+    }
+
+    /// As [`Optimizer::step`], with sums of the tensors that have some: rows of a larger tensor, of which these are the
+    /// [total](StepSums::total). Its rows then move as in a step of the whole under any constraint that looks at rows or elements
+    /// alone once it has them: none, L2-SP, DiGraP, a fixed radius or FTP with MARS norms. Afterwards the larger tensor's
+    /// [`Optimizer::scalars`] have the largest radius and norm, the smallest ratio, and the share of all rows that were pulled back; give
+    /// them to [`Optimizer::put_scalars`]. Clipping by a global norm is the caller's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Optimizer::step`].
+    pub fn step_with_sums(
+        &mut self,
+        io: &mut [TensorIo<'_, Cpu>],
+        options: &StepOptions,
+        sums: &[Option<StepSums>],
+    ) -> Result<StepReport> {
+        options.validate()?;
+        self.projector.idle("Optimizer::step_with_sums")?;
+        let (cpu, job) = self.projector.engine.job(io, Needs::Anchors)?;
+        cpu.run(|| cpu::step::step(cpu, job, &self.rule, options, sums))
     }
 }

@@ -323,13 +323,28 @@ impl ParamSet {
     /// If a position lies outside.
     #[must_use]
     pub fn part(&self, positions: &[usize]) -> ParamSet {
-        let place: HashMap<usize, usize> =
-            positions.iter().enumerate().map(|(to, from)| (*from, to)).collect();
-        let tensors: Vec<TensorSpec> = positions.iter().map(|&i| self.tensors[i].clone()).collect();
-        let members = |members: &Vec<usize>| members.iter().filter_map(|i| place.get(i).copied()).collect();
+        self.pieces(positions.iter().map(|&i| (i, self.tensors[i].clone())))
+    }
+
+    /// As [`ParamSet::part`], of tensors that stand for the ones at these positions or for some of their rows. Each has the
+    /// settings of that tensor, under a name and a shape of its own; no two have the same name.
+    ///
+    /// # Panics
+    ///
+    /// If a position lies outside.
+    #[must_use]
+    pub fn pieces(&self, tensors: impl IntoIterator<Item = (usize, TensorSpec)>) -> ParamSet {
+        let (positions, tensors): (Vec<usize>, Vec<TensorSpec>) = tensors.into_iter().unzip();
+        let mut groups: Vec<(Group, Vec<usize>)> =
+            self.groups.iter().map(|(group, _)| (group.clone(), Vec::new())).collect();
+        for ((_, to), (_, members)) in groups.iter_mut().zip(&self.groups) {
+            let mut member = vec![false; self.tensors.len()];
+            members.iter().for_each(|&i| member[i] = true);
+            to.extend((0..positions.len()).filter(|&i| member[positions[i]]));
+        }
         ParamSet {
             index: tensors.iter().enumerate().map(|(i, spec)| (spec.name.clone(), i)).collect(),
-            groups: self.groups.iter().map(|(group, m)| (group.clone(), members(m))).collect(),
+            groups,
             tensors,
             whole: Some(self.whole.unwrap_or(self.numel())),
         }

@@ -72,3 +72,48 @@ impl StepOptions {
         self.max_grad_norm.map_or(Ok(()), |norm| above_zero("StepOptions::max_grad_norm", norm))
     }
 }
+
+/// What a step adds up over the gradient of a tensor, or of one piece of it, before it moves the tensor. What its constraint does
+/// not ask for is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct StepSums {
+    /// `|g|^2`.
+    pub square: f64,
+    /// `<g, D>`, of the displacement now (SPD, DiGraP) or, over the row scales, of the one that FTP remembers.
+    pub dot: f64,
+    /// `|D|^2`.
+    pub displacement: f64,
+    /// `<g, D>` of the displacement before the previous step (DiGraP).
+    pub previous: f64,
+}
+
+impl StepSums {
+    /// Number of fields.
+    pub const FIELDS: usize = 4;
+
+    /// All fields in order.
+    pub fn to_array(self) -> [f64; Self::FIELDS] {
+        [self.square, self.dot, self.displacement, self.previous]
+    }
+
+    /// The reverse of [`StepSums::to_array`].
+    pub fn from_array([square, dot, displacement, previous]: [f64; Self::FIELDS]) -> Self {
+        Self { square, dot, displacement, previous }
+    }
+
+    /// Those of a whole tensor, from those of all of its pieces in order: the bits that a step finds by itself.
+    pub fn total(pieces: impl IntoIterator<Item = Self>) -> Self {
+        let add = |total: Self, piece: Self| Self {
+            square: total.square + piece.square,
+            dot: total.dot + piece.dot,
+            displacement: total.displacement + piece.displacement,
+            previous: total.previous + piece.previous,
+        };
+        pieces.into_iter().fold(Self::default(), add)
+    }
+
+    /// Whether all of them are finite.
+    pub fn is_finite(&self) -> bool {
+        self.to_array().iter().all(|sum| sum.is_finite())
+    }
+}

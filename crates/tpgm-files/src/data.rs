@@ -65,6 +65,26 @@ impl AnchorData {
         }
     }
 
+    /// Some of the elements: where they are, if they are in a mapped file, else a copy, so that the others can go.
+    ///
+    /// # Panics
+    ///
+    /// If `elements` lie outside.
+    #[must_use]
+    pub fn part(&self, elements: Range<usize>) -> Self {
+        match &self.data {
+            Data::Owned(buffer) => {
+                Self::new(Buffer::concat(&[buffer.as_slice().sub(elements)]).expect("there is a part"))
+            }
+            Data::Mapped { map, range, dtype } => {
+                let at = |element: usize| range.start + element * dtype.size();
+                let part = at(elements.start)..at(elements.end);
+                assert!(part.start <= part.end && part.end <= range.end, "elements of the tensor");
+                Self { data: Data::Mapped { map: map.clone(), range: part, dtype: *dtype } }
+            }
+        }
+    }
+
     /// True if the elements are read from a memory-mapped file: they take no memory of their own.
     pub fn is_mapped(&self) -> bool {
         matches!(self.data, Data::Mapped { .. })
@@ -126,6 +146,21 @@ mod tests {
         let misaligned = AnchorData::mapped(&map, 21..37, DType::F32);
         assert!(!misaligned.is_mapped());
         assert_eq!(misaligned.slice(), Slice::F32(&values));
+    }
+
+    #[test]
+    fn a_part_of_mapped_data_stays_where_it_is_and_one_of_owned_data_is_a_copy() {
+        let values = [1.5f32, -2.0, 3.0, 4.0];
+        let map = map(&values.map(f32::to_le_bytes).concat());
+        let whole = AnchorData::mapped(&map, 0..16, DType::F32);
+        let part = whole.part(1..3);
+        assert!(part.is_mapped());
+        let Slice::F32(slice) = part.slice() else { panic!("{part:?}") };
+        assert_eq!((slice.as_ptr().addr(), slice), (map.as_ptr().addr() + 4, &values[1..3]));
+        assert_eq!(part.part(1..2).slice(), Slice::F32(&values[2..3]));
+        let owned = AnchorData::new(Buffer::F32(values.to_vec())).part(1..3);
+        assert!(!owned.is_mapped());
+        assert_eq!(owned.slice(), Slice::F32(&values[1..3]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_core::{DType, Device, DeviceLocation, Module, Tensor, Var};
 use clap::Parser;
 use tpgm_candle::core::{AdamW, Ftp};
 use tpgm_candle::{Param, Params, RobustOptimizer, nn};
@@ -100,7 +100,8 @@ pub(crate) fn run(args: &Args, progress: &Progress) -> Result<()> {
         let loss = |x: f64| format!("{x:.6}");
         let samples = (args.batch / ranks * args.steps()).to_string();
         let state = format!("{:.1} kB", rank.state as f64 / 1e3);
-        let cells = [number.to_string(), rank.device, samples, state, loss(rank.own), loss(rank.mean)];
+        let device = format!("{:?}", rank.device);
+        let cells = [number.to_string(), device, samples, state, loss(rank.own), loss(rank.mean)];
         table.rows.push(cells.into_iter().chain([format!("{:016x}", rank.hash)]).collect());
         hashes.push(rank.hash);
     }
@@ -112,7 +113,7 @@ pub(crate) fn run(args: &Args, progress: &Progress) -> Result<()> {
 
 /// What a rank has done.
 struct Rank {
-    device: String,
+    device: DeviceLocation,
     /// Bytes of the optimizer's state.
     state: usize,
     own: f64,
@@ -145,7 +146,7 @@ impl Worker {
         let mean = loss.copy()?;
         communicator.all_reduce_mean(&[("loss", &mean)])?;
         let number = |loss: Tensor| -> Result<f64> { Ok(loss.to_dtype(DType::F64)?.to_scalar()?) };
-        let place = format!("{:?}", device.location());
+        let place = device.location();
         let state = optimizer.state()?.values().map(|slot| slot.len() * slot.dtype().size()).sum();
         Ok(Rank { device: place, state, own: number(loss)?, mean: number(mean)?, hash: hash(&params)? })
     }
@@ -157,15 +158,35 @@ impl Worker {
         let rank = self.train(args, start)?;
         // Numbers that f64 has room for.
         let halves = [rank.hash >> 32, rank.hash & 0xffff_ffff].map(|half| half as f64);
-        let all = self.numbers_of_all(&[rank.own, rank.mean, rank.state as f64, halves[0], halves[1]])?;
+        let device = numbers_of_device(rank.device);
+        let numbers = [rank.own, rank.mean, rank.state as f64, halves[0], halves[1], device[0], device[1]];
+        let all = self.numbers_of_all(&numbers)?;
         let other = |numbers: Vec<f64>| Rank {
-            device: rank.device.clone(),
+            device: device_of_numbers([numbers[5], numbers[6]]),
             own: numbers[0],
             mean: numbers[1],
             state: numbers[2] as usize,
             hash: (numbers[3] as u64) << 32 | numbers[4] as u64,
         };
         Ok(all.into_iter().map(other).collect())
+    }
+}
+
+/// Which kind of device, and its number.
+fn numbers_of_device(device: DeviceLocation) -> [f64; 2] {
+    match device {
+        DeviceLocation::Cpu => [0.0, 0.0],
+        DeviceLocation::Cuda { gpu_id } => [1.0, gpu_id as f64],
+        DeviceLocation::Metal { gpu_id } => [2.0, gpu_id as f64],
+    }
+}
+
+fn device_of_numbers([kind, number]: [f64; 2]) -> DeviceLocation {
+    let gpu_id = number as usize;
+    match kind {
+        1.0 => DeviceLocation::Cuda { gpu_id },
+        2.0 => DeviceLocation::Metal { gpu_id },
+        _ => DeviceLocation::Cpu,
     }
 }
 
@@ -211,4 +232,22 @@ fn hash(params: &Params) -> Result<u64> {
         values.iter().for_each(|value| value.to_bits().hash(&mut hasher));
     }
     Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_survive_being_sent_as_numbers() {
+        let all = [
+            DeviceLocation::Cpu,
+            DeviceLocation::Cuda { gpu_id: 0 },
+            DeviceLocation::Cuda { gpu_id: 7 },
+            DeviceLocation::Metal { gpu_id: 1 },
+        ];
+        for device in all {
+            assert_eq!(device_of_numbers(numbers_of_device(device)), device);
+        }
+    }
 }

@@ -13,7 +13,7 @@ use std::{env, fs, thread};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use self::building::{build, lint};
+use self::building::{Programs, build, lint};
 use self::running::Running;
 use crate::root;
 
@@ -77,16 +77,24 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         println!("skipped: {reason}");
         return Ok(());
     }
-    let program = &build(args.measure.is_some())?;
+    let Programs { ranks: program, library } = &build(args.measure.is_some())?;
     if let Some(model) = &args.measure {
         return measure(program, model);
     }
     lint()?;
+    // What no other stage compiles.
+    let said = alone(library, &["mpi::"])?;
+    ensure!(said.iter().any(|line| line.starts_with("test result: ok.")), "{}", said.join("\n"));
+    ensure!(!said.iter().any(|line| line == "running 0 tests"), "no tests of the feature `mpi` were found");
     for ranks in [2, 3] {
         passed(program, ranks, false, &["suite"])?;
     }
     passed(program, 3, true, &["late"])?;
     println!("the checks of threads, on 2 and 3 processes: ok");
+
+    let folder = fresh("anchors")?;
+    let lines = passed(program, 2, false, &["anchors", text(&folder)?])?;
+    lines.iter().filter(|line| line.contains("anchors of ")).for_each(|line| println!("{line}"));
 
     let folder = fresh("reshard")?;
     let path = text(&folder)?;
@@ -154,12 +162,12 @@ fn mpirun(program: &Path, ranks: usize, survive: bool, args: &[&str]) -> Command
     command
 }
 
-/// Starts the program on some ranks, all of which must say that they got through.
-fn passed(program: &Path, ranks: usize, survive: bool, args: &[&str]) -> Result<()> {
+/// Starts the program on some ranks, all of which must say that they got through. Returns what they said.
+fn passed(program: &Path, ranks: usize, survive: bool, args: &[&str]) -> Result<Vec<String>> {
     let (lines, success) = Running::start(mpirun(program, ranks, survive, args))?.end()?;
     let all = (0..ranks).all(|rank| lines.contains(&format!("rank {rank} passed")));
     ensure!(success && all, "`{}` on {ranks} ranks failed:\n{}", args.join(" "), lines.join("\n"));
-    Ok(())
+    Ok(lines)
 }
 
 /// Starts the program without ranks, and returns what it says.

@@ -1,10 +1,12 @@
 //! Which rank keeps the state of which tensor.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use tpgm_core::ParamSet;
 
-/// Elements that are sent at a time, where a single tensor has not more: 4 MiB of f32.
+/// Elements of a rank that are sent at a time, where a single tensor has not more: 4 MiB of f32. So many of every rank, because all
+/// ranks work at the same time then, and links carry messages in both directions.
 const BUCKET: usize = 1 << 20;
 
 /// A set of tensors divided between ranks, and cut into buckets that are sent one after the other. Follows from the shapes
@@ -17,8 +19,9 @@ pub(crate) struct Division {
 
 impl Division {
     /// Gives every tensor to the rank with the fewest elements so far, the largest tensor first: no two ranks differ by more
-    /// than the elements of one tensor.
-    pub(crate) fn new(set: &ParamSet, ranks: usize) -> Self {
+    /// than the elements of one tensor. `memory` says which tensors lie in one variable's: of these a bucket
+    /// has one of each rank.
+    pub(crate) fn new(set: &ParamSet, memory: &[usize], ranks: usize) -> Self {
         let numel: Vec<usize> = set.tensors().iter().map(|spec| spec.numel()).collect();
         let mut order: Vec<usize> = (0..numel.len()).collect();
         order.sort_by_key(|&i| (std::cmp::Reverse(numel[i]), i));
@@ -29,16 +32,20 @@ impl Division {
             loads[rank] += numel[i];
         }
         let mut buckets: Vec<Range<usize>> = Vec::new();
-        let mut elements = 0;
+        let (mut elements, mut here) = (vec![0; ranks.max(1)], HashSet::new());
         for (i, numel) in numel.into_iter().enumerate() {
+            let rank = owners[i];
+            let fits = elements[rank] == 0 || elements[rank] + numel <= BUCKET;
             match buckets.last_mut() {
-                Some(bucket) if elements + numel <= BUCKET => bucket.end = i + 1,
+                Some(bucket) if fits && !here.contains(&(rank, memory[i])) => bucket.end = i + 1,
                 _ => {
                     buckets.push(i..i + 1);
-                    elements = 0;
+                    elements.fill(0);
+                    here.clear();
                 }
             }
-            elements += numel;
+            elements[rank] += numel;
+            here.insert((rank, memory[i]));
         }
         Self { owners, buckets }
     }
@@ -73,14 +80,19 @@ mod tests {
             .unwrap()
     }
 
+    /// Of tensors with memory of their own.
+    fn divide(numel: &[usize], ranks: usize) -> Division {
+        Division::new(&set(numel), &(0..numel.len()).collect::<Vec<_>>(), ranks)
+    }
+
     #[test]
     fn tensors_go_to_the_rank_with_the_least() {
         // By hand: 7 to rank 0, 5 to 1, 4 to 1 (5 < 7), 3 to 0, 3 to 1 (9 < 10), 0 to 0 (10 < 12).
-        let division = Division::new(&set(&[3, 7, 0, 5, 4, 3]), 2);
+        let division = divide(&[3, 7, 0, 5, 4, 3], 2);
         assert_eq!(division.owners(), [0, 0, 0, 1, 1, 1]);
-        assert_eq!(Division::new(&set(&[3, 7]), 1).owners(), [0, 0]);
+        assert_eq!(divide(&[3, 7], 1).owners(), [0, 0]);
         // More ranks than tensors: some keep nothing.
-        assert_eq!(Division::new(&set(&[3, 7]), 4).owners(), [1, 0]);
+        assert_eq!(divide(&[3, 7], 4).owners(), [1, 0]);
     }
 
     #[test]
@@ -93,7 +105,7 @@ mod tests {
             };
             let numel: Vec<usize> = (0..tensors).map(|_| next()).collect();
             for ranks in 1..6 {
-                let division = Division::new(&set(&numel), ranks);
+                let division = divide(&numel, ranks);
                 let load = |rank| -> usize {
                     (0..tensors).filter(|&i| division.owners()[i] == rank).map(|i| numel[i]).sum()
                 };
@@ -106,10 +118,14 @@ mod tests {
 
     #[test]
     fn every_tensor_is_in_one_bucket() {
-        let division = Division::new(&set(&[BUCKET - 1, 1, 1, 3 * BUCKET, 0, 5, BUCKET]), 3);
-        assert_eq!(division.buckets(), [0..2, 2..3, 3..4, 4..6, 6..7]);
-        assert!(Division::new(&set(&[]), 3).buckets().is_empty());
+        let division = divide(&[BUCKET - 1, 1, 1, 3 * BUCKET, 0, 5, BUCKET], 3);
+        // By hand: of ranks 2, 1, 1, 0 and 1; rank 2 has too much for the next then, and rank 1 has the last.
+        assert_eq!(division.buckets(), [0..5, 5..7]);
+        assert!(divide(&[], 3).buckets().is_empty());
         let own: Vec<usize> = (0..3).flat_map(|rank| division.of(rank, &(0..7))).collect();
         assert_eq!(own.len(), 7);
+        // Of ranks 0, 1, 1, 0 and 0: two blocks of rank 1 lie in one variable.
+        let division = Division::new(&set(&[5, 4, 4, 3, 2]), &[0, 1, 1, 1, 2], 2);
+        assert_eq!(division.buckets(), [0..2, 2..5]);
     }
 }

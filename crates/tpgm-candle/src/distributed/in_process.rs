@@ -1,6 +1,5 @@
 //! Ranks as threads of one process.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use super::mean::{copy_to, write_mean};
 use super::problem::RankProblem;
 use super::{Communicator, Named};
 use crate::engine;
-use crate::memory::storage_key;
+use crate::memory::Apart;
 
 /// A [`Communicator`] between threads of one process, over tensors on the CPU.
 ///
@@ -211,10 +210,10 @@ fn carry_out(parts: &[Part]) -> Result<(), RankProblem> {
 
 /// A tensor that shares memory with another would be changed twice.
 fn apart(parts: &[Part]) -> Result<(), RankProblem> {
-    let mut seen = HashSet::new();
+    let mut seen = Apart::default();
     for (rank, part) in parts.iter().enumerate() {
         for ((tensor, _), memory) in part.call.tensors.iter().zip(&part.tensors) {
-            if !seen.insert(storage_key(memory)) {
+            if !seen.insert(memory) {
                 return Err(RankProblem::Shared { tensor: tensor.clone(), rank });
             }
         }

@@ -12,17 +12,18 @@ mod steps;
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{Device, Tensor};
+use tpgm_core::plan::CHUNK;
 #[cfg(any(feature = "cuda", test))]
 use tpgm_core::weight_space::Interpolator;
 use tpgm_core::{
-    Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, Slice, SliceMut, TensorIo,
-    TensorScalars, Tpgm,
+    Backend, Constraint, Cpu, EngineOptions, ParamSet, Projector, Rule, Slice, SliceMut, StepOptions,
+    StepReport, StepSums, TensorIo, TensorScalars, Tpgm,
 };
 
 use self::average::Average;
 pub(crate) use self::average::EmaEngine;
 pub use self::error::{Error, Result};
-pub(crate) use self::operands::Operands;
+pub(crate) use self::operands::{Copies, Operands};
 pub(crate) use self::radii::{Projects, RadiusEngine};
 pub(crate) use self::steps::StepEngine;
 use crate::memory::copy_elements;
@@ -55,6 +56,16 @@ impl Place {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => Ok(Place::Cuda(tpgm_cuda::Cuda::with_stream(device.cuda_stream())?)),
             _ => Err(Error::Device { tensor: params[0].name().to_owned(), device: home.location() }),
+        }
+    }
+
+    /// Elements of a piece of work where steps of some rows of a tensor, given its sums, are those of the whole, to the bit.
+    /// `None` where they are not: on a GPU, which adds up and steps in one.
+    pub(crate) fn cuts(&self, options: EngineOptions) -> Option<usize> {
+        match self {
+            Place::Cpu(_) => Some(options.chunk.map_or(CHUNK, |chunk| chunk.clamp(1, CHUNK))),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(_) => None,
         }
     }
 
@@ -157,6 +168,22 @@ pub(crate) trait Bind: Backend + Send + 'static {
         operands: &Operands,
         grads: &[Option<Tensor>],
     ) -> Result<Vec<f64>>;
+
+    /// Sums of every gradient, piece by piece: see [`tpgm_core::Optimizer::step_sums`].
+    fn step_sums(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Vec<StepSums>>>;
+
+    /// A step that knows sums of some tensors: see [`tpgm_core::Optimizer::step_with_sums`].
+    fn step_with(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+        options: &StepOptions,
+        sums: &[Option<StepSums>],
+    ) -> Result<StepReport>;
 }
 
 impl Bind for Cpu {
@@ -186,6 +213,24 @@ impl Bind for Cpu {
         grads: &[Option<Tensor>],
     ) -> Result<Vec<f64>> {
         operands.with_cpu(grads, |io| optimizer.grad_squares(io))
+    }
+
+    fn step_sums(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Vec<StepSums>>> {
+        operands.with_cpu(grads, |io| optimizer.step_sums(io))
+    }
+
+    fn step_with(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+        options: &StepOptions,
+        sums: &[Option<StepSums>],
+    ) -> Result<StepReport> {
+        operands.with_cpu(grads, |io| optimizer.step_with_sums(io, options, sums))
     }
 }
 
@@ -228,6 +273,26 @@ impl Bind for tpgm_cuda::Cuda {
             _ => Ok(0.0),
         };
         grads.iter().enumerate().map(square).collect()
+    }
+
+    /// Of whole tensors, as all are here: their squares alone.
+    fn step_sums(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+    ) -> Result<Vec<Vec<StepSums>>> {
+        let squares = Self::squares(optimizer, operands, grads)?;
+        Ok(squares.into_iter().map(|square| vec![StepSums { square, ..StepSums::default() }]).collect())
+    }
+
+    fn step_with(
+        optimizer: &mut tpgm_core::Optimizer<Self>,
+        operands: &Operands,
+        grads: &[Option<Tensor>],
+        options: &StepOptions,
+        _: &[Option<StepSums>],
+    ) -> Result<StepReport> {
+        operands.with_cuda(grads, |io| optimizer.step(io, options))
     }
 }
 

@@ -11,29 +11,20 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod locks;
 
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
-use std::thread;
+use std::ops::Range;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Storage, Tensor, Var};
+use candle_core::{Layout, Storage, Tensor, Var};
 #[cfg(any(feature = "cuda", test))]
 use tpgm_core::Buffer;
 use tpgm_core::{Cpu, Settings, Slice, SliceMut, TensorIo, Variance};
 
 use super::error::{Error, Result};
 use crate::files::AnchorData;
-#[cfg(any(feature = "cuda", test))]
-use crate::memory::{copy_elements, overwrite_cpu};
-use crate::memory::{core_dtype, cpu_elements, cpu_slice_mut, storage_key};
+use crate::memory::{copy_elements, core_dtype, cpu_elements, overwrite_cpu, storage_key};
 use crate::params::{self, Anchor, Param};
-
-/// Locks taken on one stack; models with more tensors go on in a thread with a stack of its own. Measured per level:
-/// 3.1 KiB without optimization and 0.8 KiB with it, so that either needs less than half of the smallest stacks in use
-/// (2 MiB).
-const LEVELS: usize = if cfg!(debug_assertions) { 256 } else { 1024 };
-/// Stack of such a thread in bytes: [`LEVELS`] locks and the pass itself.
-const STACK: usize = 2 << 20;
 
 /// Variables with their anchors, in set order.
 pub(crate) struct Operands {
@@ -44,6 +35,8 @@ pub(crate) struct Operands {
 struct Entry {
     name: String,
     var: Var,
+    /// What of it this entry stands for, in its memory: all, or some rows.
+    view: Tensor,
     /// On the host, for a variable on the host.
     anchor: Option<AnchorData>,
     /// On the variable's GPU.
@@ -54,6 +47,29 @@ struct Entry {
 }
 
 impl Entry {
+    fn new(name: String, var: &Var, rows: Option<Range<usize>>) -> Result<Self> {
+        let whole = var.as_detached_tensor();
+        let view = match rows {
+            Some(rows) => whole.narrow(0, rows.start, rows.len())?,
+            None => whole,
+        };
+        Ok(Self {
+            name,
+            var: var.clone(),
+            view,
+            anchor: None,
+            #[cfg(feature = "cuda")]
+            gpu_anchor: None,
+            variance: None,
+        })
+    }
+
+    /// The elements of the variable that this entry stands for.
+    fn elements(&self) -> Range<usize> {
+        let start = self.view.layout().start_offset() - self.var.layout().start_offset();
+        start..start + self.view.elem_count()
+    }
+
     fn set_anchor(&mut self, anchor: AnchorData) -> Result<()> {
         #[cfg(feature = "cuda")]
         if self.var.device().is_cuda() {
@@ -92,15 +108,19 @@ impl Operands {
             }
         }
         let storages = owners.into_keys().collect();
-        let entry = |param: &Param| Entry {
-            name: param.name().to_owned(),
-            var: param.var().clone(),
-            anchor: None,
-            #[cfg(feature = "cuda")]
-            gpu_anchor: None,
-            variance: None,
-        };
-        Ok(Self { entries: params.iter().map(entry).collect(), storages })
+        let entry = |param: &Param| Entry::new(param.name().to_owned(), param.var(), None);
+        Ok(Self { entries: params.iter().map(entry).collect::<Result<_>>()?, storages })
+    }
+
+    /// Blocks of parameters, each of which is all of one or some of its rows. No two have an element in common; those of one call
+    /// of [`Operands::with_cpu`] have not even a variable in common.
+    pub(crate) fn of_blocks<'a>(
+        blocks: impl IntoIterator<Item = (String, &'a Param, Option<Range<usize>>)>,
+    ) -> Result<Self> {
+        let entry = |(name, param, rows): (String, &Param, _)| Entry::new(name, param.var(), rows);
+        let entries = blocks.into_iter().map(entry).collect::<Result<Vec<_>>>()?;
+        let storages = entries.iter().map(|entry| storage_key(&entry.view)).collect();
+        Ok(Self { entries, storages })
     }
 
     /// Takes the anchors of tensors that `settings` constrain. Those of variables on a GPU are copied there, in the type
@@ -111,7 +131,11 @@ impl Operands {
             if !settings.constraint.is_anchored() {
                 continue;
             }
-            entry.set_anchor(anchor.clone())?;
+            let elements = entry.elements();
+            entry.set_anchor(match elements.len() == entry.var.elem_count() {
+                true => anchor.clone(),
+                false => anchor.part(elements),
+            })?;
         }
         Ok(self)
     }
@@ -153,6 +177,26 @@ impl Operands {
     /// Names and variables, in set order.
     pub(crate) fn vars(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.entries.iter().map(|entry| (entry.name.as_str(), &entry.var))
+    }
+
+    /// Names, and what of the variables they stand for, in the variables' memory: all but for [blocks](Operands::of_blocks).
+    pub(crate) fn views(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.entries.iter().map(|entry| (entry.name.as_str(), &entry.view))
+    }
+
+    /// Writes into what an entry stands for: values of its shape and type.
+    pub(crate) fn write(&self, entry: usize, values: &Tensor) -> Result<()> {
+        let Entry { var, view, .. } = &self.entries[entry];
+        write(var, view, values)
+    }
+
+    /// Copies of what the entries stand for.
+    pub(crate) fn copies(&self) -> Result<Copies> {
+        let copy = |Entry { var, view, .. }: &Entry| {
+            // Of rows alone: `copy` would take all of the memory that they lie in.
+            Ok((var.clone(), view.clone(), view.force_contiguous()?))
+        };
+        Ok(Copies(self.entries.iter().map(copy).collect::<Result<_>>()?))
     }
 
     /// Binds everything for one call and runs `work` on it. `grads` has one entry per variable, or none at all.
@@ -222,20 +266,17 @@ impl Operands {
         R: Send,
         F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
     {
-        let mut out = None;
-        let weights = Vec::with_capacity(self.len());
-        descend(&self.entries, 0, Box::new(Held { weights, work, out: &mut out }))?;
-        Ok(out.expect("the innermost level always writes its result")?)
+        locks::with_all(&self.entries, work)
     }
 
     /// The tensor itself if a pass can read it in place, else a copy: it is strided, or it is a variable of the set,
     /// whose lock the pass needs for itself.
     fn readable(&self, entry: &Entry, what: &'static str, tensor: &Tensor) -> Result<Tensor> {
-        if tensor.shape() != entry.var.shape() {
+        if tensor.shape() != entry.view.shape() {
             return Err(params::Error::ShapeMismatch {
                 tensor: entry.name.clone(),
                 what,
-                expected: entry.var.dims().to_vec(),
+                expected: entry.view.dims().to_vec(),
                 got: tensor.dims().to_vec(),
             }
             .into());
@@ -251,6 +292,28 @@ impl Operands {
         }
         Ok(tensor.contiguous()?)
     }
+}
+
+/// Weights as they were.
+pub(crate) struct Copies(Vec<(Var, Tensor, Tensor)>);
+
+impl Copies {
+    pub(crate) fn put_back(&self) -> Result<()> {
+        self.0.iter().try_for_each(|(var, view, values)| write(var, view, values))
+    }
+}
+
+/// Writes into a variable, or into some of its rows, on the host.
+fn write(var: &Var, view: &Tensor, values: &Tensor) -> Result<()> {
+    if view.elem_count() == var.elem_count() {
+        return Ok(var.set(values)?);
+    }
+    let (storage, layout) = values.storage_and_layout();
+    let values = cpu_elements(&storage, layout).expect("blocks are contiguous and on the host");
+    Ok(overwrite_cpu(view, |target| {
+        copy_elements(values, target);
+        Ok(())
+    })?)
 }
 
 /// What a pass only reads of one tensor.
@@ -270,87 +333,4 @@ impl<'a> Reads<'a> {
 /// Expects what [`Operands::readable`] returns.
 fn slice<'a>(storage: &'a Storage, layout: &Layout) -> Slice<'a> {
     cpu_elements(storage, layout).expect("operands are contiguous host tensors of a trainable type")
-}
-
-/// What the nested operations hand to each other. Boxed, because every level has it on its stack.
-struct Held<'a, F, R> {
-    weights: Vec<SliceMut<'a>>,
-    work: F,
-    out: &'a mut Option<tpgm_core::Result<R>>,
-}
-
-/// Takes the locks of `rest`, then runs the work.
-fn descend<R, F>(rest: &[Entry], level: usize, held: Box<Held<'_, F, R>>) -> candle_core::Result<()>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    match rest.split_first() {
-        None => {
-            let Held { weights, work, out } = *held;
-            *out = Some(work(weights));
-            Ok(())
-        }
-        Some((entry, rest)) if level > 0 && level.is_multiple_of(LEVELS) => {
-            elsewhere(entry, rest, level, held)
-        }
-        Some((entry, rest)) => lock(entry, rest, level, held),
-    }
-}
-
-fn lock<R, F>(
-    entry: &Entry,
-    rest: &[Entry],
-    level: usize,
-    held: Box<Held<'_, F, R>>,
-) -> candle_core::Result<()>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    entry.var.inplace_op1(&Lock { rest, level, held: Cell::new(Some(held)) })
-}
-
-/// [`lock`] on a new stack, while this one waits. A function of its own, to keep its variables off the other levels'
-/// stacks.
-#[cold]
-#[inline(never)]
-fn elsewhere<R, F>(
-    entry: &Entry,
-    rest: &[Entry],
-    level: usize,
-    held: Box<Held<'_, F, R>>,
-) -> candle_core::Result<()>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    thread::scope(|scope| {
-        let lock = move || lock(entry, rest, level, held);
-        let thread = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, lock)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-/// The in-place operation that holds one variable's lock while those after it run.
-struct Lock<'a, F, R> {
-    rest: &'a [Entry],
-    level: usize,
-    held: Cell<Option<Box<Held<'a, F, R>>>>,
-}
-
-impl<R, F> InplaceOp1 for Lock<'_, F, R>
-where
-    R: Send,
-    F: FnOnce(Vec<SliceMut<'_>>) -> tpgm_core::Result<R> + Send,
-{
-    fn name(&self) -> &'static str {
-        "optimizer step"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let mut held: Box<Held<'_, F, R>> = self.held.take().expect("an operation runs once");
-        held.weights.push(cpu_slice_mut(storage, layout)?);
-        descend(self.rest, self.level + 1, held)
-    }
 }

@@ -1,7 +1,7 @@
 //! Steps of rules and constraints on some device.
 
 use candle_core::Tensor;
-use tpgm_core::{StateDict, StepOptions, StepReport, TensorScalars};
+use tpgm_core::{StateDict, StepOptions, StepReport, StepSums, TensorScalars};
 
 use super::error::Result;
 use super::radii::RadiusEngine;
@@ -9,19 +9,24 @@ use super::{Bind, Operands};
 
 /// [`tpgm_core::Optimizer`] on some device.
 pub(crate) trait StepEngine: Send {
+    /// `sums` are those of tensors that the set has some rows of, or of none.
     fn step(
         &mut self,
         operands: &Operands,
         grads: &[Option<Tensor>],
         options: &StepOptions,
+        sums: &[Option<StepSums>],
     ) -> Result<StepReport>;
-    /// As `step`, but takes back what it does to state. Weights are changed.
+    /// As `step`, but takes back what it does to state, and says what the scalars were then. Weights are changed.
     fn preview_step(
         &mut self,
         operands: &Operands,
         grads: &[Option<Tensor>],
         options: &StepOptions,
-    ) -> Result<()>;
+        sums: &[Option<StepSums>],
+    ) -> Result<Vec<TensorScalars>>;
+    /// What a step adds up over every gradient, piece by piece.
+    fn step_sums(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<Vec<Vec<StepSums>>>;
     /// The sum of the squares of every gradient, 0 where there is none.
     fn squares(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<Vec<f64>>;
     fn update_importance(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<()>;
@@ -29,6 +34,7 @@ pub(crate) trait StepEngine: Send {
     fn importance(&self, tensor: &str) -> Result<Vec<f64>>;
     fn radii(&mut self) -> Option<&mut dyn RadiusEngine>;
     fn scalars(&self) -> Result<Vec<TensorScalars>>;
+    fn put_scalars(&mut self, scalars: &[TensorScalars]) -> Result<()>;
     fn norms(&self, tensor: &str) -> Result<Vec<f64>>;
     fn state(&self) -> Result<StateDict>;
     /// Says what [`StepEngine::load_state`] would say, and changes nothing.
@@ -42,8 +48,9 @@ impl<B: Bind> StepEngine for tpgm_core::Optimizer<B> {
         operands: &Operands,
         grads: &[Option<Tensor>],
         options: &StepOptions,
+        sums: &[Option<StepSums>],
     ) -> Result<StepReport> {
-        B::bind(operands, grads, |io| self.step(io, options))
+        B::step_with(self, operands, grads, options, sums)
     }
 
     fn preview_step(
@@ -51,9 +58,15 @@ impl<B: Bind> StepEngine for tpgm_core::Optimizer<B> {
         operands: &Operands,
         grads: &[Option<Tensor>],
         options: &StepOptions,
-    ) -> Result<()> {
-        B::bind(operands, grads, |io| self.preview(|this| this.step(io, options)))?;
-        Ok(())
+        sums: &[Option<StepSums>],
+    ) -> Result<Vec<TensorScalars>> {
+        self.preview(|this| {
+            Ok(B::step_with(this, operands, grads, options, sums).and_then(|_| Ok(this.scalars()?)))
+        })?
+    }
+
+    fn step_sums(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<Vec<Vec<StepSums>>> {
+        B::step_sums(self, operands, grads)
     }
 
     fn squares(&mut self, operands: &Operands, grads: &[Option<Tensor>]) -> Result<Vec<f64>> {
@@ -78,6 +91,10 @@ impl<B: Bind> StepEngine for tpgm_core::Optimizer<B> {
 
     fn scalars(&self) -> Result<Vec<TensorScalars>> {
         Ok(self.scalars()?)
+    }
+
+    fn put_scalars(&mut self, scalars: &[TensorScalars]) -> Result<()> {
+        Ok(self.put_scalars(scalars)?)
     }
 
     fn norms(&self, tensor: &str) -> Result<Vec<f64>> {

@@ -8,6 +8,8 @@ mod host;
 mod pool;
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
 
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Shape, Storage, Tensor, Var};
 use tpgm_core::{Buffer, DType, Real, Slice, SliceMut};
@@ -114,6 +116,22 @@ pub(crate) fn copy_elements(source: Slice<'_>, target: SliceMut<'_>) {
             f32::load(half, &mut wide);
             f32::store(&wide, target);
         }
+    }
+}
+
+/// Tells whether tensors have elements in common.
+#[derive(Default)]
+pub(crate) struct Apart(HashMap<usize, Vec<Range<usize>>>);
+
+impl Apart {
+    /// Whether a contiguous tensor has no element that one before it has.
+    pub(crate) fn insert(&mut self, tensor: &Tensor) -> bool {
+        let start = tensor.layout().start_offset();
+        let elements = start..start + tensor.elem_count();
+        let earlier = self.0.entry(storage_key(tensor)).or_default();
+        let apart = earlier.iter().all(|other| elements.end <= other.start || other.end <= elements.start);
+        earlier.push(elements);
+        apart
     }
 }
 

@@ -1,6 +1,6 @@
 //! Gradients summed over several batches.
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use rayon::prelude::*;
 use tpgm_core::{Buffer, Slice, StateDict};
 
@@ -48,10 +48,10 @@ impl Accumulator {
         grads: &[Option<Tensor>],
         present: &[bool],
     ) -> Result<()> {
-        let sums = self.sums.iter_mut().zip(operands.vars()).zip(grads).zip(present);
-        for (((sum, (name, var)), grad), present) in sums {
+        let sums = self.sums.iter_mut().zip(operands.views()).zip(grads).zip(present);
+        for (((sum, (name, weight)), grad), present) in sums {
             match grad {
-                Some(grad) => sum.add(name, var, grad)?,
+                Some(grad) => sum.add(name, weight, grad)?,
                 None => sum.filled |= *present,
             }
         }
@@ -91,15 +91,15 @@ impl Accumulator {
         if batches == 0 {
             return Ok(this); // Sums without batches stay in `state`, where they are reported as unexpected.
         }
-        for (i, (sum, (name, var))) in this.sums.iter_mut().zip(operands.vars()).enumerate() {
+        for (i, (sum, (name, weight))) in this.sums.iter_mut().zip(operands.views()).enumerate() {
             if !holds(i) {
                 // Whether another rank has a sum is not known here, and the audit has no reason to doubt it.
                 sum.filled = true;
                 continue;
             }
             let Some(saved) = state.remove(&format!("{name}/{SLOT}")) else { continue };
-            check(name, var, &saved)?;
-            sum.memory = Some(to_tensor(saved.as_slice(), var.shape(), var.device())?);
+            check(name, weight, &saved)?;
+            sum.memory = Some(to_tensor(saved.as_slice(), weight.shape(), weight.device())?);
             sum.filled = true;
         }
         this.batches = batches;
@@ -108,12 +108,12 @@ impl Accumulator {
 }
 
 impl Sum {
-    fn add(&mut self, name: &str, var: &Var, grad: &Tensor) -> Result<()> {
-        if var.device().is_cpu() {
+    fn add(&mut self, name: &str, weight: &Tensor, grad: &Tensor) -> Result<()> {
+        if weight.device().is_cpu() {
             let add = if self.filled { Add::More } else { Add::First };
-            self.memory(name, var)?.inplace_op2(grad, &add)?;
+            self.memory(name, weight)?.inplace_op2(grad, &add)?;
         } else {
-            let grad = cast(grad, candle_dtype(core_dtype(name, var.dtype())?.compute()))?;
+            let grad = cast(grad, candle_dtype(core_dtype(name, weight.dtype())?.compute()))?;
             let earlier = self.memory.take().filter(|_| self.filled);
             self.memory = Some(earlier.map_or_else(|| Ok(grad.clone()), |sum| sum.add(&grad))?);
         }
@@ -122,22 +122,22 @@ impl Sum {
     }
 
     /// Memory for the sum, on the host.
-    fn memory(&mut self, name: &str, var: &Var) -> Result<Tensor> {
+    fn memory(&mut self, name: &str, weight: &Tensor) -> Result<Tensor> {
         if let Some(memory) = &self.memory {
             return Ok(memory.clone());
         }
-        let dtype = candle_dtype(core_dtype(name, var.dtype())?.compute());
-        Ok(self.memory.insert(Tensor::zeros(var.shape(), dtype, var.device())?).clone())
+        let dtype = candle_dtype(core_dtype(name, weight.dtype())?.compute());
+        Ok(self.memory.insert(Tensor::zeros(weight.shape(), dtype, weight.device())?).clone())
     }
 }
 
-fn check(name: &str, var: &Var, saved: &Buffer) -> Result<()> {
-    let (expected, got) = (core_dtype(name, var.dtype())?.compute(), saved.dtype());
+fn check(name: &str, weight: &Tensor, saved: &Buffer) -> Result<()> {
+    let (expected, got) = (core_dtype(name, weight.dtype())?.compute(), saved.dtype());
     if expected != got {
         let (tensor, what) = (name.to_owned(), SLOT);
         return Err(Error::Core(tpgm_core::Error::DTypeMismatch { tensor, what, expected, got }));
     }
-    let (expected, got) = (var.elem_count(), saved.len());
+    let (expected, got) = (weight.elem_count(), saved.len());
     if expected != got {
         let (tensor, what) = (name.to_owned(), SLOT);
         return Err(Error::Core(tpgm_core::Error::LengthMismatch { tensor, what, expected, got }));

@@ -149,12 +149,18 @@ impl OptimizerBuilder {
 
     /// Divides state between the ranks of the [`communicator`](Self::communicator), as ZeRO stage 1 does: a rank keeps
     /// masters, moments, displacements, importance, scalars and (on a GPU) anchors of its own tensors alone, `1 / ranks` of all;
-    /// weights and gradients are whole on every rank. Each tensor is given whole to a rank, by size, so that no two differ by
-    /// more than one tensor. Every rule and constraint gives the same bits as without, if the communicator's
+    /// weights and gradients are whole on every rank. Tensors are given to ranks by size, so that no two ranks differ by
+    /// more than one tensor, or one block of rows. Every rule and constraint gives the same bits as without, if the communicator's
     /// [`reduce_mean`](Communicator::reduce_mean) does.
     ///
+    /// A tensor of more than 64 pieces of work (with [`CHUNK`](crate::core::plan::CHUNK), 4 MiB of f32) is cut by rows into blocks, which
+    /// ranks keep like tensors, where that changes no bit: on the CPU; without a constraint, under L2-SP or DiGraP, and with MARS
+    /// norms under a fixed radius or FTP. Ranks then send each other the few sums that such a tensor's step takes. It stays whole under L2
+    /// norms, SPD, a pull, a fixed scale and TPGM, if a row is longer than a piece of work (16384 elements), or, where there are no norms of
+    /// rows, if no block of rows ends with a piece.
+    ///
     /// A step sends every gradient of another rank's tensor and every weight of an own one to each other rank once, in buckets
-    /// of 4 MiB: with [`InProcess`](crate::distributed::InProcess) over `n` ranks `2 (n - 1) / n` times the size of the
+    /// with 4 MiB of each rank: with [`InProcess`](crate::distributed::InProcess) over `n` ranks `2 (n - 1) / n` times the size of the
     /// weights, as an all-reduce does. They do not overlap the backward pass: candle has all gradients only when it ends.
     ///
     /// A step happens on all ranks or on none: it is tried, sent, and taken back, before it is taken. What only the owner of a
@@ -258,7 +264,8 @@ impl OptimizerBuilder {
                 let engine = |part: &ParamSet, _: &Operands| {
                     Ok(place.clone().optimizer(part, rule, constraint, options)?)
                 };
-                let mut parts = Parts::new(communicator.clone(), &params, &set, &settings, engine)?;
+                let chunk = place.cuts(options);
+                let mut parts = Parts::new(communicator.clone(), &params, &set, &settings, chunk, engine)?;
                 for (name, current, anchor) in variances {
                     parts.set_variance(&name, current, anchor)?;
                 }
@@ -273,7 +280,7 @@ impl OptimizerBuilder {
             }
         };
         Ok(RobustOptimizer {
-            accumulator: Accumulator::new(operands.len()),
+            accumulator: Accumulator::new(engine.units(&operands).len()),
             lr: config.rule.lr(),
             projection: Projection::Apply,
             positions: None,

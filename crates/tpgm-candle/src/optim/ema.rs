@@ -70,7 +70,7 @@ impl Ema {
             let settings = set.settings(&AdamW::default().into(), &Constraint::None)?;
             let (operands, place) = (Operands::new(&params)?, Place::of(&params, None)?);
             let engine = |part: &ParamSet, operands: &Operands| Ok(place.clone().ema(part, operands)?);
-            let parts = Parts::new(communicator.clone(), &params, &set, &settings, engine)?;
+            let parts = Parts::new(communicator.clone(), &params, &set, &settings, None, engine)?;
             Ok::<_, Error>(Self { set, operands, engine: Engine::Divided(Box::new(parts)), decay })
         };
         let this = or_refuse(Some(&*communicator), prepare())?;
@@ -121,7 +121,7 @@ impl Ema {
         let Ema { engine, operands, .. } = &mut *averaged.ema;
         match engine {
             Engine::Whole(engine) => engine.apply(operands)?,
-            Engine::Divided(parts) => parts.apply(operands)?,
+            Engine::Divided(parts) => parts.apply()?,
         }
         Ok(averaged)
     }

@@ -37,7 +37,7 @@ impl RobustOptimizer {
         let means = self.means(grads)?;
         match &mut self.engine {
             Engine::Whole(engine) => Ok(engine.update_importance(&self.operands, &means.own)?),
-            Engine::Divided(parts) => parts.update_importance(&self.operands, &means.own),
+            Engine::Divided(parts) => parts.update_importance(&means.own),
         }
     }
 

@@ -192,16 +192,18 @@ impl RobustOptimizer {
         if due && self.steps == 0 {
             let earlier = self.accumulator.filled();
             let got = present.iter().zip(earlier).map(|(present, earlier)| earlier || *present);
-            self.audit.check(&self.operands, got)?;
+            let got = self.engine.by_tensor(got.collect());
+            self.audit.check(&self.operands, got.into_iter())?;
         }
         if of == 1 {
             return self.take(&own, &present, spare);
         }
-        let grads = self.operands.gradients(&own)?;
+        let units = self.engine.units(&self.operands);
+        let grads = units.gradients(&own)?;
         if self.config.gradients == tpgm_core::Gradients::Check {
-            self.engine.agreed(accumulate::check_finite(&self.operands, &grads))?;
+            self.engine.agreed(accumulate::check_finite(units, &grads))?;
         }
-        self.accumulator.add(&self.operands, &grads, &present)?;
+        self.accumulator.add(units, &grads, &present)?;
         if !due {
             return Ok(StepInfo { loss: None, taken: false, grad_norm: None });
         }
@@ -213,8 +215,8 @@ impl RobustOptimizer {
         info
     }
 
-    /// A step of the whole set, or of this rank's part of it. `moved` and `spare` are for other ranks' tensors: whether a step
-    /// changes them, and memory for their weights.
+    /// A step of the whole set, or of this rank's part of it, with a gradient per unit. `moved` and `spare` are for other ranks'
+    /// blocks: whether a step changes them, and memory for their weights.
     fn take(
         &mut self,
         grads: &[Option<Tensor>],
@@ -229,8 +231,8 @@ impl RobustOptimizer {
             gradients: self.config.gradients,
         };
         let report = match &mut self.engine {
-            Engine::Whole(engine) => engine.step(&self.operands, grads, &options)?,
-            Engine::Divided(parts) => parts.step(&self.operands, grads, moved, spare, &options)?,
+            Engine::Whole(engine) => engine.step(&self.operands, grads, &options, &[])?,
+            Engine::Divided(parts) => parts.step(grads, moved, spare, &options)?,
         };
         self.steps += 1;
         Ok(StepInfo { loss: None, taken: true, grad_norm: report.grad_norm })
@@ -301,13 +303,14 @@ impl RobustOptimizer {
         &self.config
     }
 
-    /// Whether this rank keeps the state of a parameter: with [`OptimizerBuilder::divide_state`] one rank does, without it all.
+    /// Whether this rank keeps the state of a parameter: with [`OptimizerBuilder::divide_state`] one rank does, or, of one that is
+    /// cut by rows, every rank that keeps some of them; without it all.
     ///
     /// # Errors
     ///
     /// An unknown name.
     pub fn holds(&self, name: &str) -> Result<bool> {
-        Ok(self.engine.holds(self.set.position(name)?))
+        Ok(self.engine.holds_some_of(self.set.position(name)?))
     }
 
     /// Radii and telemetry of every parameter whose state is here ([`RobustOptimizer::holds`]), sorted by name.
@@ -323,7 +326,7 @@ impl RobustOptimizer {
     }
 
     /// Norms of the displacement that the last step measured before pulling back: one per row (MARS) or one (L2); zeros
-    /// if the parameter's constraint measures none.
+    /// if the parameter's constraint measures none. Of a parameter that is cut by rows, those of the rows that are here.
     ///
     /// # Errors
     ///

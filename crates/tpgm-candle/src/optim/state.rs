@@ -5,7 +5,7 @@ use tpgm_core::{Buffer, StateDict};
 use super::RobustOptimizer;
 use super::accumulate::Accumulator;
 use super::config::OptimizerConfig;
-use super::divided::Engine;
+use super::divided::{Engine, fit};
 use super::error::Result;
 
 /// Slots of the optimizer as a whole. No tensor's slot has one of these names.
@@ -18,7 +18,8 @@ impl RobustOptimizer {
     /// Keys are `tensor/slot`. Weights and anchors are not part of it.
     ///
     /// With [`divide_state`](super::OptimizerBuilder::divide_state) it is that of this rank's tensors. The states of all ranks
-    /// together are that of an optimizer without it.
+    /// together are that of an optimizer without it, but for tensors that are cut by rows: their keys are `tensor[0..128]/slot`, and
+    /// [`load_state`](Self::load_state) puts them together.
     ///
     /// # Errors
     ///
@@ -28,7 +29,7 @@ impl RobustOptimizer {
             Engine::Whole(engine) => engine.state()?,
             Engine::Divided(parts) => parts.state()?,
         };
-        state.extend(self.accumulator.state(&self.operands)?);
+        state.extend(self.accumulator.state(self.engine.units(&self.operands))?);
         if let Some(positions) = &self.positions {
             state.extend(positions.state(&self.operands)?);
         }
@@ -62,8 +63,8 @@ impl RobustOptimizer {
                 tpgm_core::Error::InvalidOption { option: BATCHES, value: batches, requirement }.into()
             );
         }
-        let holds = |i| self.engine.holds(i);
-        let accumulator = Accumulator::load(&self.operands, &mut state, batches as usize, holds)?;
+        let (holds, units) = (|i| self.engine.holds(i), self.engine.units(&self.operands));
+        let accumulator = Accumulator::load(units, &mut state, batches as usize, holds)?;
         match &mut self.engine {
             Engine::Whole(engine) => engine.load_state(&state)?,
             Engine::Divided(parts) => parts.load_state(&state)?,
@@ -77,14 +78,24 @@ impl RobustOptimizer {
     /// Whether [`RobustOptimizer::load_state`] takes a slot of saved state: with divided state it leaves those of other ranks'
     /// tensors aside, and they need not be read. See [`Checkpoint::state_where`](crate::Checkpoint::state_where).
     pub fn takes(&self, key: &str) -> bool {
-        let position = key.rsplit_once('/').and_then(|(name, _)| self.set.position(name).ok());
-        position.is_none_or(|position| self.engine.holds(position))
+        match (&self.engine, key.rsplit_once('/')) {
+            (Engine::Divided(parts), Some((name, _))) => parts.takes(name),
+            _ => true,
+        }
     }
 
-    /// A saved state without the slots of tensors whose state other ranks keep.
+    /// A saved state without the slots of tensors whose state other ranks keep, put together or taken apart where it was saved of
+    /// other rows than are kept here.
     fn held(&self, state: &StateDict) -> StateDict {
         let slots = state.iter().filter(|(key, _)| self.takes(key));
-        slots.map(|(key, buffer)| (key.clone(), buffer.clone())).collect()
+        let slots = slots.map(|(key, buffer)| (key.clone(), buffer.clone())).collect();
+        match &self.engine {
+            Engine::Divided(parts) => fit(&self.set, slots, parts.held()),
+            Engine::Whole(_) => {
+                let tensors = self.set.tensors().iter().enumerate();
+                fit(&self.set, slots, tensors.map(|(i, spec)| (spec.name.as_str(), i, 0..spec.rows().0)))
+            }
+        }
     }
 
     /// As [`RobustOptimizer::load_state`], after making sure that the state was saved with the same configuration.

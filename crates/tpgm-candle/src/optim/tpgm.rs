@@ -93,7 +93,7 @@ impl Tpgm {
             let settings = set.settings(&Sgd::default().into(), &config.into())?;
             let (operands, place) = (Operands::new(&params)?, Place::of(&params, None)?);
             let engine = |part: &ParamSet, _: &Operands| Ok(place.clone().projector(part, config)?);
-            let parts = Parts::new(communicator.clone(), &params, &set, &settings, engine)?;
+            let parts = Parts::new(communicator.clone(), &params, &set, &settings, None, engine)?;
             Ok::<_, Error>((
                 params,
                 Self {

@@ -65,7 +65,7 @@ impl RobustOptimizer {
         let changed = changed.collect::<Result<_>>()?;
         let means = match &self.engine {
             Engine::Whole(_) => Means::new(changed),
-            Engine::Divided(parts) => parts.own(changed),
+            Engine::Divided(parts) => parts.means(changed)?,
         };
         self.step_with(means)
     }

@@ -7,6 +7,7 @@ use tpgm_candle::distributed::{Communicator, Mpi, Named};
 use tpgm_candle::{Ema, OptimizerBuilder, Tpgm, TpgmConfig};
 
 use super::methods::{constraints, rules, train};
+use super::net::cut;
 use super::{Net, Ranks, numbers, part, tensor, with_threads};
 
 /// Every rule under every constraint with divided state; the first rule also undivided and in f32.
@@ -17,13 +18,17 @@ pub(crate) fn all_methods(world: &Arc<Mpi>) {
     {
         let kinds = [(DType::F16, true), (DType::F32, true), (DType::F32, false)];
         for (dtype, divided) in kinds.into_iter().take(if number == 0 { 3 } else { 1 }) {
+            // Every second rule with tensors that are cut by rows.
+            let wide = number % 2 == 1;
             let work = |ranks: Ranks| {
                 let rows = part(&*ranks);
                 let group = |builder: OptimizerBuilder| {
+                    let builder = if wide { cut(builder) } else { builder };
                     let builder = builder.communicator(ranks.clone());
                     if divided { builder.divide_state() } else { builder }
                 };
-                train(dtype, method, &group, rows)
+                let net = if wide { Net::wide(dtype) } else { Net::new(dtype) };
+                train(&net, method, &group, rows)
             };
             let (got, expected) = (work(world.clone()), with_threads(&**world, work));
             assert!(got == expected, "{method:?}, divided {divided}, {dtype:?}: {got:?}\n{expected:?}");

@@ -10,6 +10,7 @@ use tpgm_candle::core::Buffer;
 use tpgm_candle::distributed::{Communicator, Mpi};
 use tpgm_candle::{Checkpoint, Checkpointer, Ftp, RobustOptimizer, StateDict, TrainState};
 
+use super::net::cut;
 use super::{Net, part};
 
 /// For a rank that lives and says nothing; long, for a machine with much else to do. One that is gone is named before.
@@ -23,8 +24,9 @@ fn ready(rank: usize) {
 /// Takes steps until a rank is lost: then everything is as before the step that failed, and the checkpoint loads.
 pub(crate) fn step(folder: &Path, world: Mpi) {
     let group = Arc::new(world.timeout(TIMEOUT));
-    let (net, rows, rank) = (Net::new(DType::F16), part(&*group), group.rank());
-    let builder = RobustOptimizer::builder(&net.params).constraint(Ftp::default()).max_grad_norm(0.1);
+    // With a tensor that is cut by rows.
+    let (net, rows, rank) = (Net::wide(DType::F16), part(&*group), group.rank());
+    let builder = cut(RobustOptimizer::builder(&net.params).constraint(Ftp::default()).max_grad_norm(0.1));
     let mut optimizer = builder.communicator(group.clone()).divide_state().build().unwrap();
     let state = |net: &Net, optimizer: &RobustOptimizer| {
         let state = TrainState::new(optimizer.steps()).weights(net.params.values()).unwrap();

@@ -2,6 +2,7 @@
 //! that got through says so.
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a program of tests
 
+mod anchors;
 mod bits;
 mod checkpoints;
 mod failures;
@@ -56,6 +57,7 @@ fn main() {
         ["reshard", folder, from] => {
             checkpoints::go_on(Path::new(folder), number(from) as u64, Arc::new(world))
         }
+        ["anchors", folder] => anchors::are_there_once(Path::new(folder), Arc::new(world)),
         ["step", folder] => kills::step(Path::new(folder), world),
         ["save", folder] => kills::save(Path::new(folder), world),
         ["speed", mode] => speed::measure(mode, world),

@@ -82,9 +82,9 @@ pub(crate) fn measure(mode: &str, world: Mpi) {
     let most = peak();
     // What is saved of this rank's tensors, and their anchors.
     let slots = optimizer.state().unwrap();
+    let held = slots.iter().filter(|(key, _)| key.ends_with("/exp_avg"));
+    let held: usize = held.map(|(_, slot)| slot.len()).sum();
     let slots: usize = slots.values().map(|slot| slot.len() * slot.dtype().size()).sum();
-    let held = |spec: &&tpgm_candle::core::TensorSpec| optimizer.holds(&spec.name).unwrap();
-    let held: usize = optimizer.set().tensors().iter().filter(held).map(|spec| spec.numel()).sum();
     let kept = (slots + held * dtype.size_in_bytes()) as f64;
     println!(
         "{mode} rank {} of {}: {seconds:.3} s per step, {:.1} MB sent, {:.3} bytes a parameter; \

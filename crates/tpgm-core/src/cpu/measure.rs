@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::params::{Settings, TensorSpec};
 use crate::plan::{Piece, Plan, TensorPlan, blocks};
 use crate::scalars::TensorScalars;
+use crate::step::StepSums;
 
 /// Which sums [`measure`] takes of a tensor beside the check for finite gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,18 @@ impl PieceSums {
         let mut total = Self::NONE;
         pieces.iter().for_each(|piece| total.join(piece));
         total
+    }
+
+    /// The numbers among them.
+    pub(super) fn sums(&self) -> StepSums {
+        let Self { square, dot, displacement, previous, .. } = *self;
+        StepSums { square, dot, displacement, previous }
+    }
+
+    /// Of gradients that were found finite.
+    pub(super) fn of(sums: StepSums) -> Self {
+        let StepSums { square, dot, displacement, previous } = sums;
+        Self { finite: true, square, dot, displacement, previous }
     }
 
     fn join(&mut self, other: &Self) {

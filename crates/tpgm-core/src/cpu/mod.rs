@@ -216,7 +216,7 @@ impl Backend for Cpu {
     }
 
     fn step(&self, job: Job<'_, '_, Self>, rule: &Rule, options: &StepOptions) -> Result<StepReport> {
-        self.run(|| step::step(self, job, rule, options))
+        self.run(|| step::step(self, job, rule, options, &[]))
     }
 
     fn project(&self, job: Job<'_, '_, Self>) -> Result<()> {

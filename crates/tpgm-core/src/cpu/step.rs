@@ -25,13 +25,15 @@ use crate::params::{ParamSet, Settings};
 use crate::plan::Plan;
 use crate::rule::Rule;
 use crate::scalars::TensorScalars;
-use crate::step::{Gradients, StepOptions};
+use crate::step::{Gradients, StepOptions, StepSums};
 
+/// `known` has sums of tensors that this set holds some rows of: those of all rows.
 pub(crate) fn step(
     cpu: &Cpu,
     job: Job<'_, '_, Cpu>,
     rule: &Rule,
     options: &StepOptions,
+    known: &[Option<StepSums>],
 ) -> Result<StepReport> {
     let Job { set, settings, plan, io, slots, scalars, workspace } = job;
     workspace.bind(io, slots, settings, scalars);
@@ -68,7 +70,11 @@ pub(crate) fn step(
         }
         let (dtype, lr) = (set.tensors()[t].dtype, base_lr * settings.lr_scale);
         let context = Decide { settings, tensor, set_numel, dtype, lr, clip, projection: options.projection };
-        context.decide(scalars, &PieceSums::total(sums), has_grad.then_some(rule))
+        let total = match known.get(t) {
+            Some(Some(sums)) => PieceSums::of(*sums),
+            _ => PieceSums::total(sums),
+        };
+        context.decide(scalars, &total, has_grad.then_some(rule))
     });
     Ok(StepReport { grad_norm })
 }
@@ -79,6 +85,15 @@ pub(crate) fn grad_squares(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<Vec<f64>>
     workspace.bind(io, slots, settings, scalars);
     workspace.look(cpu, set, plan, settings, scalars, true)?;
     Ok(workspace.squares(plan).collect())
+}
+
+/// What a step adds up, piece by piece. Changes nothing.
+pub(crate) fn sums(cpu: &Cpu, job: Job<'_, '_, Cpu>) -> Result<Vec<Vec<StepSums>>> {
+    let Job { set, settings, plan, io, slots, scalars, workspace } = job;
+    workspace.bind(io, slots, settings, scalars);
+    workspace.look(cpu, set, plan, settings, scalars, true)?;
+    let of = |pieces: &[PieceSums]| pieces.iter().map(PieceSums::sums).collect();
+    Ok(plan.tensors.iter().map(|tensor| of(&workspace.sums[tensor.pieces.clone()])).collect())
 }
 
 impl Workspace {
@@ -166,3 +181,6 @@ impl Workspace {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use super::super::Named;
 use super::super::call::Kind;
 use super::super::mean::{copy_to, mean};
 use super::group::{Group, Stop};
-use super::library::Tag;
+use super::library::{Tag, Transfer};
 use crate::memory::Elements;
 
 /// Elements of a piece, at most.
@@ -43,6 +43,19 @@ fn cut(tensors: &[(usize, usize)], owners: Option<&[usize]>, ranks: usize) -> Ve
         }
     }
     pieces
+}
+
+/// Pieces in an order in which all ranks have as much in every window, as long as they have any: messages go in all directions.
+fn interleaved(pieces: Vec<Piece>, ranks: usize) -> Vec<Piece> {
+    let mut before = vec![0; ranks];
+    let key = |piece: Piece| {
+        let bytes = before[piece.owner];
+        before[piece.owner] += piece.bytes;
+        ((bytes, piece.owner), piece)
+    };
+    let mut pieces: Vec<_> = pieces.into_iter().map(key).collect();
+    pieces.sort_by_key(|(key, _)| *key);
+    pieces.into_iter().map(|(_, piece)| piece).collect()
 }
 
 /// Pieces that follow each other, as many as fit.
@@ -79,13 +92,37 @@ pub(super) fn exchange(
     let sizes: Vec<_> =
         work.tensors.iter().map(|tensor| (tensor.elem_count(), tensor.dtype().size_in_bytes())).collect();
     let ranks = group.channel.size;
-    let pieces = cut(&sizes, (kind != Kind::Mean).then_some(owners), ranks);
-    for window in windows(&pieces, (WINDOW / ranks).max(1)) {
-        if kind != Kind::Share {
-            work.gather(group, window)?;
+    let pieces = interleaved(cut(&sizes, (kind != Kind::Mean).then_some(owners), ranks), ranks);
+    // Two are under way: while this rank computes with one, the next comes.
+    let windows = windows(&pieces, (WINDOW / 2 / ranks).max(1));
+    let mut next = None;
+    for (i, window) in windows.iter().enumerate() {
+        if kind == Kind::Share {
+            work.share(group, window, &mut [])?;
+            continue;
         }
+        let now = match next.take() {
+            Some(begun) => begun,
+            None => work.begin_gather(group, window)?,
+        };
+        let mut coming = match windows.get(i + 1) {
+            Some(window) => work.begin_gather(group, window)?,
+            None => Vec::new(),
+        };
+        work.gather(group, window, now, &mut coming)?;
         if kind != Kind::MeanToOwner {
-            work.share(group, window)?;
+            work.share(group, window, &mut coming)?;
+        }
+        next = Some(coming);
+    }
+    Ok(())
+}
+
+/// Lets messages go on: MPI moves them only while it is called.
+fn nudge(coming: &mut [Transfer]) -> Result<(), Stop> {
+    for transfer in coming {
+        if !transfer.is_done()? {
+            break;
         }
     }
     Ok(())
@@ -97,10 +134,9 @@ struct Work {
 }
 
 impl Work {
-    /// Sends pieces to their owners, which make them means.
-    fn gather(&self, group: &mut Group, pieces: &[Piece]) -> Result<(), Stop> {
-        let (rank, size) = (group.channel.rank, group.channel.size);
-        let own = bytes_of(pieces, rank);
+    /// Begins to send pieces to their owners. What comes back are first the messages that this rank receives, if it owns any.
+    fn begin_gather(&self, group: &Group, pieces: &[Piece]) -> Result<Vec<Transfer>, Stop> {
+        let own = bytes_of(pieces, group.channel.rank);
         let mut transfers = Vec::new();
         if own > 0 {
             for other in group.others() {
@@ -111,12 +147,25 @@ impl Work {
             let bytes = Arc::new(self.bytes(pieces, other)?);
             transfers.push(group.send(other, Tag::Gather, &bytes)?);
         }
+        Ok(transfers)
+    }
+
+    /// Ends that, and makes means of the pieces that this rank owns, while others are `coming`.
+    fn gather(
+        &self,
+        group: &mut Group,
+        pieces: &[Piece],
+        mut transfers: Vec<Transfer>,
+        coming: &mut [Transfer],
+    ) -> Result<(), Stop> {
+        let (rank, size) = (group.channel.rank, group.channel.size);
         group.finish(&mut transfers)?;
-        if own == 0 {
+        if bytes_of(pieces, rank) == 0 {
             return Ok(());
         }
         let received: Vec<Vec<u8>> =
             transfers.iter_mut().take(size - 1).map(|transfer| transfer.take()).collect();
+        drop(transfers);
         let mut at = 0;
         for piece in pieces.iter().filter(|piece| piece.owner == rank) {
             let here = self.piece(piece).map_err(failed)?;
@@ -128,12 +177,13 @@ impl Work {
             let mean = mean(&ranks.iter().collect::<Vec<_>>()).map_err(failed)?;
             self.put(piece, &mean)?;
             at += piece.bytes;
+            nudge(coming)?;
         }
         Ok(())
     }
 
-    /// Sends pieces from their owners to all others.
-    fn share(&self, group: &mut Group, pieces: &[Piece]) -> Result<(), Stop> {
+    /// Sends pieces from their owners to all others, while more are `coming`.
+    fn share(&self, group: &mut Group, pieces: &[Piece], coming: &mut [Transfer]) -> Result<(), Stop> {
         let rank = group.channel.rank;
         let mut received = Vec::new();
         for other in group.others() {
@@ -157,6 +207,7 @@ impl Work {
                 let dtype = self.tensors[piece.tensor].dtype();
                 self.put(piece, &tensor(&bytes[at..at + piece.bytes], dtype).map_err(failed)?)?;
                 at += piece.bytes;
+                nudge(coming)?;
             }
         }
         group.finish(&mut sent)
@@ -236,6 +287,17 @@ mod tests {
         // 262144 bytes to rank 0; 4 to rank 1; then it is rank 1 again that has less.
         let owners: Vec<usize> = cut(&tensors, None, 2).iter().map(|piece| piece.owner).collect();
         assert_eq!(owners, [0, 1, 1]);
+    }
+
+    #[test]
+    fn windows_have_pieces_of_all_ranks() {
+        let pieces = cut(&[(2 * PIECE, 4), (PIECE, 4), (3, 4), (PIECE, 4)], Some(&[0, 0, 1, 1]), 2);
+        let order: Vec<_> = interleaved(pieces, 2)
+            .iter()
+            .map(|piece| (piece.owner, piece.tensor, piece.elements.start))
+            .collect();
+        // The second of rank 1 begins after 12 bytes of its own, the second of rank 0 after 262144.
+        assert_eq!(order, [(0, 0, 0), (1, 2, 0), (1, 3, 0), (0, 0, PIECE), (0, 1, 0)]);
     }
 
     #[test]

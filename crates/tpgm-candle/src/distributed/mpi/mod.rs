@@ -6,7 +6,7 @@ mod group;
 mod library;
 mod process;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
@@ -20,7 +20,7 @@ use super::error::{Error, Result};
 use super::problem::RankProblem;
 use super::start::StartProblem;
 use super::{Communicator, Named};
-use crate::memory::storage_key;
+use crate::memory::Apart;
 
 /// A [`Communicator`] between processes, on one machine or many: those that `mpirun` or `srun` started together.
 ///
@@ -117,8 +117,8 @@ impl Mpi {
             check_owners(kind.name(), self.rank, self.size, tensors.len(), owners)?;
             tensors.iter().try_for_each(|(name, tensor)| check_tensor(name, tensor))?;
             // One that shares memory with another would be changed twice.
-            let mut seen = HashSet::new();
-            match tensors.iter().find(|(_, tensor)| !seen.insert(storage_key(tensor))) {
+            let mut seen = Apart::default();
+            match tensors.iter().find(|(_, tensor)| !seen.insert(tensor)) {
                 None => Ok(()),
                 Some((name, _)) => {
                     Err(RankProblem::Shared { tensor: (*name).to_owned(), rank: self.rank }.into())

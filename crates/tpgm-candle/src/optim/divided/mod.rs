@@ -1,4 +1,5 @@
-//! State that is divided between ranks: each keeps that of its own tensors alone (as ZeRO stage 1, arXiv 1910.02054).
+//! State that is divided between ranks: each keeps that of its own tensors, and blocks of rows, alone (as ZeRO stage 1, arXiv
+//! 1910.02054).
 //!
 //! A call that changes weights goes in two rounds, so that it happens on all ranks or on none. In the first, bucket after
 //! bucket, every rank finds out what its tensors will become, sends that to the others, and takes it back. When all ranks
@@ -7,19 +8,23 @@
 //! bucket's own tensors is all the memory that this takes: others' weights wait in the memory of their gradients, which
 //! nobody needs any more.
 
+mod blocks;
 mod radii;
+mod saved;
 mod state;
 mod steps;
 
 use std::sync::Arc;
 
-use candle_core::{Tensor, Var};
-use tpgm_core::{Constraint, ParamSet, Settings};
+use candle_core::{Device, Tensor, Var};
+use tpgm_core::{Constraint, ParamSet, Settings, TensorScalars};
 
+use self::blocks::Blocks;
 pub(super) use self::radii::{RadiusSteps, WholeRadii};
+pub(super) use self::saved::fit;
 use super::error::{Error, Result};
 use crate::distributed::{Communicator, Division, agreed, or_refuse};
-use crate::engine::Operands;
+use crate::engine::{Copies, Operands};
 use crate::params::Param;
 
 /// What does the work: an engine over all tensors, or one for every part of this rank.
@@ -28,24 +33,26 @@ pub(super) enum Engine<E: ?Sized> {
     Divided(Box<Parts<E>>),
 }
 
-/// The tensors of this rank, in parts.
+/// The blocks of this rank, in parts. A block is a tensor, or some rows of one.
 pub(super) struct Parts<E: ?Sized> {
     communicator: Arc<dyn Communicator>,
+    blocks: Blocks,
+    /// All blocks, without anchors.
+    operands: Operands,
     division: Division,
-    set: ParamSet,
     parts: Vec<Part<E>>,
-    /// Of every tensor of the set, whether TPGM learns its radius.
+    /// Of every block, whether TPGM learns its radius.
     learned: Vec<bool>,
-    /// Of every tensor of the set, whether it keeps an importance.
+    /// Of every block, whether it keeps an importance.
     weighed: Vec<bool>,
     /// While a projection update runs: other ranks' weights before it.
     live: Vec<(Var, Tensor)>,
 }
 
-/// This rank's tensors of one bucket, with an engine of their own.
+/// This rank's blocks of one bucket, with an engine of their own.
 pub(super) struct Part<E: ?Sized> {
     bucket: usize,
-    /// Their positions in the set.
+    /// Their positions among all.
     at: Vec<usize>,
     operands: Operands,
     engine: Box<E>,
@@ -53,9 +60,9 @@ pub(super) struct Part<E: ?Sized> {
 
 /// Gradients for a step: the means over all ranks, where there are several.
 pub(super) struct Means {
-    /// One per tensor of the set. With divided state, of this rank's tensors alone.
+    /// One per tensor of the set. With divided state one per block, of this rank's alone.
     pub(super) own: Vec<Option<Tensor>>,
-    /// Which tensors have one, on any rank.
+    /// Which of these have one, on any rank.
     pub(super) present: Vec<bool>,
     /// Memory of gradients that nobody needs any more.
     pub(super) spare: Vec<Option<Tensor>>,
@@ -76,69 +83,104 @@ impl<E: ?Sized> Engine<E> {
         }
     }
 
-    /// Whether this rank keeps the state of a tensor.
-    pub(super) fn holds(&self, tensor: usize) -> bool {
+    /// What the state of this rank, and gradients, are of: the variables, or the blocks of divided state.
+    pub(super) fn units<'a>(&'a self, vars: &'a Operands) -> &'a Operands {
+        match self {
+            Self::Whole(_) => vars,
+            Self::Divided(parts) => &parts.operands,
+        }
+    }
+
+    /// Of every tensor, out of a list with one entry per unit. Blocks of a tensor have the same one.
+    pub(super) fn by_tensor(&self, units: Vec<bool>) -> Vec<bool> {
+        match self {
+            Self::Whole(_) => units,
+            Self::Divided(parts) => {
+                (0..parts.blocks.whole.len()).map(|tensor| units[parts.blocks.of(tensor).start]).collect()
+            }
+        }
+    }
+
+    /// Whether this rank keeps the state of a unit.
+    pub(super) fn holds(&self, unit: usize) -> bool {
         match self {
             Self::Whole(_) => true,
-            Self::Divided(parts) => parts.owner(tensor) == parts.communicator.rank(),
+            Self::Divided(parts) => parts.owner(unit) == parts.communicator.rank(),
+        }
+    }
+
+    /// Whether this rank keeps state of a tensor, or of some of its rows.
+    pub(super) fn holds_some_of(&self, tensor: usize) -> bool {
+        match self {
+            Self::Whole(_) => true,
+            Self::Divided(parts) => parts.blocks.of(tensor).any(|block| self.holds(block)),
         }
     }
 }
 
 impl<E: ?Sized> Parts<E> {
-    /// Divides `params`, which make up `set`. `engine` makes the engine of a part.
+    /// Divides `params`, which make up `set`. `engine` makes the engine of a part. Tensors are cut by rows if there is a `chunk`:
+    /// the elements of a piece of work of that engine.
     pub(super) fn new(
         communicator: Arc<dyn Communicator>,
         params: &[Param],
         set: &ParamSet,
         settings: &[Settings],
+        chunk: Option<usize>,
         mut engine: impl FnMut(&ParamSet, &Operands) -> Result<Box<E>>,
     ) -> Result<Self> {
-        let division = Division::new(set, communicator.size());
+        let blocks = Blocks::new(set, settings, chunk.filter(|_| communicator.size() > 1));
+        let division = Division::new(&blocks.set, &blocks.tensors(), communicator.size());
         let mut parts = Vec::new();
         for (number, bucket) in division.buckets().iter().enumerate() {
             let at = division.of(communicator.rank(), bucket);
             if at.is_empty() {
                 continue;
             }
-            let own: Vec<Param> = at.iter().map(|&i| params[i].clone()).collect();
-            let settings: Vec<Settings> = at.iter().map(|&i| settings[i]).collect();
-            let operands = Operands::new(&own)?.with_anchors(&own, &settings)?;
-            let engine = engine(&set.part(&at), &operands)?;
+            let own: Vec<Param> = at.iter().map(|&i| params[blocks.list[i].tensor].clone()).collect();
+            let settings: Vec<Settings> = at.iter().map(|&i| blocks.settings[i]).collect();
+            let operands = blocks.operands(params, at.iter().copied())?.with_anchors(&own, &settings)?;
+            let engine = engine(&blocks.set.part(&at), &operands)?;
             parts.push(Part { bucket: number, at, operands, engine });
         }
-        let of = |holds: fn(&Constraint) -> bool| settings.iter().map(|s| holds(&s.constraint)).collect();
+        let of =
+            |holds: fn(&Constraint) -> bool| blocks.settings.iter().map(|s| holds(&s.constraint)).collect();
         Ok(Self {
             communicator,
+            operands: blocks.operands(params, 0..blocks.list.len())?,
             division,
-            set: set.clone(),
             parts,
             learned: of(|constraint| matches!(constraint, Constraint::Tpgm(_))),
             weighed: of(|constraint| matches!(constraint, Constraint::Pull(pull) if pull.weights.is_kept())),
             live: Vec::new(),
+            blocks,
         })
     }
 
     /// Gives a tensor its running variances, if it is one of this rank.
     pub(super) fn set_variance(&mut self, name: &str, current: Tensor, anchor: Tensor) -> Result<()> {
-        let position = self.set.position(name)?;
+        self.blocks.whole.position(name)?;
+        // Whoever has a use for them is not cut.
+        let Ok(position) = self.blocks.set.position(name) else { return Ok(()) };
         match self.parts.iter_mut().find(|part| part.at.contains(&position)) {
             Some(part) => Ok(part.operands.set_variance(name, current, anchor)?),
             None => Ok(()),
         }
     }
 
-    fn owner(&self, tensor: usize) -> usize {
-        self.division.owners()[tensor]
+    fn owner(&self, block: usize) -> usize {
+        self.division.owners()[block]
     }
 
-    /// The part that has a tensor, and the error for one of another rank.
-    fn part_of(&self, tensor: &str) -> Result<&Part<E>> {
-        let position = self.set.position(tensor)?;
-        self.parts
-            .iter()
-            .find(|part| part.at.contains(&position))
-            .ok_or_else(|| Error::OtherRank { tensor: tensor.to_owned(), owner: self.owner(position) })
+    /// This rank's blocks of a tensor, each with its part. The error is for a tensor of which it has none.
+    fn parts_of(&self, tensor: &str) -> Result<Vec<(usize, &Part<E>)>> {
+        let blocks = self.blocks.of(self.blocks.whole.position(tensor)?);
+        let part = |block: usize| Some((block, self.parts.iter().find(|part| part.at.contains(&block))?));
+        let found: Vec<_> = blocks.clone().filter_map(part).collect();
+        match found.is_empty() {
+            true => Err(Error::OtherRank { tensor: tensor.to_owned(), owner: self.owner(blocks.start) }),
+            false => Ok(found),
+        }
     }
 
     /// Tells the other ranks of an error, or waits until all of them say that they have none.
@@ -146,12 +188,12 @@ impl<E: ?Sized> Parts<E> {
         agreed(&*self.communicator, result)
     }
 
-    /// The means of gradients over all ranks, each on its owner. Sends every gradient of another rank once.
-    pub(super) fn reduce(&self, operands: &Operands, grads: Vec<Option<Tensor>>) -> Result<Means> {
+    /// The means of the variables' gradients over all ranks, each on its owner. Sends every gradient of another rank once.
+    pub(super) fn reduce(&self, vars: &Operands, grads: Vec<Option<Tensor>>) -> Result<Means> {
         let (communicator, owners) = (&*self.communicator, self.division.owners());
-        let own = operands.gradients(&grads).and_then(Operands::apart);
-        let grads = or_refuse(Some(communicator), own)?;
-        let names: Vec<&str> = operands.vars().map(|(name, _)| name).collect();
+        let own = vars.gradients(&grads).and_then(Operands::apart).map_err(Error::from);
+        let grads = or_refuse(Some(communicator), own.and_then(|grads| self.cut(grads)))?;
+        let names: Vec<&str> = self.operands.vars().map(|(name, _)| name).collect();
         for bucket in self.division.buckets() {
             let there = bucket.clone().filter_map(|i| Some((i, grads[i].as_ref()?)));
             let (named, to): (Vec<_>, Vec<_>) = there.map(|(i, grad)| ((names[i], grad), owners[i])).unzip();
@@ -162,8 +204,21 @@ impl<E: ?Sized> Parts<E> {
         Ok(self.own(grads))
     }
 
-    /// Of gradients that all ranks have, those of this one.
-    pub(super) fn own(&self, grads: Vec<Option<Tensor>>) -> Means {
+    /// Of gradients of the variables that all ranks have, those of this one.
+    pub(super) fn means(&self, grads: Vec<Option<Tensor>>) -> Result<Means> {
+        Ok(self.own(self.cut(grads)?))
+    }
+
+    /// Gradients of blocks, in the memory of those of the variables.
+    fn cut(&self, grads: Vec<Option<Tensor>>) -> Result<Vec<Option<Tensor>>> {
+        let of = |block: &blocks::Block| match (&grads[block.tensor], &block.rows) {
+            (Some(grad), Some(rows)) => Ok(Some(grad.narrow(0, rows.start, rows.len())?)),
+            (grad, _) => Ok(grad.clone()),
+        };
+        self.blocks.list.iter().map(of).collect()
+    }
+
+    fn own(&self, grads: Vec<Option<Tensor>>) -> Means {
         let mut means = Means::new(grads);
         means.spare = vec![None; means.own.len()];
         for (i, owner) in self.division.owners().iter().enumerate() {
@@ -174,45 +229,48 @@ impl<E: ?Sized> Parts<E> {
         means
     }
 
-    /// A call on all ranks that writes weights. `preview` makes it on a part and takes back what it did to state; `commit`
-    /// makes it for good, and has no reason to fail then. Of tensors that are not `moved` nobody is told.
+    /// A call on all ranks that writes weights. `preview` makes it on a part, takes back what it did to state and says what scalars
+    /// were; `commit` makes it for good, and has no reason to fail then. `told` gets all of those scalars, by block, before any rank
+    /// commits. Of blocks that are not `moved` nobody is told.
     ///
     /// An error leaves weights and state on all ranks as they were.
     fn exchange(
         &mut self,
-        operands: &Operands,
         mut spare: Vec<Option<Tensor>>,
         moved: &[bool],
-        preview: impl Fn(&mut Part<E>) -> Result<()>,
+        preview: impl Fn(&mut Part<E>) -> Result<Vec<TensorScalars>>,
+        told: impl FnOnce(&Self, Vec<Option<TensorScalars>>) -> Result<()>,
         commit: impl Fn(&mut Part<E>) -> Result<()>,
     ) -> Result<()> {
         let communicator = self.communicator.clone();
         if communicator.size() == 1 {
             return self.parts.iter_mut().try_for_each(commit);
         }
-        let vars: Vec<(&str, &Var)> = operands.vars().collect();
+        let views: Vec<(&str, &Tensor)> = self.operands.views().collect();
         let (owners, mut received) = (self.division.owners(), Vec::new());
+        let mut scalars = vec![None; views.len()];
         let mut parts = self.parts.iter_mut().peekable();
         for (number, bucket) in self.division.buckets().iter().enumerate() {
             let mut first_round = || {
                 // Dropped, on whichever way, it puts the weights of this rank back.
                 let before = match parts.next_if(|part| part.bucket == number) {
                     Some(part) => {
-                        let before = Before::new(&part.operands)?;
-                        preview(part)?;
+                        let before = Before(part.operands.copies()?);
+                        let after = preview(part)?;
+                        part.at.iter().zip(after).for_each(|(&i, after)| scalars[i] = Some(after));
                         Some(before)
                     }
                     None => None,
                 };
                 let (mut tensors, mut from) = (Vec::new(), Vec::new());
                 for i in bucket.clone().filter(|&i| moved[i]) {
-                    let var = vars[i].1;
-                    let mut tensor = var.as_tensor().clone();
+                    let (name, view) = views[i];
+                    let mut tensor = view.clone();
                     if owners[i] != communicator.rank() {
-                        tensor = room_for(var, spare.get_mut(i).and_then(Option::take))?;
-                        received.push((var, tensor.clone()));
+                        tensor = room_for(view, spare.get_mut(i).and_then(Option::take))?;
+                        received.push((i, tensor.clone()));
                     }
-                    tensors.push((vars[i].0, tensor));
+                    tensors.push((name, tensor));
                     from.push(owners[i]);
                 }
                 Ok::<_, Error>((before, tensors, from))
@@ -223,9 +281,37 @@ impl<E: ?Sized> Parts<E> {
                 communicator.share(&named, &from)?;
             }
         }
+        told(self, scalars)?;
         communicator.barrier()?;
         self.parts.iter_mut().try_for_each(commit)?;
-        received.into_iter().try_for_each(|(var, new)| Ok(var.set(&new)?))
+        received.into_iter().try_for_each(|(i, new)| Ok(self.operands.write(i, &new)?))
+    }
+
+    /// Numbers of blocks, `count` of each, from the ranks that have them to all. Of other ranks' blocks `own` has none.
+    fn tell(&self, what: &str, count: &[usize], own: &[Vec<f64>]) -> Result<Vec<Vec<f64>>> {
+        let communicator = &*self.communicator;
+        let device = self.operands.vars().next().map_or(&Device::Cpu, |(_, var)| var.device());
+        let of = |rank: usize| (0..count.len()).filter(move |&i| self.owner(i) == rank && count[i] > 0);
+        let mut tensors = Vec::new();
+        for rank in (0..communicator.size()).filter(|&rank| of(rank).next().is_some()) {
+            let values: Vec<f64> = match rank == communicator.rank() {
+                true => of(rank).flat_map(|i| own[i].iter().copied()).collect(),
+                false => vec![0.0; of(rank).map(|i| count[i]).sum()],
+            };
+            let tensor = or_refuse(Some(communicator), Tensor::new(values, device))?;
+            tensors.push((rank, tensor));
+        }
+        let named: Vec<_> = tensors.iter().map(|(_, tensor)| (what, tensor)).collect();
+        let from: Vec<usize> = tensors.iter().map(|(rank, _)| *rank).collect();
+        if !named.is_empty() {
+            communicator.share(&named, &from)?;
+        }
+        let mut all = vec![Vec::new(); count.len()];
+        for (rank, tensor) in tensors {
+            let mut values = tensor.to_vec1::<f64>()?.into_iter();
+            of(rank).for_each(|i| all[i] = values.by_ref().take(count[i]).collect());
+        }
+        Ok(all)
     }
 }
 
@@ -236,27 +322,20 @@ impl<E: ?Sized> Part<E> {
     }
 }
 
-/// Memory for a variable's new value.
-fn room_for(var: &Var, spare: Option<Tensor>) -> Result<Tensor> {
+/// Memory for new weights.
+fn room_for(view: &Tensor, spare: Option<Tensor>) -> Result<Tensor> {
     match spare {
-        Some(spare) if spare.dtype() == var.dtype() && spare.is_contiguous() => Ok(spare),
-        _ => Ok(Tensor::zeros(var.shape(), var.dtype(), var.device())?),
+        Some(spare) if spare.dtype() == view.dtype() && spare.is_contiguous() => Ok(spare),
+        _ => Ok(Tensor::zeros(view.shape(), view.dtype(), view.device())?),
     }
 }
 
 /// Weights that return when this is dropped.
-struct Before(Vec<(Var, Tensor)>);
-
-impl Before {
-    fn new(operands: &Operands) -> Result<Self> {
-        let copies = operands.vars().map(|(_, var)| Ok((var.clone(), var.as_tensor().copy()?)));
-        Ok(Self(copies.collect::<candle_core::Result<_>>()?))
-    }
-}
+struct Before(Copies);
 
 impl Drop for Before {
     fn drop(&mut self) {
         // Only a failing device makes this fail, and whoever uses it next is told.
-        let _ = self.0.iter().try_for_each(|(var, weight)| var.set(weight));
+        let _ = self.0.put_back();
     }
 }

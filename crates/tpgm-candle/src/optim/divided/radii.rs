@@ -113,13 +113,16 @@ impl<E: HasRadii + ?Sized> Parts<E> {
     }
 
     /// A call that writes weights, on all ranks or none.
-    fn project_by(&mut self, operands: &Operands, call: Projects) -> Result<()> {
+    fn project_by(&mut self, call: Projects) -> Result<()> {
         let learned = self.learned.clone();
         self.exchange(
-            operands,
             Vec::new(),
             &learned,
-            |part| part.with_radii(|radii, operands| radii.preview(operands, call)),
+            |part| {
+                part.with_radii(|radii, operands| radii.preview(operands, call))?;
+                Ok(Vec::new())
+            },
+            |_, _| Ok(()),
             |part| {
                 part.with_radii(|radii, operands| match call {
                     Projects::InPlace => radii.project(operands),
@@ -149,15 +152,16 @@ impl<E: HasRadii + ?Sized> Parts<E> {
 }
 
 impl<E: HasRadii + ?Sized> RadiusSteps for Parts<E> {
-    fn project(&mut self, operands: &Operands) -> Result<()> {
-        self.project_by(operands, Projects::InPlace)
+    fn project(&mut self, _: &Operands) -> Result<()> {
+        self.project_by(Projects::InPlace)
     }
 
-    fn begin(&mut self, operands: &Operands) -> Result<()> {
+    fn begin(&mut self, _: &Operands) -> Result<()> {
         let begun = self.begin_own();
         or_refuse(Some(&*self.communicator), begun)?;
         let rank = self.communicator.rank();
-        let others = operands.vars().zip(&self.learned).zip(self.division.owners());
+        // What TPGM learns is whole, and so are these variables.
+        let others = self.operands.vars().zip(&self.learned).zip(self.division.owners());
         let others = others.filter(|((_, learned), owner)| **learned && **owner != rank);
         let live = others.map(|(((_, var), _), _)| Ok((var.clone(), var.as_tensor().copy()?)));
         let live = live.collect::<candle_core::Result<Vec<_>>>();
@@ -173,19 +177,19 @@ impl<E: HasRadii + ?Sized> RadiusSteps for Parts<E> {
         }
     }
 
-    fn apply(&mut self, operands: &Operands) -> Result<()> {
-        self.project_by(operands, Projects::OnTrial)
+    fn apply(&mut self, _: &Operands) -> Result<()> {
+        self.project_by(Projects::OnTrial)
     }
 
     fn learn(&mut self, operands: &Operands, grads: Vec<Option<Tensor>>) -> Result<()> {
         let mut means = self.reduce(operands, grads)?;
         let learned = means.own.iter_mut().zip(&self.learned);
         learned.filter(|(_, learned)| !**learned).for_each(|(grad, _)| *grad = None);
-        let missing = (0..self.set.len()).find(|&i| self.learned[i] && !means.present[i]);
+        let missing = (0..self.blocks.list.len()).find(|&i| self.learned[i] && !means.present[i]);
         let looked_at = match missing {
-            None => own_finite(operands, &means.own),
+            None => own_finite(&self.operands, &means.own),
             Some(i) => {
-                let tensor = self.set.tensors()[i].name.clone();
+                let tensor = self.blocks.set.tensors()[i].name.clone();
                 Err(tpgm_core::Error::MissingGradient { tensor }.into())
             }
         };
@@ -196,8 +200,8 @@ impl<E: HasRadii + ?Sized> RadiusSteps for Parts<E> {
         })
     }
 
-    fn finish(&mut self, operands: &Operands) -> Result<()> {
-        self.project_by(operands, Projects::ForGood)?;
+    fn finish(&mut self, _: &Operands) -> Result<()> {
+        self.project_by(Projects::ForGood)?;
         self.live.clear();
         Ok(())
     }

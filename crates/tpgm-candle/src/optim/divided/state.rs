@@ -1,7 +1,10 @@
 //! What each rank saves of divided state, and finds in what all of them saved.
 
+use std::ops::Range;
+
 use tpgm_core::{StateDict, TensorScalars};
 
+use super::blocks::Block;
 use super::{Parts, Result};
 use crate::engine::{EmaEngine, Operands, RadiusEngine, StepEngine};
 
@@ -74,19 +77,45 @@ impl<E: ?Sized> Parts<E> {
     fn part_with(&self, key: &str) -> Result<Option<usize>> {
         let unexpected = || tpgm_core::Error::UnexpectedSlot { key: key.to_owned() };
         let (name, _) = key.rsplit_once('/').ok_or_else(unexpected)?;
-        let position = self.set.position(name).map_err(|_| unexpected())?;
+        let position = self.blocks.set.position(name).map_err(|_| unexpected())?;
         Ok(self.parts.iter().position(|part| part.at.contains(&position)))
     }
 
-    /// Numbers of this rank's tensors, with their names, in set order.
+    /// Whether this rank keeps what saved state calls this: a tensor, rows that it has some of, or anything else.
+    pub(in crate::optim) fn takes(&self, name: &str) -> bool {
+        let Some((tensor, rows)) = self.blocks.named(name) else { return true };
+        let meets = |block: usize| match &self.blocks.list[block].rows {
+            Some(own) => own.start < rows.end && rows.start < own.end,
+            None => true,
+        };
+        let rank = self.communicator.rank();
+        self.blocks.of(tensor).any(|block| self.owner(block) == rank && meets(block))
+    }
+
+    /// This rank's blocks: what saved state calls them, their tensors and rows.
+    pub(in crate::optim) fn held(&self) -> impl Iterator<Item = (&str, usize, Range<usize>)> {
+        let specs = self.blocks.set.tensors();
+        self.parts.iter().flat_map(|part| &part.at).map(|&i| {
+            let Block { tensor, rows } = &self.blocks.list[i];
+            let all = 0..self.blocks.whole.tensors()[*tensor].rows().0;
+            (specs[i].name.as_str(), *tensor, rows.clone().unwrap_or(all))
+        })
+    }
+
+    /// Numbers of this rank's tensors, with their names, in set order: of one that is cut those of its first block here.
     pub(super) fn named(
         &self,
         scalars: impl Fn(&E) -> Result<Vec<TensorScalars>>,
     ) -> Result<Vec<(String, TensorScalars)>> {
-        let mut all = Vec::new();
+        let (mut all, mut last) = (Vec::new(), None);
         for part in &self.parts {
-            let names = part.at.iter().map(|&i| self.set.tensors()[i].name.clone());
-            all.extend(names.zip(scalars(&part.engine)?));
+            for (&i, scalars) in part.at.iter().zip(scalars(&part.engine)?) {
+                let tensor = self.blocks.list[i].tensor;
+                if last != Some(tensor) {
+                    all.push((self.blocks.whole.tensors()[tensor].name.clone(), scalars));
+                }
+                last = Some(tensor);
+            }
         }
         Ok(all)
     }
@@ -102,13 +131,13 @@ impl Parts<dyn EmaEngine> {
     }
 
     /// Writes the averages into the weights on all ranks. After an error some may hold theirs.
-    pub(in crate::optim) fn apply(&mut self, operands: &Operands) -> Result<()> {
+    pub(in crate::optim) fn apply(&mut self) -> Result<()> {
         let applied = self.each(|engine, operands| Ok(engine.apply(operands)?));
         let communicator = &*self.communicator;
         crate::distributed::or_refuse(Some(communicator), applied)?;
-        let vars: Vec<_> = operands.vars().map(|(name, var)| (name, var.as_tensor())).collect();
+        let views: Vec<_> = self.operands.views().collect();
         for bucket in self.division.buckets() {
-            communicator.share(&vars[bucket.clone()], &self.division.owners()[bucket.clone()])?;
+            communicator.share(&views[bucket.clone()], &self.division.owners()[bucket.clone()])?;
         }
         Ok(communicator.barrier()?)
     }
@@ -117,7 +146,7 @@ impl Parts<dyn EmaEngine> {
     pub(in crate::optim) fn averages(&self) -> Result<Vec<(String, tpgm_core::Buffer)>> {
         let mut all = Vec::new();
         for part in &self.parts {
-            let names = part.at.iter().map(|&i| self.set.tensors()[i].name.clone());
+            let names = part.at.iter().map(|&i| self.blocks.set.tensors()[i].name.clone());
             all.extend(names.zip(part.engine.state()?));
         }
         Ok(all)

@@ -59,7 +59,8 @@ fn all_methods_give_the_bits_of_undivided_state() {
     {
         for size in 1..=3 {
             for dtype in [DType::F32, DType::F16] {
-                let outcomes = both(size, |group, rows| train(dtype, (rule, constraint), group, rows));
+                let outcomes =
+                    both(size, |group, rows| train(&Net::new(dtype), (rule, constraint), group, rows));
                 let clipped = outcomes[0][0].norms.iter().flatten().any(|norm| f64::from_bits(*norm) > 0.2);
                 assert!(clipped, "nothing was clipped: the test shows less than it says");
                 assert_same(outcomes, &format!("{rule:?} under {constraint:?}, {size} ranks, {dtype:?}"));

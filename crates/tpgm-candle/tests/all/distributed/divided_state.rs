@@ -8,6 +8,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use tpgm_candle::distributed::{Communicator, InProcess, Named, Result};
 use tpgm_candle::{Ftp, Param, Params, RobustOptimizer, StateDict};
 
+use super::net::cut;
 use super::{Net, ROWS, numbers, ranks, tensor};
 
 /// Counts the bytes that this rank sends, as many as a call cannot do without: a reduced tensor goes to its owner, a shared
@@ -60,7 +61,7 @@ impl Communicator for Counting {
 
 /// Tensors of several buckets, and losses with a gradient of their own for each.
 fn wide() -> (Params, Vec<Var>) {
-    // The third and the last are larger than a bucket.
+    // The third and the last are larger than a bucket, and cut by rows.
     let shapes: [&[usize]; 6] =
         [&[600, 1000], &[700, 1000], &[1100, 1000], &[9], &[300, 1000], &[1200, 1000]];
     let vars: Vec<Var> =
@@ -109,10 +110,15 @@ fn several_buckets_give_the_same_bits_and_send_no_more_than_an_all_reduce() {
             assert!(sent <= 2 * 4 * numel, "{size} ranks: {sent} bytes in a step of {numel} parameters");
             total += sent;
         }
-        assert!(state == undivided[0].1);
-        // All ranks together: every gradient and every weight once to each other rank, and 8 bytes per tensor.
-        let numel = undivided[0].3;
-        assert_eq!(total, (size - 1) * (2 * 4 * numel + 8 * 6), "{size} ranks");
+        let (params, _) = wide();
+        let mut whole = RobustOptimizer::builder(&params).constraint(Ftp::default()).build().unwrap();
+        whole.load_state(&state).unwrap();
+        assert!(whole.state().unwrap() == undivided[0].1);
+        // All ranks together: every gradient and every weight once to each other rank, and 8 bytes per tensor. Of the two that are
+        // cut into two blocks each, 32 bytes per piece of 16 rows and 128 of scalars per block in place of that.
+        let (numel, pieces) = (undivided[0].3, 1100usize.div_ceil(16) + 1200 / 16);
+        let told = 8 * 4 + 32 * pieces + 4 * 128;
+        assert_eq!(total, (size - 1) * (2 * 4 * numel + told), "{size} ranks");
     }
 }
 
@@ -123,8 +129,16 @@ fn numbers_of(var: &Var) -> Vec<u64> {
 #[test]
 fn state_goes_from_any_number_of_ranks_to_any_other() {
     // 1 -> 2 -> 3 -> undivided, with a step and a pending batch each.
+    for net in [Net::new, Net::wide] {
+        state_goes_on(&net);
+    }
+}
+
+/// With tensors that are whole, or cut by rows.
+fn state_goes_on(net: &(dyn Fn(DType) -> Net + Sync)) {
     let builder = |net: &Net| {
-        RobustOptimizer::builder(&net.params).constraint(Ftp::default()).accumulate(2).max_grad_norm(0.3)
+        let builder = cut(RobustOptimizer::builder(&net.params).constraint(Ftp::default()));
+        builder.accumulate(2).max_grad_norm(0.3)
     };
     // All ranks work on the same rows here: the mean of equal f16 numbers, taken in f32, is that number.
     let calls = |optimizer: &mut RobustOptimizer, net: &Net, from: u64| {
@@ -135,7 +149,7 @@ fn state_goes_from_any_number_of_ranks_to_any_other() {
     let (mut state, mut values) = (None::<StateDict>, None);
     for (size, from) in [(1, 0), (2, 3), (3, 6)] {
         let ends = ranks(size, |communicator| {
-            let net = Net::new(DType::F16);
+            let net = net(DType::F16);
             let mut optimizer =
                 builder(&net).communicator(Arc::new(communicator)).divide_state().build().unwrap();
             if let (Some(state), Some(values)) = (&state, &values) {
@@ -150,7 +164,7 @@ fn state_goes_from_any_number_of_ranks_to_any_other() {
         ends.iter().for_each(|(state, _)| all.extend(state.clone()));
         (state, values) = (Some(all), Some(ends[0].1.clone()));
     }
-    let (resumed, whole) = (Net::new(DType::F16), Net::new(DType::F16));
+    let (resumed, whole) = (net(DType::F16), net(DType::F16));
     let mut last = builder(&resumed).build().unwrap();
     resumed.params.load_values(&values.unwrap()).unwrap();
     last.load_state(&state.unwrap()).unwrap();

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use candle_core::DType;
 use tpgm_candle::core::{Coupling, Decay, DigrapTest, FtpMemory};
 use tpgm_candle::{
     AdamW, Constraint, Digrap, FixedRadius, FixedScale, Ftp, Group, L2Sp, Norm, OptimizerBuilder, Projection,
@@ -71,14 +70,13 @@ impl Outcome {
 /// Five steps; under TPGM with an update of the radii after every second one, and a projection at the end. `group` gives the
 /// optimizer its ranks.
 pub(crate) fn train(
-    dtype: DType,
+    net: &Net,
     (rule, constraint): (Rule, Constraint),
     group: &dyn Fn(OptimizerBuilder) -> OptimizerBuilder,
     rows: Range<usize>,
 ) -> Outcome {
     let learned = matches!(constraint, Constraint::Tpgm(_));
     let weighed = matches!(constraint, Constraint::Pull(pull) if pull.weights != PullWeights::One);
-    let net = Net::new(dtype);
     let params = net.params.clone().group(Group::new("b.*").lr(0.02).weight_decay(0.01));
     let builder = RobustOptimizer::builder(&params).rule(rule).constraint(constraint);
     let mut optimizer = group(builder.max_grad_norm(0.2)).build().unwrap();

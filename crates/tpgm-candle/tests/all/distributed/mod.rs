@@ -10,6 +10,7 @@ mod launch;
 mod means;
 mod methods;
 mod net;
+mod rows;
 mod timeouts;
 mod training;
 

@@ -1,8 +1,9 @@
 //! A small network, the same on all ranks.
 
 use candle_core::{DType, Device, Tensor, Var};
+use tpgm_candle::core::EngineOptions;
 use tpgm_candle::distributed::Communicator;
-use tpgm_candle::{Param, Params};
+use tpgm_candle::{OptimizerBuilder, Param, Params};
 
 pub(crate) const ROWS: usize = 24;
 
@@ -27,8 +28,17 @@ pub(crate) struct Net {
 
 impl Net {
     pub(crate) fn new(dtype: DType) -> Self {
+        Self::of(16, dtype)
+    }
+
+    /// One whose first tensor is cut by rows, if a piece of work has 8 elements and the constraint allows it: see [`cut`].
+    pub(crate) fn wide(dtype: DType) -> Self {
+        Self::of(300, dtype)
+    }
+
+    fn of(hidden: usize, dtype: DType) -> Self {
         let shapes: [(&str, &[usize]); 4] =
-            [("a.weight", &[16, 8]), ("a.bias", &[16]), ("b.weight", &[4, 16]), ("b.bias", &[4])];
+            [("a.weight", &[hidden, 8]), ("a.bias", &[hidden]), ("b.weight", &[4, hidden]), ("b.bias", &[4])];
         let var = |seed, shape| Var::from_tensor(&tensor(seed, shape).to_dtype(dtype).unwrap()).unwrap();
         let vars: Vec<Var> = (1..).zip(&shapes).map(|(seed, (_, shape))| var(seed, shape)).collect();
         let named = shapes.iter().zip(&vars);
@@ -51,6 +61,11 @@ impl Net {
     pub(crate) fn bits(&self) -> Vec<u64> {
         self.values().into_iter().map(f64::to_bits).collect()
     }
+}
+
+/// Pieces of work so small that tensors of [`Net::wide`] have too many for one rank.
+pub(crate) fn cut(builder: OptimizerBuilder) -> OptimizerBuilder {
+    builder.engine(EngineOptions::default().chunk(8))
 }
 
 pub(crate) fn numbers(tensor: &Tensor) -> Vec<f64> {
