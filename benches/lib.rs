@@ -20,6 +20,8 @@ pub mod contention;
 pub mod count;
 pub mod data;
 pub mod floors;
+#[cfg(test)]
+mod lanes;
 pub mod machine;
 mod methods;
 mod models;

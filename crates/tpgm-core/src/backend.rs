@@ -112,6 +112,13 @@ pub trait Backend: Sized {
         CHUNK
     }
 
+    /// Rows of `len` elements that the backend works on at the same time, at least 1: where a piece has room for more, it gets
+    /// a multiple of them.
+    fn rows_at_a_time(&self, len: usize) -> usize {
+        let _ = len;
+        1
+    }
+
     /// Element type and length.
     fn describe(data: Self::Ref<'_>) -> (DType, usize);
     /// Element type and length.

@@ -100,7 +100,7 @@ impl<B: Backend> Engine<B> {
     ) -> Result<Self> {
         let largest = backend.chunk();
         let chunk = options.chunk.map_or(largest, |chunk| chunk.min(largest));
-        let plan = Plan::new(set.tensors(), &settings, chunk);
+        let plan = Plan::in_rounds(set.tensors(), &settings, chunk, |len| backend.rows_at_a_time(len));
         let slots = set
             .tensors()
             .iter()

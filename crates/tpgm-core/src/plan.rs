@@ -94,6 +94,17 @@ pub struct Plan {
 impl Plan {
     /// Cuts tensors into pieces of at most `chunk` elements (at least 1); `settings` decide what a unit is.
     pub fn new(tensors: &[TensorSpec], settings: &[Settings], chunk: usize) -> Self {
+        Self::in_rounds(tensors, settings, chunk, |_| 1)
+    }
+
+    /// The same for a worker that goes through the rows of a piece in rounds, of which each takes `rows_at_a_time` rows of a
+    /// length: pieces with room for more rows have a multiple of them, since the last round would take as long for fewer.
+    pub fn in_rounds(
+        tensors: &[TensorSpec],
+        settings: &[Settings],
+        chunk: usize,
+        rows_at_a_time: impl Fn(usize) -> usize,
+    ) -> Self {
         let chunk = chunk.max(1);
         let mut plan =
             Plan { tensors: Vec::with_capacity(tensors.len()), pieces: Vec::new(), units: 0, parts: 0 };
@@ -104,17 +115,18 @@ impl Plan {
                 (_, true) => spec.rows(),
                 (numel, false) => (1, numel),
             };
-            plan.push(units, unit_len, chunk);
+            plan.push(units, unit_len, chunk, rows_at_a_time(unit_len));
         }
         plan
     }
 
-    fn push(&mut self, units: usize, unit_len: usize, chunk: usize) {
+    fn push(&mut self, units: usize, unit_len: usize, chunk: usize, at_a_time: usize) {
         let tensor = self.tensors.len();
         let first_piece = self.pieces.len();
         let parts = unit_len.div_ceil(chunk).max(1);
         if parts == 1 {
-            let per_piece = chunk / unit_len.max(1);
+            let room = chunk / unit_len.max(1);
+            let per_piece = if room > at_a_time { room - room % at_a_time.max(1) } else { room };
             for unit in (0..units).step_by(per_piece.max(1)) {
                 let count = per_piece.min(units - unit);
                 self.pieces.push(Piece {
@@ -192,6 +204,27 @@ mod tests {
                 assert_eq!(part, plan.parts);
             }
         }
+    }
+
+    #[test]
+    fn pieces_are_multiples_of_a_round() {
+        let settings = |set: &ParamSet| {
+            set.settings(&AdamW::default().into(), &Ftp::default().into()).expect("valid settings")
+        };
+        let set = ParamSet::builder().tensor("w", [23, 10], DType::F32).build().unwrap();
+        let rows = |chunk, at_a_time: usize| {
+            let plan = Plan::in_rounds(set.tensors(), &settings(&set), chunk, |len| {
+                assert_eq!(len, 10);
+                at_a_time
+            });
+            plan.pieces.iter().map(|piece| piece.units).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(75, 1), [7, 7, 7, 2]);
+        assert_eq!(rows(75, 3), [6, 6, 6, 5]);
+        assert_eq!(rows(75, 7), [7, 7, 7, 2]);
+        // A round takes more than a piece may have.
+        assert_eq!(rows(75, 16), [7, 7, 7, 2]);
+        assert_eq!(rows(9, 4), [1; 46], "rows that are cut have one part each");
     }
 
     #[test]

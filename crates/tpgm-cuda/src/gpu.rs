@@ -31,6 +31,12 @@ use crate::workspace::{Queue, Workspace};
 /// Elements that a thread holds in registers: `PER_THREAD` of the kernels.
 pub(crate) const PER_THREAD: usize = 16;
 
+/// Rows of `len` elements that a block of `threads` threads holds at a time, at least 1: `Rounds` of the kernels. A row has as few
+/// threads as can hold it, a power of two, so that a round seldom fills all of them.
+pub fn rows_at_a_time(threads: usize, len: usize) -> usize {
+    (threads / len.div_ceil(PER_THREAD).max(1).next_power_of_two()).max(1)
+}
+
 /// When a call says that it was refused, for example for a gradient that is not finite. The device itself changes nothing
 /// then, whatever is chosen here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -170,6 +176,10 @@ impl<D: Device> Backend for Gpu<D> {
 
     fn chunk(&self) -> usize {
         self.device.threads() * PER_THREAD
+    }
+
+    fn rows_at_a_time(&self, len: usize) -> usize {
+        rows_at_a_time(self.device.threads(), len)
     }
 
     fn describe(data: View<'_>) -> (DType, usize) {

@@ -87,7 +87,7 @@ pub use cuda::{Captured, Cuda, CudaDevice, CudaMemory, CudaStaging, Lent, LentMu
 pub use device::Device;
 #[cfg(feature = "emulated")]
 pub use emulator::Emulator;
-pub use gpu::{Gpu, Reports, Scalars};
+pub use gpu::{Gpu, Reports, Scalars, rows_at_a_time};
 pub use memory::{Buffer, View, ViewMut};
 pub use workspace::Workspace;
 
