@@ -1,14 +1,14 @@
 //! Softmax and its logarithm.
 
 use candle_core::{Result, Tensor};
-use tpgm_cuda::layers::{Softmax as Kernel, SoftmaxGradients, SoftmaxOperands};
+use tpgm_cuda::layers::{Mask, Softmax as Kernel, SoftmaxGradients, SoftmaxOperands};
 
 use super::{Fresh, Home, Input, Lock, failed};
-use crate::layers::softmax::Softmax;
+use crate::layers::softmax::{Scores, Softmax};
 
 fn kernel(op: &Softmax) -> Kernel {
     match op {
-        Softmax::Probability => Kernel::Probability,
+        Softmax::Probability(_) => Kernel::Probability,
         Softmax::Logarithm => Kernel::Logarithm,
     }
 }
@@ -16,7 +16,17 @@ fn kernel(op: &Softmax) -> Kernel {
 pub(in crate::layers) fn forward<H: Home>(op: &Softmax, on: &H, [x]: [Input<'_, H>; 1]) -> Result<Fresh<H>> {
     let mut y = Fresh::like(&x)?;
     let mut out = y.output(on)?;
-    let operands = SoftmaxOperands { x: x.rows()?, scale: 1.0, mask: None, y: out.rows()? };
+    let (added, causal) = match op {
+        Softmax::Probability(Scores { mask, causal, .. }) => (mask.as_ref().map(Lock::new), *causal),
+        Softmax::Logarithm => (None, false),
+    };
+    let added = added.as_ref().map(|added| added.input(on)).transpose()?;
+    let added = added.as_ref().map(Input::steps).transpose()?;
+    let mask = match x.shape().dims() {
+        &[_, heads, queries, _] if causal || added.is_some() => Some(Mask { heads, queries, causal, added }),
+        _ => None,
+    };
+    let operands = SoftmaxOperands { x: x.rows()?, scale: op.scale(), mask, y: out.rows()? };
     on.layers().softmax(kernel(op), operands).map_err(failed)?;
     drop(out);
     Ok(y)
@@ -33,7 +43,7 @@ pub(in crate::layers) fn backward<H: Home>(
     let (y, grad) = (y.input(on)?, grad.input(on)?);
     let mut dx = Fresh::like(&y)?;
     let mut out = dx.output(on)?;
-    let operands = SoftmaxGradients { y: y.rows()?, grad: grad.rows()?, scale: 1.0, dx: out.rows()? };
+    let operands = SoftmaxGradients { y: y.rows()?, grad: grad.rows()?, scale: op.scale(), dx: out.rows()? };
     on.layers().softmax_gradient(kernel(op), operands).map_err(failed)?;
     drop(out);
     Ok([Some(dx.into_tensor())])
