@@ -7,7 +7,7 @@ use crate::gradients::{
 
 /// Ids of rows that are taken often, once and never.
 fn ids(shape: &[usize], rows: usize, dtype: DType) -> Tensor {
-    let id = |i: usize| if i % 3 == 0 { rows / 2 } else { i * 7919 % rows };
+    let id = |i: usize| if i.is_multiple_of(3) { rows / 2 } else { i * 7919 % rows };
     let ids: Vec<u32> = (0..shape.iter().product()).map(|i| id(i) as u32).collect();
     Tensor::from_vec(ids, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
 }
@@ -31,7 +31,7 @@ fn gradients_are_difference_quotients_and_those_of_candle() {
                 shape.push(width);
                 x[0].index_select(&ids.flatten_all()?, 0)?.reshape(shape)
             };
-            let (y, expected) = (lookup(&table, &ids).unwrap(), slow(&[table.clone()]).unwrap());
+            let (y, expected) = (lookup(&table, &ids).unwrap(), slow(std::slice::from_ref(&table)).unwrap());
             assert_eq!(y.dims(), expected.dims());
             assert_close("embedding", &y, &expected, 0.0);
             // candle rounds after every addition.

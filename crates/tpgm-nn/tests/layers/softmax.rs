@@ -78,8 +78,10 @@ fn errors_name_the_operation() {
     assert!(text.contains("log-softmax-last-dim") && text.contains("U32"), "{text}");
 }
 
-/// Scores of (batch, heads, queries, keys) and masks that broadcast to them.
-const MASKED: [([usize; 4], Option<&[usize]>, bool); 7] = [
+/// Scores of (batch, heads, queries, keys), a mask that broadcasts to them, and whether it is causal.
+type Masked = ([usize; 4], Option<&'static [usize]>, bool);
+
+const MASKED: [Masked; 7] = [
     ([2, 3, 4, 5], Some(&[2, 1, 1, 5]), false),
     ([2, 3, 4, 5], Some(&[4, 5]), true),
     ([2, 3, 5, 5], None, true),
@@ -120,7 +122,7 @@ fn masked_weights_and_their_gradients_are_those_of_composed_operations() {
 fn gradients_of_masked_weights_are_difference_quotients() {
     for (shape, mask, causal) in MASKED.into_iter().take(6) {
         let (x, mask) = masked_args(&shape, mask, DType::F64);
-        check_gradients("masked softmax", &[x.clone()], |x| {
+        check_gradients("masked softmax", std::slice::from_ref(&x), |x| {
             masked_softmax(&x[0], 0.7, mask.as_ref(), causal)
         });
         // A mask that is trained.

@@ -78,7 +78,7 @@ fn gradients_of_embeddings_are_those_of_the_cpu() {
         check(&host, "embedding", 1, [1.0, 1.0], &[vec![rows, width]], |t| {
             let rows = t[0].dim(0)?;
             let ids: Vec<u32> =
-                (0..90).map(|i| if i % 2 == 0 { 0 } else { i * 7919 % rows as u32 }).collect();
+                (0..90u32).map(|i| if i.is_multiple_of(2) { 0 } else { i * 7919 % rows as u32 }).collect();
             Embedding::new(t[0].clone()).forward(&Tensor::from_vec(ids, (3, 30), &Device::Cpu)?)
         });
     }
