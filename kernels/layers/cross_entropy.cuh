@@ -1,9 +1,7 @@
 // Cross-entropy of labels or of soft targets: softmax and its loss in one, without probabilities in memory.
 #pragma once
 
-#include "layers/layer.cuh"
-
-enum LabelType : uint32_t { NO_LABELS, LABELS_U8, LABELS_U32, LABELS_I64 };
+#include "layers/labels.cuh"
 
 // What a row needs in the backward pass.
 struct RowLoss {
@@ -29,10 +27,7 @@ static_assert(sizeof(CrossEntropyTable) == 128, "");
 
 // The label of a row; -1 if it is not a class, -2 if the row is ignored.
 __device__ inline int64_t label_of(const CrossEntropyTable& table, uint64_t row) {
-    int64_t label;
-    if (table.label_type == LABELS_U8) label = at<uint8_t>(table.labels)[row];
-    else if (table.label_type == LABELS_U32) label = at<uint32_t>(table.labels)[row];
-    else label = at<int64_t>(table.labels)[row];
+    const int64_t label = label_at(table.labels, table.label_type, row);
     if (table.has_ignored && label == table.ignored) return -2;
     return label >= 0 && label < static_cast<int64_t>(table.width) ? label : -1;
 }

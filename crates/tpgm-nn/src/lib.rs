@@ -9,7 +9,7 @@
 //! | `candle_nn::RmsNorm::forward`, `ops::rms_norm` | none | [`RmsNorm`], [`rms_norm`] |
 //! | `candle_nn::ops::softmax_last_dim` | none | [`softmax_last_dim`], [`log_softmax_last_dim`] |
 //! | `candle_nn::rotary_emb::rope`, `rope_i` | none | [`rope`], [`rope_i`] |
-//! | `candle_nn::ops::sdpa` | none | [`matmul_transposed`], [`softmax_last_dim`], [`matmul`] |
+//! | `candle_nn::ops::sdpa` | none | [`matmul_transposed`], [`masked_softmax`], [`matmul`] |
 //! | `Tensor::max_pool2d` | too small by the area of the window; error where stride and window differ | [`MaxPool2d`], [`max_pool2d`] |
 //! | `candle_nn::Conv2d` | yes; error where the stride leaves other remainders of height and width | [`Conv2d`] |
 //! | `clamp`, for ReLU6 | half of it where a value lies on a bound | [`relu6`], [`hard_sigmoid`], [`hard_swish`] |
@@ -17,7 +17,7 @@
 //!
 //! These have a gradient in candle and are here because they are faster (`benches/layers.rs` measures it):
 //! [`BatchNorm`], [`Conv2d`] (also in groups and depthwise), [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`],
-//! [`gated_silu`], [`silu`], [`relu`], [`sigmoid`], [`global_avg_pool`], [`scale_channels`], [`Linear`], [`matmul`], [`matmul_transposed`]. And
+//! [`gated_silu`], [`silu`], [`relu`], [`sigmoid`], [`Embedding`], [`global_avg_pool`], [`scale_channels`], [`Linear`], [`matmul`], [`matmul_transposed`]. And
 //! [`ConvNorm`] is a convolution, its norm and its activation as one operation, [`ConvBlock`] several of them.
 //!
 //! ```
@@ -47,14 +47,14 @@
 //! - Each has its own backward pass, which reads the input (or the result) once more and keeps nothing else; [`ConvBlock`] keeps
 //!   what lies between its layers. Gradients are first-order: a second derivative through these layers is not supported.
 //! - On a CUDA GPU, with the feature `cuda`, these are computed by the kernels of `tpgm-cuda`, forward and backward, in f32, bf16 and
-//!   f16: norms, softmax and its logarithm, cross-entropy, [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`],
-//!   [`gated_silu`], biases; and [`Linear`], [`matmul`] and [`matmul_transposed`] by candle's matrix product, without the gradients that
-//!   nobody wants. These kernels are
-//!   tested in an emulator; the layers on top of them have not been run on a GPU yet.
+//!   f16: norms, softmax and its logarithm, also masked, cross-entropy, [`gelu`], [`gelu_tanh`], [`quick_gelu`], [`silu`], [`relu`],
+//!   [`gated_silu`], biases, rotary embedding, [`Dropout`] (the masks of the CPU, bit for bit), the gradient of [`Embedding`],
+//!   [`MaxPool2d`], [`BatchNorm`]; and [`Linear`], [`matmul`] and [`matmul_transposed`] by candle's matrix product, without the gradients
+//!   that nobody wants. These kernels are tested in an emulator; the layers on top of them have not been run on a GPU yet.
 //! - Everything else on a GPU, and everything on Metal, is composed of candle's own operations, which is the same function in more
 //!   launches, each through memory: see [`composed`]. On a CUDA GPU these are f64; tensors without elements; rows of more than 2^30
-//!   elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; a build without the feature; and rotary
-//!   embedding, [`Dropout`], pooling, [`Conv2d`], [`BatchNorm`] and the activations of MobileNet.
+//!   elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; a build without the feature; and
+//!   [`global_avg_pool`], [`Conv2d`] and the activations of MobileNet.
 //! - A transformer block of [`models`] is one operation of candle's, with a backward pass of its own inside: the first part of a gradient
 //!   is the gradient, where candle clears memory and adds. `loss.backward()` finds the gradients of its parameters as ever, as often as
 //!   it is called. Layer by layer where a layer is composed.
@@ -84,12 +84,12 @@ pub mod random;
 
 pub use self::error::{Error, Result};
 pub use self::layers::{
-    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, DropoutState, LayerNorm,
-    Linear, MaxPool2d, Padding, RmsNorm, Shortcut, Statistics, add_bias, batch_norm, composed,
-    conv2d_no_bias, cross_entropy, cross_entropy_smoothed, gated_silu, gelu, gelu_tanh, global_avg_pool,
-    hard_sigmoid, hard_swish, layer_norm, linear, linear_no_bias, log_softmax_last_dim, matmul,
-    matmul_transposed, max_pool2d, quick_gelu, relu, relu6, rms_norm, rope, rope_i, scale_channels, sigmoid,
-    silu, softmax_last_dim,
+    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, DropoutState, Embedding,
+    LayerNorm, Linear, MaxPool2d, Padding, RmsNorm, Shortcut, Statistics, add_bias, batch_norm, composed,
+    conv2d_no_bias, cross_entropy, cross_entropy_smoothed, embedding, gated_silu, gelu, gelu_tanh,
+    global_avg_pool, hard_sigmoid, hard_swish, layer_norm, linear, linear_no_bias, log_softmax_last_dim,
+    masked_softmax, matmul, matmul_transposed, max_pool2d, quick_gelu, relu, relu6, rms_norm, rope, rope_i,
+    scale_channels, sigmoid, silu, softmax_last_dim,
 };
 #[doc(hidden)]
 pub use self::layers::{Recorded, recorded};

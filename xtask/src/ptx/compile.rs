@@ -32,6 +32,8 @@ pub(super) struct Ptx {
     pub(super) name: String,
     /// For GPUs with few units for f64.
     pub(super) slow_f64: bool,
+    /// Of a layer: without sums in f64, the same for all GPUs.
+    pub(super) layer: bool,
     pub(super) text: String,
 }
 
@@ -54,7 +56,8 @@ pub(super) fn compile_all(nvrtc: &Nvrtc, kernels: &Path, only: &str, any_version
     ensure!(!jobs.is_empty(), "no kernel has `{only}` in its name");
     let results: Vec<Result<_>> = in_parallel(&jobs, |(source, define, name, slow_f64)| {
         let (text, log) = compile(nvrtc, kernels, source, define, *slow_f64)?;
-        Ok((text.map(|text| Ptx { name: name.clone(), slow_f64: *slow_f64, text }), log))
+        let layer = source.parent().is_some_and(|folder| folder.ends_with("layers"));
+        Ok((text.map(|text| Ptx { name: name.clone(), slow_f64: *slow_f64, layer, text }), log))
     });
     // A set, because the same source mostly has the same warnings and errors for every kernel.
     let mut logs = BTreeSet::new();

@@ -181,8 +181,8 @@ struct Parts {
     cubins: BTreeMap<String, Vec<(Gpu, PathBuf)>>,
     /// What the kernels take, per compute capability (times ten).
     usages: BTreeMap<u32, Vec<Usage>>,
-    /// All PTX.
-    texts: BTreeSet<PathBuf>,
+    /// What is kept beside that: all PTX, and machine code that is there to be looked at for spills.
+    others: BTreeSet<PathBuf>,
 }
 
 impl Parts {
@@ -195,9 +195,10 @@ impl Parts {
 
     /// Removes what former versions of the kernels have left.
     fn remove_others(&self, folder: &Path) -> Result<()> {
-        let mut keep = self.texts.clone();
-        for (_, cubin) in self.cubins.values().flatten() {
-            keep.extend([cubin.clone(), cubin.with_extension("report")]);
+        let packed = self.cubins.values().flatten().map(|(_, cubin)| cubin);
+        let mut keep = self.others.clone();
+        for file in packed.chain(&self.others) {
+            keep.extend([file.clone(), file.with_extension("report")]);
         }
         for entry in fs::read_dir(folder).with_context(|| format!("cannot read `{}`", folder.display()))? {
             let path = entry?.path();
@@ -217,21 +218,28 @@ fn assemble_all(ptxas: &Path, folder: &Path, ptx: &[Ptx]) -> Result<Parts> {
         let text = ptx.file(folder)?;
         let mut hasher = DefaultHasher::new();
         (&ptx.text, ptxas).hash(&mut hasher);
-        for gpu in GPUS.into_iter().filter(|gpu| gpu.slow_f64 == ptx.slow_f64) {
+        // Machine code for 8.0 is code for 8.6, too; it is the f64 that calls for another one.
+        let takes = |gpu: &Gpu| gpu.slow_f64 == ptx.slow_f64 && !(ptx.layer && gpu.capability == 86);
+        // The registry takes no larger package: for the oldest GPUs the driver compiles layers from the PTX, which is for them.
+        let packs = |gpu: &Gpu| !(ptx.layer && gpu.capability == TARGET);
+        for gpu in GPUS.into_iter().filter(takes) {
             let name = format!("{}.sm_{}.{:016x}.cubin", ptx.name, gpu.capability, hasher.finish());
-            jobs.push((gpu, ptx, text.clone(), folder.join(name)));
+            jobs.push((gpu, ptx, text.clone(), folder.join(name), packs(&gpu)));
         }
         if ptx.slow_f64 {
             parts.fallback.insert(ptx.name.clone(), text.clone());
         }
-        parts.texts.insert(text);
+        parts.others.insert(text);
     }
     // The biggest first, so that no processor is left alone with one at the end.
     jobs.sort_by_key(|(_, ptx, ..)| Reverse(ptx.text.len()));
-    let results = in_parallel(&jobs, |(gpu, _, text, cubin)| ptxas::assemble(ptxas, *gpu, text, cubin));
-    for ((gpu, ptx, _, cubin), usage) in jobs.into_iter().zip(results) {
+    let results = in_parallel(&jobs, |(gpu, _, text, cubin, _)| ptxas::assemble(ptxas, *gpu, text, cubin));
+    for ((gpu, ptx, _, cubin, packed), usage) in jobs.into_iter().zip(results) {
         parts.usages.entry(gpu.capability).or_default().append(&mut usage?);
-        parts.cubins.entry(ptx.name.clone()).or_default().push((gpu, cubin));
+        match packed {
+            true => parts.cubins.entry(ptx.name.clone()).or_default().push((gpu, cubin)),
+            false => _ = parts.others.insert(cubin),
+        }
     }
     parts.cubins.values_mut().for_each(|cubins| cubins.sort_by_key(|(gpu, _)| gpu.capability));
     Ok(parts)

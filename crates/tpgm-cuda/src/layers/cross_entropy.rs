@@ -1,6 +1,7 @@
 //! Cross-entropy of labels or soft targets.
 
 use super::error::{Error, Result};
+use super::labels::Labels;
 use super::rows::{Operands, Rows, RowsMut, Table as RowsTable};
 use super::{Layers, modules};
 use crate::device::Device;
@@ -20,17 +21,6 @@ pub struct CrossEntropy {
     pub ignored: Option<i64>,
 }
 
-/// Labels in device memory, one a row. Views have no such types: these are addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LabelType {
-    /// 8 bits.
-    U8,
-    /// 32 bits.
-    U32,
-    /// 64 bits.
-    I64,
-}
-
 /// What a row should be.
 #[derive(Debug, Clone, Copy)]
 pub enum Target<'a> {
@@ -38,26 +28,6 @@ pub enum Target<'a> {
     Labels(Labels<'a>),
     /// A number for each class, most often a distribution: rows as those of the logits.
     Soft(Rows<'a>),
-}
-
-/// A label for each row in device memory.
-#[derive(Debug, Clone, Copy)]
-pub struct Labels<'a> {
-    address: u64,
-    len: usize,
-    kind: LabelType,
-    data: std::marker::PhantomData<&'a [u8]>,
-}
-
-impl Labels<'_> {
-    /// `len` labels from `address` on.
-    ///
-    /// # Safety
-    ///
-    /// As [`View::from_raw`].
-    pub unsafe fn from_raw(address: u64, len: usize, kind: LabelType) -> Self {
-        Self { address, len, kind, data: std::marker::PhantomData }
-    }
 }
 
 /// Operands of [`Layers::cross_entropy`].
@@ -130,15 +100,15 @@ impl CrossEntropy {
         }
         let (targets, labels, label_type) = match target {
             Target::Soft(targets) => (seen.rows("target", targets)?, 0, 0),
-            Target::Labels(labels) if labels.len == seen.rows => {
-                (RowsTable::default(), labels.address, 1 + labels.kind as u32)
+            Target::Labels(labels) if labels.len() == seen.rows => {
+                (RowsTable::default(), labels.address(), labels.kind())
             }
             Target::Labels(labels) => {
                 let expected = format!("{} are", seen.rows);
                 return Err(Error::Shape {
                     layer: NAME,
                     operand: "target",
-                    got: format!("{} labels", labels.len),
+                    got: format!("{} labels", labels.len()),
                     expected,
                 });
             }

@@ -18,6 +18,13 @@
 //! | [`bias_gradient`](Layers::bias_gradient) | 2 | 4: grad |
 //! | [`gated`](Layers::gated) | 1 | 12: gate, factor, y |
 //! | [`gated_gradient`](Layers::gated_gradient) | 1 | 20: gate, factor, grad and two gradients |
+//! | [`rotary`](Layers::rotary), and back | 1 | 8: x, y; angles come from a cache |
+//! | [`dropout`](Layers::dropout), and its gradient | 1 | 8: x, y |
+//! | [`embedding_gradient`](Layers::embedding_gradient) | 2 | 4 of what was looked up, 4 of the table |
+//! | [`batch_norm`](Layers::batch_norm) | 3; with running statistics 2 | 12: x twice, y; 8 |
+//! | [`batch_norm_gradient`](Layers::batch_norm_gradient) | 3 | 20: x and grad twice, dx |
+//! | [`max_pool`](Layers::max_pool) | 1 | 4 of x, 4 of y |
+//! | [`max_pool_gradient`](Layers::max_pool_gradient) | 1 | 8 of x and dx, 4 of grad |
 //!
 //! # What holds throughout
 //!
@@ -54,11 +61,17 @@
 //! ```
 
 mod activation;
+mod batch_norm;
 mod columns;
 mod cross_entropy;
+mod dropout;
+mod embedding;
 mod error;
+mod labels;
 mod modules;
 mod norm;
+mod pool;
+mod rotary;
 mod rows;
 mod softmax;
 
@@ -69,13 +82,17 @@ use bytemuck::NoUninit;
 pub use self::activation::{
     Activation, ActivationGradients, ActivationOperands, GatedGradients, GatedOperands,
 };
-pub use self::cross_entropy::{
-    CrossEntropy, CrossEntropyGradients, CrossEntropyOperands, LabelType, Labels, Target,
-};
+pub use self::batch_norm::{BatchNorm, BatchNormGradients, BatchNormOperands, Statistics};
+pub use self::cross_entropy::{CrossEntropy, CrossEntropyGradients, CrossEntropyOperands, Target};
+pub use self::dropout::Dropout;
+pub use self::embedding::EmbeddingGradients;
 pub use self::error::{Error, Result};
+pub use self::labels::{LabelType, Labels};
 use self::modules::Kernel;
 pub(crate) use self::modules::modules;
 pub use self::norm::{Norm, NormGradients, NormOperands, Residual};
+pub use self::pool::{MaxPool, MaxPoolGradients};
+pub use self::rotary::{Pairs, RotaryOperands, Turn};
 pub use self::rows::{Rows, RowsMut};
 pub use self::softmax::{Mask, Softmax, SoftmaxGradients, SoftmaxOperands};
 use crate::device::Device;

@@ -21,7 +21,7 @@ macro_rules! kernels {
                 f16: Some(module!($kernel, "f16")),
             };
         )*
-        static ALL: &[&Kernel] = &[$(&$constant,)* &CROSS_ENTROPY_MEAN];
+        static ALL: &[&Kernel] = &[$(&$constant,)* &CROSS_ENTROPY_MEAN, &EMBEDDING_SORT];
     };
 }
 
@@ -29,16 +29,28 @@ macro_rules! kernels {
 pub(super) static CROSS_ENTROPY_MEAN: Kernel =
     Kernel { f32: module!("cross_entropy_mean", "f32"), bf16: None, f16: None };
 
+/// Of whole numbers.
+pub(super) static EMBEDDING_SORT: Kernel =
+    Kernel { f32: module!("embedding_sort", "f32"), bf16: None, f16: None };
+
 kernels!(
     ACTIVATION_BACKWARD: "activation_backward",
     ACTIVATION_FORWARD: "activation_forward",
+    BATCH_NORM_APPLY: "batch_norm_apply",
+    BATCH_NORM_COMBINE: "batch_norm_combine",
+    BATCH_NORM_SUMS: "batch_norm_sums",
     COLUMN_SUMS: "column_sums",
     CROSS_ENTROPY_BACKWARD: "cross_entropy_backward",
     CROSS_ENTROPY_FORWARD: "cross_entropy_forward",
+    DROPOUT: "dropout",
+    EMBEDDING_BACKWARD: "embedding_backward",
     GATED_BACKWARD: "gated_backward",
     GATED_FORWARD: "gated_forward",
     NORM_BACKWARD: "norm_backward",
     NORM_FORWARD: "norm_forward",
+    POOL_BACKWARD: "pool_backward",
+    POOL_FORWARD: "pool_forward",
+    ROTARY: "rotary",
     SOFTMAX_BACKWARD: "softmax_backward",
     SOFTMAX_FORWARD: "softmax_forward",
 );

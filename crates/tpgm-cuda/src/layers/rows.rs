@@ -145,6 +145,19 @@ impl Operands {
         Ok(Self { layer, dtype, rows, width, vector: width.is_multiple_of(4) })
     }
 
+    /// Elements one behind the other, as many as there are.
+    ///
+    /// # Errors
+    ///
+    /// If the element type is none of f32, bf16 and f16.
+    pub(super) fn of_elements(layer: &'static str, operand: &'static str, view: View<'_>) -> Result<Self> {
+        let dtype = view.dtype();
+        if dtype == DType::F64 {
+            return Err(Error::DType { layer, operand, got: dtype, expected: "f32, bf16 or f16" });
+        }
+        Ok(Self { layer, dtype, rows: 1, width: view.len(), vector: true })
+    }
+
     /// What the kernels are told: 1 if all rows seen so far can be read four elements at a time.
     pub(super) fn vector(&self) -> u32 {
         u32::from(self.vector)
@@ -196,6 +209,23 @@ impl Operands {
     /// Rows of the same shape as the first, to be written.
     pub(super) fn rows_mut(&mut self, operand: &'static str, rows: &RowsMut<'_>) -> Result<Table> {
         self.take(operand, rows.view.as_view(), rows.shape)
+    }
+
+    /// Rows of the same width, to be written; and how many there are.
+    pub(super) fn other_rows_mut(
+        &mut self,
+        operand: &'static str,
+        rows: &RowsMut<'_>,
+    ) -> Result<(Table, usize)> {
+        let (view, shape) = (rows.view.as_view(), rows.shape);
+        self.same_type(operand, view.dtype())?;
+        if shape.width != self.width {
+            let expected = format!("rows of {} are", self.width);
+            return Err(Error::Shape { layer: self.layer, operand, got: shape.to_string(), expected });
+        }
+        self.seen(view.address(), 0);
+        self.vector &= shape.rows < 2 || shape.stride.is_multiple_of(4);
+        Ok((Table { address: view.address(), stride: shape.stride as u64 }, shape.rows))
     }
 
     /// As [`Operands::rows`] of what may be absent.

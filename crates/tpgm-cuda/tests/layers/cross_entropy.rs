@@ -1,10 +1,8 @@
-use tpgm_cuda::layers::{
-    CrossEntropy, CrossEntropyGradients, CrossEntropyOperands, LabelType, Labels, Target,
-};
+use tpgm_cuda::layers::{CrossEntropy, CrossEntropyGradients, CrossEntropyOperands, LabelType, Target};
 
 use super::{
-    Backend, DType, Device, Gpu, HostBuffer, LAYOUTS, Layers, Matrix, TYPES, WIDTHS, assert_near, largest,
-    numbers, slopes,
+    Backend, DType, Device, Gpu, HostBuffer, LAYOUTS, Layers, Matrix, OnDevice, TYPES, WIDTHS, assert_near,
+    largest, numbers, slopes,
 };
 
 /// The target of each row, smoothed; nothing for ignored rows.
@@ -77,33 +75,6 @@ fn run<D: Device>(
     (told, d_logits.read(gpu))
 }
 
-/// Labels on a device, in bytes of their type.
-struct OnDevice<D: Device> {
-    memory: D::Memory,
-    device: D,
-    len: usize,
-    kind: LabelType,
-}
-
-impl<D: Device> OnDevice<D> {
-    fn new(gpu: &Gpu<D>, labels: &[i64], kind: LabelType) -> Self {
-        let bytes: Vec<u8> = match kind {
-            LabelType::U8 => labels.iter().map(|&label| label as u8).collect(),
-            LabelType::U32 => labels.iter().flat_map(|&label| (label as u32).to_ne_bytes()).collect(),
-            LabelType::I64 => labels.iter().flat_map(|label| label.to_ne_bytes()).collect(),
-        };
-        let device = gpu.device().clone();
-        let mut memory = device.allocate(bytes.len()).unwrap();
-        device.write(&mut memory, 0, &bytes).unwrap();
-        Self { memory, device, len: labels.len(), kind }
-    }
-
-    fn target(&self) -> Target<'_> {
-        // SAFETY: the memory is there as long as `self`, and nobody writes it.
-        Target::Labels(unsafe { Labels::from_raw(self.device.address(&self.memory), self.len, self.kind) })
-    }
-}
-
 pub(crate) fn cross_entropy_matches_the_formula<D: Device>(gpu: &Gpu<D>) {
     let kinds = [LabelType::U8, LabelType::U32, LabelType::I64];
     for (i, (classes, dtype)) in
@@ -123,7 +94,7 @@ pub(crate) fn cross_entropy_matches_the_formula<D: Device>(gpu: &Gpu<D>) {
             gpu,
             options,
             &x,
-            on_device.target(),
+            Target::Labels(on_device.labels()),
             &logits,
             &targets(options, &labels, classes),
             dtype,
@@ -191,12 +162,12 @@ pub(crate) fn labels_that_are_no_class_make_the_mean_nan<D: Device>(gpu: &Gpu<D>
     let options = CrossEntropy { smoothing: 0.0, ignored: Some(-100) };
     for label in [4, -1, i64::MAX, i64::MIN] {
         let labels = OnDevice::new(gpu, &[0, label, -100], LabelType::I64);
-        let (told, d_logits) = run(gpu, options, &x, labels.target(), DType::F32, 1.0);
+        let (told, d_logits) = run(gpu, options, &x, Target::Labels(labels.labels()), DType::F32, 1.0);
         assert!(told[2].is_nan() && told[4].is_nan() && told[3].is_finite(), "{label}: {told:?}");
         assert!(d_logits[4..8].iter().all(|dx| dx.is_nan()) && d_logits[8..] == [0.0; 4], "{d_logits:?}");
     }
     let labels = OnDevice::new(gpu, &[-100; 3], LabelType::I64);
-    let (told, d_logits) = run(gpu, options, &x, labels.target(), DType::F32, 1.0);
+    let (told, d_logits) = run(gpu, options, &x, Target::Labels(labels.labels()), DType::F32, 1.0);
     assert!(told[..2] == [0.0, 0.0] && told[2].is_nan() && d_logits == [0.0; 12], "{told:?}");
     // What is not finite among the logits is not lost.
     for (bad, columns) in [(f64::NAN, 3..4), (f64::INFINITY, 3..4), (f64::NAN, 0..4)] {
@@ -204,7 +175,7 @@ pub(crate) fn labels_that_are_no_class_make_the_mean_nan<D: Device>(gpu: &Gpu<D>
         logits[columns].fill(bad);
         let x = Matrix::input(gpu, DType::F32, &logits, 4, LAYOUTS[0]);
         let labels = OnDevice::new(gpu, &[0, 1, 2], LabelType::U32);
-        let (told, _) = run(gpu, options, &x, labels.target(), DType::F32, 1.0);
+        let (told, _) = run(gpu, options, &x, Target::Labels(labels.labels()), DType::F32, 1.0);
         assert!(!told[2].is_finite() && !told[3].is_finite() && told[4].is_finite(), "{bad}: {told:?}");
     }
 }

@@ -2,25 +2,48 @@
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 mod activation;
+mod batch_norm;
 mod cross_entropy;
+mod dropout;
+mod embedding;
 mod norm;
+mod pool;
+mod rotary;
 mod softmax;
 
 use tpgm_core::{Backend, Buffer as HostBuffer, DType};
-use tpgm_cuda::layers::{Layers, Rows, RowsMut};
+use tpgm_cuda::layers::{LabelType, Labels, Layers, Rows, RowsMut};
 use tpgm_cuda::{Buffer, Device, Gpu, View, ViewMut};
 
 pub(crate) use self::activation::{
     activations_hold_at_the_ends, activations_match_the_formula, gated_products_match_the_formula,
     gradients_of_biases_are_sums,
 };
+pub(crate) use self::batch_norm::{
+    batch_norms_match_the_formula, batch_norms_refuse_what_does_not_fit, gradients_of_batch_norms_are_slopes,
+    running_statistics_stay_finite_and_the_same_on_any_blocks,
+};
 pub(crate) use self::cross_entropy::{
     cross_entropy_matches_the_formula, gradients_of_cross_entropy_are_slopes,
     labels_that_are_no_class_make_the_mean_nan,
 };
+pub(crate) use self::dropout::{
+    dropout_refuses_what_does_not_fit, masks_are_functions_of_seed_draw_and_index,
+    the_generator_of_masks_is_the_published_one,
+};
+pub(crate) use self::embedding::{
+    any_number_of_blocks_gives_the_same_embedding, embeddings_refuse_what_does_not_fit,
+    gradients_of_embeddings_are_sums,
+};
 pub(crate) use self::norm::{
     any_number_of_blocks_gives_the_same_gradients, gradients_of_norms_are_slopes,
     gradients_of_norms_match_the_formula, norms_match_the_formula, norms_refuse_what_does_not_fit,
+};
+pub(crate) use self::pool::{
+    maxima_and_their_gradients_are_those_of_windows, windows_that_do_not_fit_are_refused,
+};
+pub(crate) use self::rotary::{
+    gradients_of_rotations_are_slopes, rotations_match_the_formula, rotations_refuse_what_does_not_fit,
 };
 pub(crate) use self::softmax::{
     gradients_of_softmax_are_slopes, masks_hide_keys, masks_that_do_not_fit_are_refused,
@@ -124,6 +147,33 @@ impl<D: Device> Matrix<D> {
     }
 }
 
+/// Labels on a device, in bytes of their type.
+struct OnDevice<D: Device> {
+    memory: D::Memory,
+    device: D,
+    len: usize,
+    kind: LabelType,
+}
+
+impl<D: Device> OnDevice<D> {
+    fn new(gpu: &Gpu<D>, labels: &[i64], kind: LabelType) -> Self {
+        let bytes: Vec<u8> = match kind {
+            LabelType::U8 => labels.iter().map(|&label| label as u8).collect(),
+            LabelType::U32 => labels.iter().flat_map(|&label| (label as u32).to_ne_bytes()).collect(),
+            LabelType::I64 => labels.iter().flat_map(|label| label.to_ne_bytes()).collect(),
+        };
+        let device = gpu.device().clone();
+        let mut memory = device.allocate(bytes.len()).unwrap();
+        device.write(&mut memory, 0, &bytes).unwrap();
+        Self { memory, device, len: labels.len(), kind }
+    }
+
+    fn labels(&self) -> Labels<'_> {
+        // SAFETY: the memory is there as long as `self`, and nobody writes it.
+        unsafe { Labels::from_raw(self.device.address(&self.memory), self.len, self.kind) }
+    }
+}
+
 /// Results of sums and functions in f32, rounded once: off by half a unit of the element type, and by a few roundings of f32
 /// of the largest number (`scale`) that they are made of.
 fn assert_near(got: &[f64], expected: &[f64], dtype: DType, scale: f64, context: &str) {
@@ -187,6 +237,21 @@ macro_rules! layers_suite {
             gradients_of_biases_are_sums,
             activations_hold_at_the_ends,
             gated_products_match_the_formula,
+            rotations_match_the_formula,
+            gradients_of_rotations_are_slopes,
+            rotations_refuse_what_does_not_fit,
+            the_generator_of_masks_is_the_published_one,
+            masks_are_functions_of_seed_draw_and_index,
+            dropout_refuses_what_does_not_fit,
+            gradients_of_embeddings_are_sums,
+            any_number_of_blocks_gives_the_same_embedding,
+            embeddings_refuse_what_does_not_fit,
+            maxima_and_their_gradients_are_those_of_windows,
+            windows_that_do_not_fit_are_refused,
+            batch_norms_match_the_formula,
+            gradients_of_batch_norms_are_slopes,
+            running_statistics_stay_finite_and_the_same_on_any_blocks,
+            batch_norms_refuse_what_does_not_fit,
         );
     };
     (@tests $backend:expr, $($name:ident),* $(,)?) => {

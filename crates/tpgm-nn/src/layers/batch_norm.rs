@@ -161,6 +161,37 @@ impl BatchNorm {
         Ok(Norm { weight, bias, mean, scale })
     }
 
+    /// The forward pass by kernels, where they take such images. The running statistics move on the device.
+    #[cfg(any(feature = "cuda", test))]
+    fn by_kernels(&self, x: &Tensor, batch: bool) -> Result<Option<Tensor>> {
+        use super::gpu::{self, batch_norm::Normalize};
+
+        let dtype = self.running_mean.dtype();
+        let largest = match dtype {
+            DType::F32 => f32::MAX,
+            DType::F16 => 65504.0,
+            DType::BF16 => f32::from_bits(0x7f7f_0000),
+            _ => return Ok(None),
+        };
+        let eps = self.eps as f32;
+        let takes = gpu::takes(x) == Some(true) && eps > 0.0 && eps.is_finite();
+        if !takes || self.running_var.dtype() != dtype {
+            return Ok(None);
+        }
+        let kernel = tpgm_cuda::layers::BatchNorm { eps: self.eps, momentum: self.momentum, largest };
+        let running = [&self.running_mean, &self.running_var].map(|var| var.detach().to_dtype(DType::F32));
+        let [mean, variance] = running;
+        let running = Tensor::cat(&[mean?, variance?], 0)?;
+        let op = Normalize::new(kernel, batch, running);
+        let (y, moved) = op.apply([x, &self.weight, &self.bias])?;
+        if let Some(moved) = moved {
+            let channels = self.weight.elem_count();
+            self.running_mean.set(&moved.narrow(0, 0, channels)?.to_dtype(dtype)?)?;
+            self.running_var.set(&moved.narrow(0, channels, channels)?.to_dtype(dtype)?)?;
+        }
+        Ok(Some(y))
+    }
+
     fn running(&self) -> Result<Moments> {
         Ok(Moments { mean: numbers(&self.running_mean)?, variance: numbers(&self.running_var)? })
     }
@@ -191,6 +222,10 @@ impl ModuleT for BatchNorm {
         if batch && count < 2 {
             let expected = "a batch to train on must have more than one element per channel";
             return Err(shape_error(NAME, expected, &args));
+        }
+        #[cfg(any(feature = "cuda", test))]
+        if let Some(y) = self.by_kernels(x, batch)? {
+            return Ok(y);
         }
         match Path::of(x) {
             Path::Fused => {

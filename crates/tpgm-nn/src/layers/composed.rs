@@ -58,6 +58,27 @@ pub fn softmax_last_dim(x: &Tensor) -> Result<Tensor> {
     e.broadcast_div(&e.sum_keepdim(D::Minus1)?)?.to_dtype(x.dtype())
 }
 
+/// [`masked_softmax`](super::masked_softmax).
+///
+/// # Errors
+///
+/// If candle fails.
+pub fn masked_softmax(scores: &Tensor, scale: f64, mask: Option<&Tensor>, causal: bool) -> Result<Tensor> {
+    let mut s = (widened(scores)? * scale)?;
+    if let Some(mask) = mask {
+        s = s.broadcast_add(&widened(mask)?)?;
+    }
+    if causal {
+        let (_, _, queries, keys) = scores.dims4()?;
+        let hidden = |query: usize, key: usize| key + queries > query + keys;
+        let hidden = (0..queries).flat_map(|query| (0..keys).map(move |key| u8::from(hidden(query, key))));
+        let hidden = Tensor::from_vec(hidden.collect::<Vec<_>>(), (1, 1, queries, keys), s.device())?;
+        let nothing = Tensor::full(f32::NEG_INFINITY, s.shape(), s.device())?.to_dtype(s.dtype())?;
+        s = hidden.broadcast_as(s.shape())?.where_cond(&nothing, &s)?;
+    }
+    softmax_last_dim(&s)?.to_dtype(scores.dtype())
+}
+
 /// [`log_softmax_last_dim`](super::log_softmax_last_dim).
 ///
 /// # Errors

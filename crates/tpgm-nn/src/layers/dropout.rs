@@ -10,14 +10,12 @@ use tpgm_core::{Buffer, Element, Slice};
 use super::check::{Path, same_kind};
 use super::float::{Float, vectorized};
 use super::fused::{Arg, Custom, Fused, apply1};
+use super::gpu::on_gpu;
 use super::storage::{BLOCK, PIECE, by_dtype, fill, into_storage, load, scratch, store};
 use crate::error::{Error, Result as OurResult};
-use crate::random::{GAMMA, mix};
+use crate::random::{PHILOX_LANES, philox_lanes};
 
 const NAME: &str = "dropout";
-
-/// Whether GPUs have kernels for it.
-pub(super) const KERNELS: bool = false;
 
 /// Where masks come from: a seed, and how many masks were drawn. All [`Dropout`] layers of a model share one, so that two
 /// numbers are the whole state to save.
@@ -62,21 +60,23 @@ impl DropoutRng {
         self.shared.draws.store(state.draws, Ordering::Relaxed);
     }
 
-    /// The key of the next mask.
-    fn draw(&self) -> u64 {
-        let draw = self.shared.draws.fetch_add(1, Ordering::Relaxed);
-        // Hashed twice: masks of neighboring draws, and of neighboring seeds, start at unrelated points.
-        mix(mix(self.shared.seed.load(Ordering::Relaxed)).wrapping_add(draw.wrapping_mul(GAMMA)))
+    /// The seed, and the number of the next mask.
+    fn draw(&self) -> DropoutState {
+        let draws = self.shared.draws.fetch_add(1, Ordering::Relaxed);
+        DropoutState { seed: self.shared.seed.load(Ordering::Relaxed), draws }
     }
 }
 
 /// Zeroes elements at random while training, and scales the others by `1 / (1 - probability)`, which keeps the mean.
 ///
 /// Use it in place of `candle_nn::Dropout`, whose masks cannot be seeded on the CPU and are kept in memory for the
-/// backward pass. Here a mask is computed anew from its key, on any number of threads with the same bits.
+/// backward pass. Here a mask is computed anew from seed and number, with the same bits on any number of threads, and on a GPU by
+/// kernels.
 ///
-/// Source: Srivastava et al., "Dropout" (2014), in its inverted form. Random numbers: SplitMix64 (Steele et al., 2014), 32
-/// bits per element.
+/// Source: Srivastava et al., "Dropout" (2014), in its inverted form. Random numbers:
+/// [Philox4x32-10](crate::random::philox), 32 bits per element. Element i of mask n takes number i % 4 at the counter whose lower 64
+/// bits are i / 4, rounded down, and whose upper ones are n, with the seed as key; it is zeroed if that is below
+/// `probability * 2^32`.
 #[derive(Debug, Clone)]
 pub struct Dropout {
     probability: f64,
@@ -114,7 +114,7 @@ impl Dropout {
 
     /// The next mask.
     pub(super) fn draw(&self) -> Mask {
-        Mask::new(self.rng.draw(), self.probability)
+        Mask { drawn: self.rng.draw(), probability: self.probability }
     }
 
     /// How likely an element is zeroed.
@@ -135,8 +135,9 @@ impl ModuleT for Dropout {
         }
         same_kind(NAME, &[x])?;
         let op = self.draw();
-        match Path::of(x) {
-            Path::Fused => apply1(op, x),
+        match Path::with_kernels(x) {
+            // The mask goes by an element's index.
+            Path::Fused => apply1(op, &x.contiguous()?),
             // The mask is made on the host: a device's own generator could not be resumed.
             Path::Composed => {
                 let ones = Tensor::ones(x.shape(), DType::F32, &candle_core::Device::Cpu)?;
@@ -149,28 +150,30 @@ impl ModuleT for Dropout {
 /// One mask, applied. Its own gradient is the same mask.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mask {
-    key: u64,
-    /// Elements whose 32 random bits are below this are zeroed.
-    threshold: u32,
-    scale: f64,
+    /// The seed, and the masks drawn before.
+    drawn: DropoutState,
+    probability: f64,
 }
 
 impl Mask {
-    fn new(key: u64, probability: f64) -> Self {
-        // Saturates for probabilities within 2^-32 of one.
-        let threshold = (probability * 4_294_967_296.0).round() as u32;
-        Self { key, threshold, scale: 1.0 / (1.0 - probability) }
+    /// What the kernels call it.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn kernel(&self) -> tpgm_cuda::layers::Dropout {
+        let Self { drawn: DropoutState { seed, draws }, probability } = *self;
+        tpgm_cuda::layers::Dropout { probability, seed, draw: draws }
     }
 
     fn apply<T: Element, C: Float>(&self, x: Slice<'_>) -> Buffer {
-        let scale = C::from_f64(self.scale);
+        let scale = C::from_f64(1.0 / (1.0 - self.probability));
+        // Saturates for probabilities within 2^-32 of one.
+        let threshold = (self.probability * 4_294_967_296.0).round() as u32;
         let (y, _) = fill::<T, ()>(x.len(), PIECE, |range, piece| {
             let (mut x_scratch, mut y_scratch) = (scratch::<T, C>(BLOCK), scratch::<T, C>(BLOCK));
             for (i, y) in piece.chunks_mut(BLOCK).enumerate() {
                 let start = range.start + i * BLOCK;
                 let x = load(x.sub(start..start + y.len()), &mut x_scratch);
                 store(y, &mut y_scratch, |y: &mut [C]| {
-                    apply_mask(self.key, start as u64, self.threshold, scale, x, y);
+                    apply_mask(self.drawn, start as u64, threshold, scale, x, y);
                 });
             }
         });
@@ -179,6 +182,8 @@ impl Mask {
 }
 
 impl Fused<1> for Mask {
+    on_gpu!(1, dropout);
+
     fn name(&self) -> &'static str {
         NAME
     }
@@ -195,19 +200,20 @@ impl Fused<1> for Mask {
 }
 
 vectorized! {
-    /// `start` is the even index of the first element in its tensor. Each 64-bit number serves two elements, the lower
-    /// half the first.
-    fn apply_mask<C>(key: u64, start: u64, threshold: u32, scale: C, x: &[C], y: &mut [C]) {
-        let keep = |bits: u32, x: C| if bits < threshold { C::ZERO } else { x * scale };
-        let first = key.wrapping_add((start / 2).wrapping_mul(GAMMA));
-        let bits = |pair: usize| mix(first.wrapping_add((pair as u64).wrapping_mul(GAMMA)));
-        let ((x, x_last), (y, y_last)) = (x.as_chunks::<2>(), y.as_chunks_mut::<2>());
-        for (pair, (&[a, b], y)) in x.iter().zip(y).enumerate() {
-            let bits = bits(pair);
-            *y = [keep(bits as u32, a), keep((bits >> 32) as u32, b)];
-        }
-        if let (&[a], [y]) = (x_last, y_last) {
-            *y = keep(bits(x.len()) as u32, a);
+    /// `start` is the index of the first element in its tensor, a multiple of four.
+    fn apply_mask<C>(drawn: DropoutState, start: u64, threshold: u32, scale: C, x: &[C], y: &mut [C]) {
+        const AT_ONCE: usize = 4 * PHILOX_LANES;
+        let mut counter = start / 4;
+        for (x, y) in x.chunks(AT_ONCE).zip(y.chunks_mut(AT_ONCE)) {
+            let numbers = philox_lanes(counter, drawn.draws, drawn.seed);
+            counter = counter.wrapping_add(PHILOX_LANES as u64);
+            let mut bits = [0; AT_ONCE];
+            for (i, bits) in bits.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                *bits = [numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i]];
+            }
+            for ((y, &x), &bits) in y.iter_mut().zip(x).zip(&bits) {
+                *y = if bits < threshold { C::ZERO } else { x * scale };
+            }
         }
     }
 }

@@ -10,11 +10,13 @@
 //! # What has no kernel
 //!
 //! These are composed of candle's operations, as every layer is on Metal: f64; tensors without elements; rows of more than 2^30
-//! elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; and the layers that are not here: rotary
-//! embedding, dropout, pooling, convolution, batch norm, factors of features, the activations of MobileNet.
+//! elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; and the layers that are not here:
+//! convolution, factors of features, the activations of MobileNet.
 
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod activation;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod batch_norm;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod bias;
 #[cfg(any(feature = "cuda", test))]
@@ -25,6 +27,10 @@ mod choice;
 pub(super) mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod dropout;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod embedding;
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod gated;
 #[cfg(test)]
@@ -37,6 +43,10 @@ pub(super) mod linear;
 pub(super) mod norm;
 #[cfg(any(feature = "cuda", test))]
 mod operands;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod pool;
+#[cfg(any(feature = "cuda", test))]
+pub(super) mod rotary;
 #[cfg(any(feature = "cuda", test))]
 mod rows;
 #[cfg(any(feature = "cuda", test))]

@@ -7,6 +7,7 @@ use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::float::Float;
 use super::fused::{Arg, Fused, apply1};
+use super::gpu::on_gpu;
 use super::storage::{
     Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store,
 };
@@ -22,9 +23,9 @@ const NAME: &str = "max-pool2d";
 /// takes the gradient, as in PyTorch. Outside the image lies minus infinity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxPool2d {
-    kernel: (usize, usize),
-    stride: (usize, usize),
-    padding: (usize, usize),
+    pub(super) kernel: (usize, usize),
+    pub(super) stride: (usize, usize),
+    pub(super) padding: (usize, usize),
 }
 
 impl MaxPool2d {
@@ -70,8 +71,8 @@ impl Module for MaxPool2d {
         if height + 2 * self.padding.0 < self.kernel.0 || width + 2 * self.padding.1 < self.kernel.1 {
             return Err(shape_error(NAME, "the padded image must be at least as large as the window", &[x]));
         }
-        match Path::of(x) {
-            Path::Fused => apply1(*self, x),
+        match Path::with_kernels(x) {
+            Path::Fused => apply1(*self, &x.contiguous()?),
             Path::Composed => composed::max_pool2d(x, self.kernel, self.stride, self.padding),
         }
     }
@@ -178,6 +179,8 @@ impl Windows {
 }
 
 impl Fused<1> for MaxPool2d {
+    on_gpu!(1, pool);
+
     fn name(&self) -> &'static str {
         NAME
     }

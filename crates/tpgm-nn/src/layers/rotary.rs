@@ -6,7 +6,8 @@ use tpgm_core::{Buffer, Element, Slice};
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, vectorized};
-use super::fused::{Arg, Fused, apply1};
+use super::fused::{Arg, Custom, Fused, apply1};
+use super::gpu::{self, on_gpu};
 use super::storage::{Operand, by_dtype, fill, into_storage, load, rows_per_piece, scratch, store, widen};
 
 /// Rotates the pairs (i, i + d/2) of each head by its position's angles, as Llama, Mistral and GPT-NeoX checkpoints want
@@ -42,14 +43,19 @@ fn apply(op: &'static str, pairs: Pairs, x: &Tensor, cos: &Tensor, sin: &Tensor)
     same_kind(op, &[x, cos, sin])?;
     check_shapes(op, x, cos, sin)?;
     // Angles are constants nearly everywhere; where they are trained, candle's operations know their gradient.
-    if Path::of(x) == Path::Composed || cos.track_op() || sin.track_op() {
+    if Path::with_kernels(x) == Path::Composed || cos.track_op() || sin.track_op() {
         return match pairs {
             Pairs::Halves => composed::rope(x, cos, sin),
             Pairs::Interleaved => composed::rope_i(x, cos, sin),
         };
     }
     let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
-    apply1(Rotate { op, pairs, turn: Turn::Forward, cos, sin }, x)
+    let op = Rotate { op, pairs, turn: Turn::Forward, cos, sin };
+    // Kernels read heads where a linear layer has left them, beside each other.
+    if gpu::takes(x) == Some(true) && x.stride().last() == Some(&1) {
+        return x.apply_op1(Custom(op));
+    }
+    apply1(op, x)
 }
 
 /// The operation of [`rope`], for angles that are constants.
@@ -60,9 +66,6 @@ pub(super) fn rotation(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Rotate>
     let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
     Ok(Rotate { op, pairs: Pairs::Halves, turn: Turn::Forward, cos, sin })
 }
-
-/// Whether GPUs have kernels for it.
-pub(super) const KERNELS: bool = false;
 
 fn check_shapes(op: &'static str, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<()> {
     let fits = match (x.dims(), cos.dims()) {
@@ -82,28 +85,45 @@ fn check_shapes(op: &'static str, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Res
 
 /// Which elements of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pairs {
+pub(super) enum Pairs {
     Halves,
     Interleaved,
 }
 
 /// The direction: backward turns by the opposite angle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
+pub(super) enum Turn {
     Forward,
     Back,
+}
+
+impl Turn {
+    pub(super) fn reversed(self) -> Self {
+        match self {
+            Turn::Forward => Turn::Back,
+            Turn::Back => Turn::Forward,
+        }
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Rotate {
     op: &'static str,
-    pairs: Pairs,
-    turn: Turn,
-    cos: Tensor,
-    sin: Tensor,
+    pub(super) pairs: Pairs,
+    pub(super) turn: Turn,
+    pub(super) cos: Tensor,
+    pub(super) sin: Tensor,
 }
 
 impl Rotate {
+    /// Elements from the angles of one sequence to those of the next.
+    pub(super) fn angles_stride(&self) -> usize {
+        match *self.cos.dims() {
+            [_, positions, pairs] => positions * pairs,
+            _ => 0,
+        }
+    }
+
     fn rotate<T: Element, C: Float>(
         &self,
         x: Slice<'_>,
@@ -114,11 +134,7 @@ impl Rotate {
         let (_, heads, steps, d) = dims;
         let (cos, sin) = (widen::<C>(cos), widen::<C>(sin));
         let sign = if self.turn == Turn::Forward { C::ONE } else { -C::ONE };
-        // Elements from the angles of one sequence to those of the next.
-        let table = match *self.cos.dims() {
-            [_, positions, pairs] => positions * pairs,
-            _ => 0,
-        };
+        let table = self.angles_stride();
         let (y, _) = fill::<T, ()>(x.len(), rows_per_piece(d) * d, |range, piece| {
             let (mut x_scratch, mut y_scratch) = (scratch::<T, C>(d), scratch::<T, C>(d));
             for (i, y) in piece.chunks_mut(d).enumerate() {
@@ -138,6 +154,8 @@ impl Rotate {
 }
 
 impl Fused<1> for Rotate {
+    on_gpu!(1, rotary);
+
     fn name(&self) -> &'static str {
         self.op
     }
@@ -152,10 +170,7 @@ impl Fused<1> for Rotate {
     }
 
     fn backward(&self, _x: [&Tensor; 1], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 1]> {
-        let turn = match self.turn {
-            Turn::Forward => Turn::Back,
-            Turn::Back => Turn::Forward,
-        };
+        let turn = self.turn.reversed();
         let (cos, sin) = (self.cos.clone(), self.sin.clone());
         Ok([Some(apply1(Rotate { op: self.op, pairs: self.pairs, turn, cos, sin }, grad)?)])
     }

@@ -6,12 +6,47 @@ use tpgm_core::{Buffer, Element, Slice};
 use super::check::{Path, same_kind, shape_error};
 use super::composed;
 use super::float::{Float, vectorized};
-use super::fused::{Arg, Fused};
+use super::fused::{Arg, Fused, apply1};
 use super::gpu::on_gpu;
 use super::softmax::{softmax, softmax_gradient};
 use super::storage::{
     Operand, by_dtype, fill, into_storage, into_tensor, load, rows_per_piece, scratch, store, widen,
 };
+use crate::error::Error;
+
+/// The weights of an attention: softmax over the keys of `scale * scores + mask`, for scores of shape (batch, heads, queries,
+/// keys). Scores are read once and written once; scaling and adding before would go through them two times more.
+///
+/// `scale` is usually one over the root of a head's width. `mask` broadcasts to the scores and has their element type: a number
+/// for each key, minus infinity (or one that is very low) for what is not seen. Under `causal`, query `i` sees the keys up to
+/// `i + keys - queries` alone, so the last query sees all. A row that sees nothing is NaN.
+///
+/// A mask that wants a gradient gets one: the weights are composed of candle's operations then.
+///
+/// # Errors
+///
+/// If the scores have other than four dimensions, the mask does not fit them, types or devices differ, or the scale is not
+/// finite.
+pub fn masked_softmax(scores: &Tensor, scale: f64, mask: Option<&Tensor>, causal: bool) -> Result<Tensor> {
+    const NAME: &str = "masked-softmax";
+    let args: Vec<_> = [Some(scores), mask].into_iter().flatten().collect();
+    same_kind(NAME, &args)?;
+    let &[_, heads, queries, _] = scores.dims() else {
+        return Err(shape_error(NAME, "the scores must be (batch, heads, queries, keys)", &args));
+    };
+    if !scale.is_finite() {
+        return Err(
+            Error::LayerOption { op: NAME, option: "the scale", value: scale, range: "finite" }.into()
+        );
+    }
+    if mask.is_some_and(|mask| mask.broadcast_as(scores.shape()).is_err()) {
+        return Err(shape_error(NAME, "the mask must broadcast to the scores", &args));
+    }
+    if Path::with_kernels(scores) == Path::Composed || mask.is_some_and(Tensor::track_op) {
+        return composed::masked_softmax(scores, scale, mask, causal);
+    }
+    apply1(Scores::new(scores, heads, queries, scale, (mask, causal))?, scores)
+}
 
 /// Which keys a query sees.
 #[derive(Debug, Clone)]
@@ -21,6 +56,17 @@ pub(crate) enum AttentionMask {
     /// By numbers that are added to the scaled scores, -inf or very small ones for what is not seen. They broadcast to (batch,
     /// heads, queries, keys) and are a constant.
     Added(Tensor),
+}
+
+impl AttentionMask {
+    /// The numbers that are added, and whether keys behind a query's own place are hidden.
+    pub(super) fn parts(mask: Option<&Self>) -> (Option<&Tensor>, bool) {
+        match mask {
+            None => (None, false),
+            Some(AttentionMask::Causal) => (None, true),
+            Some(AttentionMask::Added(mask)) => (Some(mask), false),
+        }
+    }
 }
 
 /// `softmax(scale x + mask)` over the last dimension of scores, whose rows are (batch, head, query) in that order.
@@ -43,12 +89,12 @@ impl Scores {
         heads: usize,
         queries: usize,
         scale: f64,
-        mask: Option<&AttentionMask>,
+        (mask, causal): (Option<&Tensor>, bool),
     ) -> Result<Self> {
         let keys = scores.dim(D::Minus1)?;
         let batch = scores.elem_count() / (heads * queries * keys).max(1);
         let added = match mask {
-            Some(AttentionMask::Added(mask)) => {
+            Some(mask) => {
                 same_kind(Self::NAME, &[scores, mask])?;
                 let mask = mask.contiguous()?;
                 let Ok(wide) = mask.broadcast_as((batch, heads, queries, keys)) else {
@@ -61,9 +107,8 @@ impl Scores {
                 let held = if wide.is_contiguous() { wide } else { mask };
                 Some((held, strides))
             }
-            _ => None,
+            None => None,
         };
-        let causal = matches!(mask, Some(AttentionMask::Causal));
         Ok(Self { scale, heads, queries, causal, added })
     }
 
@@ -75,20 +120,9 @@ impl Scores {
         mask: Option<&AttentionMask>,
     ) -> Result<Tensor> {
         let keys = scores.dim(D::Minus1)?;
+        let (added, causal) = AttentionMask::parts(mask);
         let split = scores.reshape(((), heads, queries, keys))?;
-        let masked = match mask {
-            None => split,
-            Some(AttentionMask::Added(mask)) => split.broadcast_add(mask)?,
-            Some(AttentionMask::Causal) => {
-                let hidden = |row: usize, key: usize| key + queries > row + keys;
-                let mask: Vec<f32> = (0..queries * keys)
-                    .map(|i| if hidden(i / keys, i % keys) { f32::NEG_INFINITY } else { 0.0 })
-                    .collect();
-                let mask = Tensor::from_vec(mask, (queries, keys), scores.device())?;
-                split.broadcast_add(&mask.to_dtype(scores.dtype())?)?
-            }
-        };
-        composed::softmax_last_dim(&masked)?.reshape(scores.shape())
+        composed::masked_softmax(&split, 1.0, added, causal)?.reshape(scores.shape())
     }
 
     /// Who computes it.

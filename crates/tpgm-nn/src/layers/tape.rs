@@ -28,9 +28,9 @@ pub(crate) use self::trace::apart;
 pub use self::trace::{Recorded, recorded};
 use super::check::Path;
 use super::fused::{Custom, Fused};
+use super::gpu;
 use super::links::{Many, apply_many};
 use super::sum::Sum;
-use super::{dropout, gpu, rotary};
 
 /// A tensor inside a block.
 #[derive(Debug, Clone)]
@@ -46,10 +46,6 @@ impl Value {
 /// What a block has that a GPU may have no kernel for.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Parts {
-    /// Dropout that drops.
-    pub(crate) dropout: bool,
-    /// Rotary embedding.
-    pub(crate) rotary: bool,
     /// Factors of features.
     pub(crate) factors: bool,
     /// A norm that kernels do not compute.
@@ -113,10 +109,7 @@ impl Tape {
     /// The one place where it is decided who computes a block over `x`: one operation with a tape, or layer by layer. The latter
     /// where a layer is composed of candle's operations, which only candle's graph goes back through.
     fn of(x: &Tensor, parts: Parts) -> Self {
-        let has_kernels = !(parts.dropout && !dropout::KERNELS
-            || parts.rotary && !rotary::KERNELS
-            || parts.factors
-            || parts.odd_norm);
+        let has_kernels = !(parts.factors || parts.odd_norm);
         let fused = Path::with_kernels(x) == Path::Fused && (gpu::takes(x).is_none() || has_kernels);
         let recorded = fused && !parts.trained_constant && !trace::layer_by_layer();
         Self { record: recorded.then(Record::default) }

@@ -257,11 +257,6 @@ impl Lora<crate::layers::Linear> {
         let sum = tape.add(&output, &update)?;
         tape.cast(&sum, stored)
     }
-
-    /// True if elements of its input are dropped.
-    pub(crate) fn drops(&self, train: bool) -> bool {
-        self.factors.as_ref().is_some_and(|factors| factors.dropout.drops(train))
-    }
 }
 
 impl<L: Adaptable> ModuleT for Lora<L> {

@@ -107,15 +107,6 @@ impl Attention {
         Ok(Self { norms: Some([norm(query)?, norm(key)?]), ..self })
     }
 
-    /// True if it drops out.
-    pub(super) fn drops(&self, train: bool) -> bool {
-        let inputs = match &self.inputs {
-            Inputs::Separate(layers) => layers.iter().any(|layer| layer.drops(train)),
-            Inputs::Joined(_) => false,
-        };
-        inputs || self.dropout.drops(train) || self.output.drops(train)
-    }
-
     /// Maps `x` of shape (batch, length, size) to the same shape.
     pub(super) fn forward(&self, tape: &mut Tape, x: &Value, place: Place<'_>, train: bool) -> Result<Value> {
         let [query, key, value] = match &self.inputs {

@@ -71,13 +71,6 @@ impl Feed {
             }
         }
     }
-
-    fn drops(&self, train: bool) -> bool {
-        match self {
-            Feed::Gated(layers) => layers.iter().any(|layer| layer.drops(train)),
-            Feed::Plain { .. } | Feed::Joined { .. } => false,
-        }
-    }
 }
 
 /// A block. Of two parts, the first is of attention and the second of the feed-forward network.
@@ -97,14 +90,11 @@ impl Transformer {
     /// Maps `x` of shape (batch, length, size) to the same shape.
     pub(super) fn forward(&self, x: &Tensor, place: Place<'_>, train: bool) -> Result<Tensor> {
         let layers = |tape: &mut Tape, x: &Value| self.layers(tape, x, place, train);
-        block("transformer-block", x, self.parts(place, train), layers)
+        block("transformer-block", x, self.parts(place), layers)
     }
 
-    fn parts(&self, place: Place<'_>, train: bool) -> Parts {
-        let drops = self.dropouts.iter().any(|dropout| dropout.drops(train));
+    fn parts(&self, place: Place<'_>) -> Parts {
         Parts {
-            dropout: drops || self.attention.drops(train) || self.feed.drops(train),
-            rotary: place.rotary.is_some(),
             factors: self.scales.is_some(),
             odd_norm: self.norms.iter().any(|norm| !AnyNorm::from(norm).has_kernel()),
             trained_constant: place.is_trained(),

@@ -9,6 +9,7 @@ mod conv;
 mod conv_norm;
 mod cross_entropy;
 mod dropout;
+mod embedding;
 mod gated;
 mod gradients;
 mod linear;

@@ -117,6 +117,21 @@ impl<'a, H: Home> Input<'a, H> {
         Rows::strided(view, shape.rows, shape.width, shape.stride).map_err(failed)
     }
 
+    /// Rows of its last dimension, with the elements from one to the next in each of the three dimensions before.
+    pub(in crate::layers) fn steps(&self) -> Result<(View<'_>, [usize; 3])> {
+        let (&[a, b, c, width], &[of_a, of_b, of_c, step]) = (self.layout.dims(), self.layout.stride())
+        else {
+            candle_core::bail!("four dimensions are needed; got {:?}", self.layout.dims())
+        };
+        if width > 1 && step != 1 {
+            return Err(candle_core::Error::RequiresContiguous { op: "a kernel of a layer" }.bt());
+        }
+        let last = |count: usize, step: usize| count.saturating_sub(1) * step;
+        let span = last(a, of_a) + last(b, of_b) + last(c, of_c) + width;
+        let span = if a * b * c == 0 { 0 } else { span };
+        Ok((self.view(self.layout.start_offset(), span)?, [of_a, of_b, of_c]))
+    }
+
     /// Its elements, one behind the other.
     pub(in crate::layers) fn elements(&self) -> Result<View<'_>> {
         let (start, end) = self.contiguous()?;

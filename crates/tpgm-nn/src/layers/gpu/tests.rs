@@ -1,6 +1,9 @@
 //! Whole layers, forward and backward through candle's graph, by the emulated kernels on the host's memory: against the same layers of
 //! the CPU in f64. What is not run here is `cuda.rs`.
 
+mod attention;
+mod images;
+
 use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
 
 use super::host::Host;

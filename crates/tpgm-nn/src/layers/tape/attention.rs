@@ -110,12 +110,13 @@ impl Tape {
         let scores = self.product(&query, key, true)?;
         let weights = match (self.records(), Scores::path(&scores.0, mask)) {
             (true, _) => {
-                let op = Scores::new(&scores.0, heads, queries, scale, mask)?;
+                let op = Scores::new(&scores.0, heads, queries, scale, AttentionMask::parts(mask))?;
                 self.fused(op, [&scores.0], Keep::Result)?
             }
-            (false, Path::Fused) => {
-                Value(apply1(Scores::new(&scores.0, heads, queries, scale, mask)?, &scores.0)?)
-            }
+            (false, Path::Fused) => Value(apply1(
+                Scores::new(&scores.0, heads, queries, scale, AttentionMask::parts(mask))?,
+                &scores.0,
+            )?),
             (false, Path::Composed) => Value(Scores::composed(&scores.0, heads, queries, mask)?),
         };
         // Its shape is that of (batch, heads, queries, keys) to dropout, whose masks follow the elements in their order.
