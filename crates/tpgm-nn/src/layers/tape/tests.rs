@@ -106,7 +106,7 @@ fn attention_weights_are_softmaxes_of_scaled_and_masked_scores() {
         let scaled = (&scores * 0.3).unwrap();
         let expected = Scores::composed(&scaled, heads, queries, mask).unwrap();
         for x in [&scores, &grouped] {
-            let op = Scores::new(x, heads, queries, 0.3, mask).unwrap();
+            let op = Scores::new(x, heads, queries, 0.3, AttentionMask::parts(mask)).unwrap();
             let got = apply1(op, x).unwrap();
             assert_eq!(got.dims(), x.dims());
             for (got, expected) in vec(&got).iter().zip(vec(&expected)) {
@@ -115,12 +115,14 @@ fn attention_weights_are_softmaxes_of_scaled_and_masked_scores() {
         }
     }
     // The last query sees all keys, the first those up to the third.
-    let op = Scores::new(&scores, heads, queries, 1.0, Some(&AttentionMask::Causal)).unwrap();
+    let op = Scores::new(&scores, heads, queries, 1.0, (None, true)).unwrap();
     let first = vec(&apply1(op, &scores).unwrap())[..2 * keys].to_vec();
     assert!(first[..3].iter().all(|x| *x > 0.0) && first[3..6] == [0.0; 3]);
     assert!(first[6..10].iter().all(|x| *x > 0.0) && first[10..] == [0.0; 2]);
     let wrong = AttentionMask::Added(numbers(&[5], 1));
-    let text = Scores::new(&scores, heads, queries, 1.0, Some(&wrong)).unwrap_err().to_string();
+    let text = Scores::new(&scores, heads, queries, 1.0, AttentionMask::parts(Some(&wrong)))
+        .unwrap_err()
+        .to_string();
     assert!(text.contains("a mask must broadcast to (batch, heads, queries, keys)"), "{text}");
 }
 
