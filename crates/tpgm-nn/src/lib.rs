@@ -15,7 +15,8 @@
 //! | `clamp`, for ReLU6 | half of it where a value lies on a bound | [`relu6`], [`hard_sigmoid`], [`hard_swish`] |
 //! | `candle_nn::Dropout` | yes, but its masks cannot be seeded or resumed on the CPU | [`Dropout`] |
 //!
-//! These have a gradient in candle and are here because they are faster (`benches/layers.rs` measures it):
+//! These have a gradient in candle and are here because they are faster (`benches/layers.rs` measures most of
+//! them):
 //! [`BatchNorm`], [`Conv2d`] (also in groups and depthwise), [`cross_entropy`], [`gelu`], [`gelu_tanh`], [`quick_gelu`],
 //! [`gated_silu`], [`silu`], [`relu`], [`sigmoid`], [`Embedding`], [`global_avg_pool`], [`scale_channels`], [`Linear`], [`matmul`], [`matmul_transposed`]. And
 //! [`ConvNorm`] is a convolution, its norm and its activation as one operation, [`ConvBlock`] several of them.
@@ -54,7 +55,7 @@
 //! - Everything else on a GPU, and everything on Metal, is composed of candle's own operations, which is the same function in more
 //!   launches, each through memory: see [`composed`]. On a CUDA GPU these are f64; tensors without elements; rows of more than 2^30
 //!   elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; a build without the feature; and
-//!   [`global_avg_pool`], [`Conv2d`] and the activations of MobileNet.
+//!   [`Conv2d`], [`global_avg_pool`], [`scale_channels`], factors of features (LayerScale) and the activations of MobileNet.
 //! - A transformer block of [`models`] is one operation of candle's, with a backward pass of its own inside: the first part of a gradient
 //!   is the gradient, where candle clears memory and adds. `loss.backward()` finds the gradients of its parameters as ever, as often as
 //!   it is called. Layer by layer where a layer is composed.

@@ -291,6 +291,13 @@ impl Recipe {
                 Head::InCheckpoint => "makes a new head, but the checkpoint has one",
             };
             ensure!(fits, "{} {why}", method.name());
+            let learns_radii = matches!(method, Method::Tpgm | Method::TpgmPostHoc);
+            ensure!(
+                !(learns_radii && self.precision == Precision::F16),
+                "{} does not train in f16: its held-out loss is not scaled, so that small gradients vanish. Take --dtype bf16 or \
+                 f32, or --methods without it",
+                method.name()
+            );
         }
         Ok(())
     }

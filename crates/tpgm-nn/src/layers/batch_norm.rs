@@ -33,7 +33,8 @@ pub enum Statistics {
 ///
 /// While training these are the batch's (the variance divided by the number of elements), and the running statistics move:
 /// `running = (1 - momentum) * running + momentum * batch`, where the variance is divided by the number of elements less
-/// one, as in PyTorch. They are computed in f64, whatever the element type. They stay as they are if a batch would make one
+/// one, as in PyTorch. They are computed in f64, whatever the element type; by kernels the
+/// sums of a group of elements are f32, and those of the groups f64. They stay as they are if a batch would make one
 /// of them NaN or infinite; its result has the NaN all the same.
 ///
 /// Under `Params` of `tpgm-candle` the running statistics are buffers: part of `Params::values` and

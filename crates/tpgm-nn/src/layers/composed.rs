@@ -64,7 +64,10 @@ pub fn softmax_last_dim(x: &Tensor) -> Result<Tensor> {
 ///
 /// If candle fails.
 pub fn masked_softmax(scores: &Tensor, scale: f64, mask: Option<&Tensor>, causal: bool) -> Result<Tensor> {
-    let mut s = (widened(scores)? * scale)?;
+    let mut s = widened(scores)?;
+    if scale != 1.0 {
+        s = (s * scale)?;
+    }
     if let Some(mask) = mask {
         s = s.broadcast_add(&widened(mask)?)?;
     }

@@ -135,7 +135,8 @@ impl<F> Custom<F> {
         Err(crate::error::Error::LayerDevice { op: self.0.name() }.into())
     }
 
-    /// The one place where a tensor's device chooses who goes backward.
+    /// Where the device of an operation's result chooses who goes backward; a sum with its norm, of two results, chooses in
+    /// `norm/residual.rs`.
     pub(super) fn backward<const N: usize>(
         &self,
         args: [&Tensor; N],

@@ -11,7 +11,7 @@
 //!
 //! These are composed of candle's operations, as every layer is on Metal: f64; tensors without elements; rows of more than 2^30
 //! elements; a norm whose `eps` is 0 in f32; GPUs older than compute capability 7.5; and the layers that are not here:
-//! convolution, factors of features, the activations of MobileNet.
+//! convolution, `global_avg_pool`, `scale_channels`, factors of features (LayerScale), the activations of MobileNet.
 
 #[cfg(any(feature = "cuda", test))]
 pub(super) mod activation;

@@ -20,7 +20,9 @@ pub(super) struct SplitHeads {
 
 /// From `N` tensors of shape (batch, heads, length, width) to (batch, length, N * heads * width).
 #[derive(Debug, Clone, Copy)]
-pub(super) struct MergeHeads;
+pub(super) struct MergeHeads {
+    pub(super) heads: usize,
+}
 
 impl SplitHeads {
     /// (batch, length, width of a head) of its argument.
@@ -90,7 +92,7 @@ impl Fused<1> for SplitHeads {
         if self.parts != 1 {
             candle_core::bail!("the gradient of one part is no gradient of all")
         }
-        Ok([Some(Custom(MergeHeads).run([grad])?)])
+        Ok([Some(Custom(MergeHeads { heads: self.heads }).run([grad])?)])
     }
 }
 
@@ -118,11 +120,10 @@ impl<const N: usize> Fused<N> for MergeHeads {
         Ok((into_storage(y), (batch, length, N * heads * width).into()))
     }
 
-    fn backward(&self, args: [&Tensor; N], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; N]> {
-        let heads = args[0].dim(1)?;
+    fn backward(&self, _: [&Tensor; N], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; N]> {
         let mut grads = [const { None }; N];
         for (part, found) in grads.iter_mut().enumerate() {
-            *found = Some(Custom(SplitHeads { heads, parts: N, part }).run([grad])?);
+            *found = Some(Custom(SplitHeads { heads: self.heads, parts: N, part }).run([grad])?);
         }
         Ok(grads)
     }

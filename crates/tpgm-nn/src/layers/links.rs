@@ -49,7 +49,8 @@ pub(super) fn apply_many(op: impl Many, args: Vec<Tensor>, y: (Storage, Shape)) 
     }
 }
 
-/// Gradients on their way from the end to the links, of each thread that goes backward.
+/// Gradients on their way from the end to the links, of each thread that goes backward; a thread's entry goes with its last gradient.
+/// Where an error stops candle between the two, they wait until the thread comes here again, or the graph is dropped.
 #[derive(Clone, Default)]
 struct Found(Arc<Mutex<HashMap<ThreadId, Vec<Option<Tensor>>>>>);
 
@@ -60,7 +61,13 @@ impl Found {
 
     fn take(&self, index: usize) -> Option<Tensor> {
         let mut found = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        found.get_mut(&thread::current().id())?.get_mut(index)?.take()
+        let this = thread::current().id();
+        let waiting = found.get_mut(&this)?;
+        let grad = waiting.get_mut(index)?.take();
+        if waiting.iter().all(Option::is_none) {
+            found.remove(&this);
+        }
+        grad
     }
 }
 
@@ -173,7 +180,61 @@ impl<F: Many> CustomOp1 for End<F> {
     }
 
     fn bwd(&self, last: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        self.found.put(self.op.backward(&self.args, y, &grad.contiguous()?)?);
+        let mut grads = self.op.backward(&self.args, y, &grad.contiguous()?)?;
+        for (grad, arg) in grads.iter_mut().zip(&self.args) {
+            // No link asks for it.
+            if !arg.track_op() {
+                *grad = None;
+            }
+        }
+        self.found.put(grads);
         Ok(Some(last.detach()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    /// A sum that finds a gradient for every argument, wanted or not.
+    struct Add;
+
+    impl Many for Add {
+        fn name(&self) -> &'static str {
+            "add"
+        }
+
+        fn backward(&self, args: &[Tensor], _: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+            Ok(vec![Some(grad.clone()); args.len()])
+        }
+    }
+
+    #[test]
+    fn gradients_wait_only_for_links_that_ask_and_leave_nothing_behind() {
+        let var = |x: f32| Var::new(&[x], &Device::Cpu).unwrap();
+        let (a, b) = (var(1.0), var(2.0));
+        let constant = Tensor::new(&[3f32], &Device::Cpu).unwrap();
+        let found = Found::default();
+        let end = End {
+            op: Add,
+            args: vec![a.as_tensor().clone(), constant, b.as_tensor().clone()],
+            y: Mutex::new(Some((Storage::Cpu(CpuStorage::F32(vec![6.0])), 1.into()))),
+            found: found.clone(),
+        };
+        // Only the end is in this graph, so that nothing is taken by links.
+        let last = var(0.0);
+        last.apply_op1(end).unwrap().backward().unwrap();
+        let waiting = || {
+            let found = found.0.lock().unwrap();
+            let entry = found.get(&thread::current().id());
+            entry.map(|grads| grads.iter().map(Option::is_some).collect::<Vec<_>>())
+        };
+        assert_eq!(waiting().unwrap(), [true, false, true]);
+        assert!(found.take(0).is_some() && found.take(1).is_none());
+        assert_eq!(waiting().unwrap(), [false, false, true]);
+        assert!(found.take(2).is_some());
+        assert!(found.0.lock().unwrap().is_empty());
     }
 }

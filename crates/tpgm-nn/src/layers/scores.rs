@@ -14,6 +14,8 @@ use super::storage::{
 };
 use crate::error::Error;
 
+const NAME: &str = "masked-softmax";
+
 /// The weights of an attention: softmax over the keys of `scale * scores + mask`, for scores of shape (batch, heads, queries,
 /// keys). Scores are read once and written once; scaling and adding before would go through them two times more.
 ///
@@ -28,7 +30,6 @@ use crate::error::Error;
 /// If the scores have other than four dimensions, the mask does not fit them, types or devices differ, or the scale is not
 /// finite.
 pub fn masked_softmax(scores: &Tensor, scale: f64, mask: Option<&Tensor>, causal: bool) -> Result<Tensor> {
-    const NAME: &str = "masked-softmax";
     let args: Vec<_> = [Some(scores), mask].into_iter().flatten().collect();
     same_kind(NAME, &args)?;
     let &[_, heads, queries, _] = scores.dims() else {
@@ -41,6 +42,9 @@ pub fn masked_softmax(scores: &Tensor, scale: f64, mask: Option<&Tensor>, causal
     }
     if mask.is_some_and(|mask| mask.broadcast_as(scores.shape()).is_err()) {
         return Err(shape_error(NAME, "the mask must broadcast to the scores", &args));
+    }
+    if scores.elem_count() == 0 {
+        return Ok(scores.clone());
     }
     if Path::with_kernels(scores) == Path::Composed || mask.is_some_and(Tensor::track_op) {
         return composed::masked_softmax(scores, scale, mask, causal);
@@ -81,7 +85,7 @@ pub(super) struct Scores {
 }
 
 impl Scores {
-    const NAME: &'static str = "attention-weights";
+    const NAME: &'static str = NAME;
 
     /// Of `scores` that hold rows of (batch, heads, queries), whatever their shape is.
     pub(super) fn new(

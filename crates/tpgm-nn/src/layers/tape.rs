@@ -6,8 +6,8 @@
 //! parameters ([`super::links`]), so that `loss.backward()` finds their gradients as ever.
 //!
 //! Layers are asked for by the functions of [`Tape`], of [`Value`]s, on which candle's own operations cannot be called by mistake.
-//! Where a block cannot be recorded, the same functions ask the layers one by one, in candle's graph: [`Tape::of`] is the one place
-//! that decides. Values have the same bits either way, gradients too but for the order in which more than two parts are added.
+//! Where a block cannot be recorded, the same functions ask the layers one by one, in candle's graph: [`Tape::of`] decides, for the
+//! whole block. Values have the same bits either way, gradients too but for the order in which more than two parts are added.
 
 mod attention;
 mod ops;

@@ -1,7 +1,7 @@
 //! How each kind of layer is adapted.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Embedding};
+use candle_nn::{Conv2d, Conv2dConfig};
 
 use super::layer::ZeroFactor;
 use super::layer::sealed::Layer;
@@ -82,36 +82,47 @@ impl Layer for Conv2d {
     }
 }
 
-impl Layer for Embedding {
-    const NAMES: [&'static str; 2] = names::EMBEDDING;
-    const DROPS_INPUT: bool = false;
+/// Embeddings: candle's, which is told its width, and ours.
+macro_rules! embedding {
+    ($($embedding:ty, |$table:ident, $width:ident| $made:expr;)*) => {$(
+        impl Layer for $embedding {
+            const NAMES: [&'static str; 2] = names::EMBEDDING;
+            const DROPS_INPUT: bool = false;
 
-    fn weight(&self) -> &Tensor {
-        self.embeddings()
-    }
+            fn weight(&self) -> &Tensor {
+                self.embeddings()
+            }
 
-    fn with_weight(&self, weight: Tensor) -> Self {
-        Embedding::new(weight, self.hidden_size())
-    }
+            fn with_weight(&self, $table: Tensor) -> Self {
+                let $width = self.embeddings().dims().last().copied().unwrap_or(0);
+                $made
+            }
 
-    fn shapes(&self, rank: usize) -> Result<[Vec<usize>; 2]> {
-        let (entries, width) = self.embeddings().dims2()?;
-        Ok([vec![rank, entries], vec![width, rank]])
-    }
+            fn shapes(&self, rank: usize) -> Result<[Vec<usize>; 2]> {
+                let (entries, width) = self.embeddings().dims2()?;
+                Ok([vec![rank, entries], vec![width, rank]])
+            }
 
-    fn zero_factor() -> ZeroFactor {
-        ZeroFactor::A
-    }
+            fn zero_factor() -> ZeroFactor {
+                ZeroFactor::A
+            }
 
-    fn adapt(&self, ids: &Tensor, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
-        let mut shape = ids.dims().to_vec();
-        shape.push(self.hidden_size());
-        // Columns of A, so that A is never transposed as a whole.
-        let inner = a.index_select(&ids.flatten_all()?, 1)?.affine(scaling, 0.0)?;
-        inner.t()?.matmul(&b.t()?)?.reshape(shape)
-    }
+            fn adapt(&self, ids: &Tensor, a: &Tensor, b: &Tensor, scaling: f64) -> Result<Tensor> {
+                let mut shape = ids.dims().to_vec();
+                shape.push(b.dim(0)?);
+                // Columns of A, so that A is never transposed as a whole.
+                let inner = a.index_select(&ids.flatten_all()?, 1)?.affine(scaling, 0.0)?;
+                inner.t()?.matmul(&b.t()?)?.reshape(shape)
+            }
 
-    fn delta(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        b.matmul(a)?.t()?.contiguous()
-    }
+            fn delta(&self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+                b.matmul(a)?.t()?.contiguous()
+            }
+        }
+    )*};
+}
+
+embedding! {
+    candle_nn::Embedding, |table, width| Self::new(table, width);
+    crate::layers::Embedding, |table, _width| Self::new(table);
 }

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::layers::{Dropout, DropoutRng, Tape, Value};
 use crate::random::SplitMix64;
 
-/// Layers that LoRA can adapt: [`Linear`], [`Conv2d`] and [`Embedding`] of candle-nn, and [`crate::Linear`].
+/// Layers that LoRA can adapt: [`Linear`], [`Conv2d`] and [`Embedding`] of candle-nn, [`crate::Linear`] and [`crate::Embedding`].
 pub trait Adaptable: Module + Clone + sealed::Layer {}
 
 impl<L: Module + Clone + sealed::Layer> Adaptable for L {}

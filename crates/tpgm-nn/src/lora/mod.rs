@@ -48,6 +48,8 @@ mod names;
 mod peft;
 mod peft_names;
 mod peft_options;
+#[cfg(test)]
+mod tests;
 
 pub use self::config::LoraConfig;
 pub use self::factors::{Factors, VarFactors};

@@ -21,7 +21,7 @@ mod config;
 mod names;
 
 use candle_core::{DType, Module, ModuleT, Result, Tensor};
-use candle_nn::{Embedding, VarBuilder, embedding};
+use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 pub use self::config::{BertConfig, BertFamily};
@@ -31,7 +31,9 @@ use super::hook::{tapped_in_place, untouched};
 use super::ids::checked;
 use super::transformer::{Feed, Norm, Order, Transformer};
 use crate::error::Result as OurResult;
-use crate::layers::{AttentionMask, Dropout, DropoutRng, LayerNorm, Linear, layer_norm, linear};
+use crate::layers::{
+    AttentionMask, Dropout, DropoutRng, Embedding, LayerNorm, Linear, embedding, layer_norm, linear,
+};
 
 /// A batch of token sequences.
 ///

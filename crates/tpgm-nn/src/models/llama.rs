@@ -20,7 +20,7 @@
 mod config;
 
 use candle_core::{DType, Module, ModuleT, Result, Tensor};
-use candle_nn::{Embedding, VarBuilder, embedding};
+use candle_nn::VarBuilder;
 
 use self::config::Rotary;
 pub use self::config::{Family, LlamaConfig, RopeScaling};
@@ -30,7 +30,8 @@ use super::ids::checked;
 use super::transformer::{Feed, Norm, Order, Transformer};
 use crate::error::Result as OurResult;
 use crate::layers::{
-    AttentionMask, Dropout, Linear, RmsNorm, cross_entropy, linear, linear_no_bias, rms_norm,
+    AttentionMask, Dropout, Embedding, Linear, RmsNorm, cross_entropy, embedding, linear, linear_no_bias,
+    rms_norm,
 };
 use crate::lora::{Factors, Lora, LoraConfig};
 

@@ -155,6 +155,19 @@ fn what_a_mask_hides_has_no_weight() {
 }
 
 #[test]
+fn no_scores_have_no_weights() {
+    for shape in [[2, 3, 4, 0], [2, 3, 0, 5], [0, 3, 4, 5]] {
+        let (scores, mask) = masked_args(&shape, Some(&[shape[0], 1, 1, shape[3]]), DType::F32);
+        for causal in [false, true] {
+            let y = masked_softmax(&scores, 0.5, mask.as_ref(), causal).unwrap();
+            assert_eq!(y.dims(), shape);
+            let grads = gradients(&[scores.clone()], |x| masked_softmax(&x[0], 0.5, mask.as_ref(), causal));
+            assert_eq!(grads[0].dims(), shape);
+        }
+    }
+}
+
+#[test]
 fn masks_that_do_not_fit_are_refused() {
     let x = values((2, 3, 4, 5), 1);
     let refused = |x: &Tensor, scale, mask: Option<&Tensor>| message(masked_softmax(x, scale, mask, false));

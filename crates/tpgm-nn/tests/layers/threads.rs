@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Device, Module, ModuleT, Result, Tensor};
 use tpgm_nn::{
-    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, LayerNorm, Linear, Padding,
-    RmsNorm, Shortcut, Statistics, cross_entropy_smoothed, gelu, global_avg_pool, matmul, matmul_transposed,
-    max_pool2d, rope, scale_channels, sigmoid, softmax_last_dim,
+    BatchNorm, Conv2d, ConvActivation, ConvBlock, ConvNorm, Dropout, DropoutRng, Embedding, LayerNorm,
+    Linear, Padding, RmsNorm, Shortcut, Statistics, cross_entropy_smoothed, gelu, global_avg_pool,
+    masked_softmax, matmul, matmul_transposed, max_pool2d, rope, scale_channels, sigmoid, softmax_last_dim,
 };
 
 use crate::gradients::{flat, gradients, values, weighted_sum};
@@ -30,6 +30,16 @@ fn model(x: &[Tensor]) -> Result<Tensor> {
     let labels: Vec<u32> = (0..rows / 2).map(|i| i as u32 % 35).collect();
     let labels = Tensor::from_vec(labels, (1, 1, rows / 2), &Device::Cpu)?;
     cross_entropy_smoothed(&y, &labels, 0.1)
+}
+
+/// Rows of a table, some of them many times, and the causal weights of each with those before it.
+fn tokens(x: &[Tensor]) -> Result<Tensor> {
+    let ids: Vec<u32> = (0..1600).map(|i| if i % 3 == 0 { 7 } else { i * 31 % 300 }).collect();
+    let y = Embedding::new(x[0].clone()).forward(&Tensor::from_vec(ids, (8, 4, 50), &Device::Cpu)?)?;
+    let weights = masked_softmax(&matmul_transposed(&y, &y)?, 0.25, None, true)?;
+    let mask = values((8, 1, 1, 50), 7).to_dtype(y.dtype())?;
+    let masked = masked_softmax(&matmul_transposed(&y, &y)?, 0.25, Some(&mask), false)?;
+    matmul(&(weights + masked)?, &y)
 }
 
 /// An inverted residual with squeeze-excite, and a convolution that makes columns, over several tasks of several images.
@@ -83,6 +93,7 @@ fn same_bits_on_any_number_of_threads() {
         .map(|x| x.affine(0.5, 0.0).unwrap().to_dtype(dtype).unwrap())
         .collect();
         same_bits(&inputs, dtype, residuals);
+        same_bits(&[values((300, 24), 1).to_dtype(dtype).unwrap()], dtype, tokens);
         let inputs: Vec<Tensor> = [
             values((33, 3, 40, 38), 1),
             values((16, 3, 3, 3), 2),

@@ -1,6 +1,6 @@
 //! Attention in a block.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::{Keep, Tape, Value, trace};
 use crate::layers::check::Path;
@@ -50,7 +50,7 @@ impl Tape {
                     Some(grad) => grad.contiguous(),
                     None => Tensor::zeros(&shape, some.dtype(), some.device()),
                 };
-                let merged = Custom(MergeHeads).run([&part(0)?, &part(1)?, &part(2)?])?;
+                let merged = Custom(MergeHeads { heads }).run([&part(0)?, &part(1)?, &part(2)?])?;
                 Ok(vec![(of, merged)])
             });
         }
@@ -59,11 +59,11 @@ impl Tape {
 
     /// From (batch, heads, length, width) to (batch, length, heads * width).
     pub(crate) fn merge_heads(&mut self, x: &Value) -> Result<Value> {
+        let (batch, heads, length, width) = x.0.dims4()?;
         match (self.records(), Path::with_kernels(&x.0)) {
-            (true, _) => self.fused(MergeHeads, [&x.0], Keep::Arguments),
-            (false, Path::Fused) => apply1(MergeHeads, &x.0).map(Value),
+            (true, _) => self.fused(MergeHeads { heads }, [&x.0], Keep::Nothing),
+            (false, Path::Fused) => apply1(MergeHeads { heads }, &x.0).map(Value),
             (false, Path::Composed) => {
-                let (batch, heads, length, width) = x.0.dims4()?;
                 let merged = x.0.transpose(1, 2)?.contiguous()?.reshape((batch, length, heads * width))?;
                 Ok(Value(merged))
             }
@@ -102,11 +102,10 @@ impl Tape {
         let rows = heads / groups.max(1) * queries;
         let query = self.reshape(query, &[batch, groups, rows, width])?;
         let scale = (width as f64).powf(-0.5);
-        // Where the scores are scaled by an operation of its own, queries are fewer.
-        let (query, scale) = match Scores::path(&query.0, mask) {
-            Path::Fused => (query, scale),
-            Path::Composed => (self.scale(&query, scale)?, 1.0),
-        };
+        // Where the scores are scaled by an operation of its own, queries are fewer. In f16 the products of what is not scaled may
+        // be infinite.
+        let first = query.0.dtype() == DType::F16 || Scores::path(&query.0, mask) == Path::Composed;
+        let (query, scale) = if first { (self.scale(&query, scale)?, 1.0) } else { (query, scale) };
         let scores = self.product(&query, key, true)?;
         let weights = match (self.records(), Scores::path(&scores.0, mask)) {
             (true, _) => {

@@ -7,10 +7,12 @@ use crate::layers::activation::{self, Activation};
 use crate::layers::bias_activation::BiasActivation;
 use crate::layers::check::Path;
 use crate::layers::convert::{Cast, Scale};
-use crate::layers::fused::{apply1, apply2};
+use crate::layers::fused::{Custom, apply1, apply2};
 use crate::layers::gated::GatedSilu;
+use crate::layers::gpu::laid_out;
 use crate::layers::linear::{Affine, Linear};
 use crate::layers::norm::{AddNorm, AnyNorm};
+use crate::layers::product::Product;
 use crate::layers::sum::{ScaleFeatures, Sum};
 use crate::layers::{Dropout, gated_silu};
 
@@ -26,20 +28,44 @@ impl Tape {
             return layer.forward(&x.0).map(Value);
         }
         layer.check(&x.0)?;
-        match layer.bias() {
-            None => self.product_with(x, layer),
-            Some(bias) => {
-                self.fused(Affine, [&x.0.contiguous()?, &layer.weight().contiguous()?, bias], Keep::Arguments)
-            }
+        let Some(bias) = layer.bias() else { return self.product_with(x, layer) };
+        let (x, weight) = (x.0.contiguous()?, layer.weight().contiguous()?);
+        match weight.track_op() || bias.track_op() {
+            true => self.fused(Affine, [&x, &weight, bias], Keep::Arguments),
+            false => self.frozen(&x, &weight, Some(bias)),
         }
+    }
+
+    /// A linear layer that is not trained. The gradient of its input needs the weight alone, so the input is not kept.
+    fn frozen(&mut self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Value> {
+        let y = match bias {
+            None => Custom(Affine).run([x, weight])?,
+            Some(bias) => Custom(Affine).run([x, weight, &bias.contiguous()?])?,
+        };
+        let args: Vec<Tensor> = [x, weight].into_iter().chain(bias).cloned().collect();
+        trace::note("linear", &args, &[&y]);
+        if y.track_op() {
+            let record = self.record.as_mut().expect("it records");
+            record.note(&args, &[&y], &[]);
+            let (of, shape, weight) = (x.id(), x.dims().to_vec(), weight.clone());
+            record.push(&[&y], move |grads| {
+                let [Some(grad)] = grads else { return Ok(vec![]) };
+                let rows: usize = shape[..shape.len() - 1].iter().product();
+                let grad = grad.reshape((rows, weight.dim(0)?))?;
+                let of_x = Custom(Product { transposed: false }).run([&grad, &weight])?;
+                Ok(vec![(of, of_x.reshape(shape.as_slice())?)])
+            });
+        }
+        Ok(Value(y))
     }
 
     /// `x W^T` without the layer's bias.
     fn product_with(&mut self, x: &Value, layer: &Linear) -> Result<Value> {
         let (x, weight) = (x.0.contiguous()?, layer.weight().contiguous()?);
-        match self.records() {
-            true => self.fused(Affine, [&x, &weight], Keep::Arguments),
-            false => apply2(Affine, &x, &weight).map(Value),
+        match (self.records(), weight.track_op()) {
+            (true, true) => self.fused(Affine, [&x, &weight], Keep::Arguments),
+            (true, false) => self.frozen(&x, &weight, None),
+            (false, _) => apply2(Affine, &x, &weight).map(Value),
         }
     }
 
@@ -137,7 +163,7 @@ impl Tape {
             return dropout.forward_t(&x.0, train).map(Value);
         }
         match dropout.drops(train) {
-            true => self.fused(dropout.draw(), [&x.0], Keep::Nothing),
+            true => self.fused(dropout.draw(), [&x.0.contiguous()?], Keep::Nothing),
             false => Ok(x.clone()),
         }
     }
@@ -161,31 +187,26 @@ impl Tape {
     /// `gated_silu` of the first half of the columns and the second.
     pub(crate) fn gated_halves(&mut self, x: &Value) -> Result<Value> {
         let half = x.0.dim(D::Minus1)? / 2;
-        let parts = |x: &Tensor| -> Result<[Tensor; 2]> {
-            Ok([x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?])
-        };
+        let part = move |x: &Tensor, i: usize| x.narrow(D::Minus1, i * half, half);
         if !self.records() {
-            let [gate, up] = parts(&x.0)?;
-            return gated_silu(&gate, &up).map(Value);
+            return gated_silu(&part(&x.0, 0)?, &part(&x.0, 1)?).map(Value);
         }
-        // One step of the tape over the halves of one tensor: their gradients lie beside each other again.
-        let [gate, up] = parts(&x.0)?;
-        let op = crate::layers::fused::Custom(GatedSilu);
-        let mut halves = Vec::with_capacity(2);
-        for half in [gate, up] {
-            halves.push(crate::layers::gpu::laid_out(true, &half)?);
-        }
-        let y = op.run([&halves[0], &halves[1]])?;
+        // One step of the tape over the halves of one tensor: their gradients lie beside each other again. The tensor is kept alone:
+        // its halves, which the CPU copies out, would hold it beside them.
+        let halves =
+            move |x: &Tensor| Result::Ok([laid_out(true, &part(x, 0)?)?, laid_out(true, &part(x, 1)?)?]);
+        let op = Custom(GatedSilu);
+        let y = op.run(halves(&x.0)?.each_ref())?;
         trace::note("gated-silu", std::slice::from_ref(&x.0), &[&y]);
         if y.track_op() {
             let record = self.record.as_mut().expect("it records");
             record.note(std::slice::from_ref(&x.0), &[&y], &[]);
-            let of = x.0.id();
+            let x = x.0.clone();
             record.push(&[&y], move |grads| {
                 let [Some(grad)] = grads else { return Ok(vec![]) };
-                let found = op.backward([&halves[0], &halves[1]], grad, grad)?;
+                let found = op.backward(halves(&x)?.each_ref(), grad, grad)?;
                 let [Some(gate), Some(up)] = found else { return Ok(vec![]) };
-                Ok(vec![(of, Tensor::cat(&[gate, up], D::Minus1)?)])
+                Ok(vec![(x.id(), Tensor::cat(&[gate, up], D::Minus1)?)])
             });
         }
         Ok(Value(y))
@@ -218,14 +239,13 @@ impl Tape {
     pub(crate) fn reshape(&mut self, x: &Value, shape: &[usize]) -> Result<Value> {
         let y = x.0.reshape(shape)?;
         let Some(record) = self.record.as_mut().filter(|_| y.track_op()) else { return Ok(Value(y)) };
-        if y.id() != x.0.id() {
-            record.note(std::slice::from_ref(&x.0), &[&y], &[]);
-            let (of, before) = (x.0.id(), x.0.shape().clone());
-            record.push(&[&y], move |grads| match grads {
-                [Some(grad)] => Ok(vec![(of, grad.reshape(&before)?)]),
-                _ => Ok(vec![]),
-            });
-        }
+        // `y` shares the memory of `x`, which another step may keep, so it is noted as kept: its memory stays where it is.
+        record.note(std::slice::from_ref(&x.0), &[&y], std::slice::from_ref(&y));
+        let (of, before) = (x.0.id(), x.0.shape().clone());
+        record.push(&[&y], move |grads| match grads {
+            [Some(grad)] => Ok(vec![(of, grad.reshape(&before)?)]),
+            _ => Ok(vec![]),
+        });
         Ok(Value(y))
     }
 }

@@ -2,11 +2,11 @@
 
 use candle_core::{DType, Device, Module, Tensor, Var};
 
-use super::{Parts, block};
+use super::{Parts, block, recorded};
 use crate::layers::fused::{Custom, apply1};
 use crate::layers::heads::{MergeHeads, SplitHeads};
 use crate::layers::scores::Scores;
-use crate::layers::{Activation, AttentionMask, LayerNorm, Linear};
+use crate::layers::{Activation, AttentionMask, LayerNorm, Linear, gated_silu};
 
 fn var(values: &[f64], shape: &[usize]) -> Var {
     Var::from_tensor(&Tensor::from_slice(values, shape, &Device::Cpu).unwrap()).unwrap()
@@ -33,6 +33,62 @@ fn a_result_that_a_later_step_has_read_stays_as_it_was() {
     assert_eq!(vec(grads.get(&x).unwrap()), [3.0, 5.0]);
     assert_eq!(vec(grads.get(&weight).unwrap()), [1.0, -2.0, 1.0, -2.0]);
     assert_eq!(vec(grads.get(unused.weight()).unwrap()), [0.0; 4], "what leads nowhere");
+}
+
+#[test]
+fn a_reshape_at_the_end_leaves_memory_where_others_read_it() {
+    let x = var(&[1.0, -2.0, 0.5, 4.0], &[2, 2]);
+    let flat = block("test", &x, Parts::default(), |tape, x| tape.reshape(x, &[4])).unwrap();
+    assert_eq!((vec(&flat), flat.dims()), (vec(&x), [4].as_slice()), "the caller's tensor stays");
+    let grads = (&flat * &flat).unwrap().sum_all().unwrap().backward().unwrap();
+    assert_eq!(vec(grads.get(&x).unwrap()), [2.0, -4.0, 1.0, 8.0]);
+
+    // The weights that their own step keeps to go back.
+    let scores = var(&[1.0, -2.0, 0.5, 4.0], &[1, 1, 2, 2]);
+    let ends = Tensor::new(&[1.0f64, 2.0, -1.0, 0.5], &Device::Cpu).unwrap();
+    let run = |y: Tensor| {
+        let grads = (y * &ends).unwrap().sum_all().unwrap().backward().unwrap();
+        vec(grads.get(&scores).unwrap())
+    };
+    let op = || Scores::new(&scores, 1, 2, 0.5, (None, false)).unwrap();
+    let ended = run(block("test", &scores, Parts::default(), |tape, x| {
+        let weights = tape.fused(op(), [&x.0], super::Keep::Result)?;
+        tape.reshape(&weights, &[4])
+    })
+    .unwrap());
+    assert_eq!(ended, run(apply1(op(), &scores).unwrap().flatten_all().unwrap()));
+}
+
+#[test]
+fn a_frozen_layer_and_gated_halves_go_back_as_layers_do() {
+    let x = var(&[1.0, -2.0, 0.5, 4.0, 0.25, -1.0], &[1, 3, 2]);
+    let weight = Tensor::new(&[[3.0f64, 1.0], [-0.5, 5.0], [0.75, 2.0], [1.5, -4.0]], &Device::Cpu).unwrap();
+    let bias = Tensor::new(&[0.5f64, -1.0, 2.0, 0.0], &Device::Cpu).unwrap();
+    let run = |y: Tensor| {
+        let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        vec(grads.get(&x).unwrap())
+    };
+    for bias in [None, Some(bias)] {
+        let frozen = Linear::new(weight.clone(), bias.clone());
+        let trained = Linear::new(Var::from_tensor(&weight).unwrap().as_tensor().clone(), bias);
+        let [frozen, trained] = [frozen, trained].map(|layer| {
+            run(block("test", &x, Parts::default(), |tape, x| {
+                let y = tape.linear(x, &layer)?;
+                tape.gated_halves(&y)
+            })
+            .unwrap())
+        });
+        assert_eq!(frozen, trained);
+    }
+    let layer = Linear::new(weight, None);
+    let together = run(block("test", &x, Parts::default(), |tape, x| {
+        let y = tape.linear(x, &layer)?;
+        tape.gated_halves(&y)
+    })
+    .unwrap());
+    let y = layer.forward(&x).unwrap();
+    let halves = [0, 2].map(|start| y.narrow(2, start, 2).unwrap());
+    assert_eq!(together, run(gated_silu(&halves[0], &halves[1]).unwrap()));
 }
 
 #[test]
@@ -136,7 +192,19 @@ fn heads_are_where_a_transposition_has_them() {
         assert_eq!((split.dims(), vec(&split)), (expected.dims(), vec(&expected)));
     }
     let part = |part| Custom(SplitHeads { heads: 4, parts: 3, part }).run([&x]).unwrap();
-    let merged = Custom(MergeHeads).run([&part(0), &part(1), &part(2)]).unwrap();
+    let merged = Custom(MergeHeads { heads: 4 }).run([&part(0), &part(1), &part(2)]).unwrap();
     assert_eq!((merged.dims(), vec(&merged)), (x.dims(), vec(&x)));
     assert!(Custom(SplitHeads { heads: 5, parts: 1, part: 0 }).run([&x]).is_err());
+}
+
+#[test]
+fn operations_are_counted_inside_and_around() {
+    let x = var(&[1.0, -2.0], &[1, 2]);
+    let run = || block("test", &x, Parts::default(), |tape, x| tape.add(x, x)).unwrap();
+    let ((_, inner), outer) = recorded(|| {
+        run();
+        recorded(run)
+    });
+    assert_eq!((inner.len(), outer.len()), (1, 2));
+    assert!(recorded(|| ()).1.is_empty());
 }

@@ -22,9 +22,12 @@ thread_local! {
 
 /// The operations inside the blocks that this thread runs forward while `f` does. candle's graph has a block as one operation.
 pub fn recorded<R>(f: impl FnOnce() -> R) -> (R, Vec<Recorded>) {
-    SEEN.set(Some(vec![]));
+    let before = SEEN.replace(Some(vec![]));
     let result = f();
-    (result, SEEN.take().unwrap_or_default())
+    let seen = SEEN.replace(before).unwrap_or_default();
+    // Who counts around this one counts these too.
+    SEEN.with_borrow_mut(|outer| outer.iter_mut().for_each(|outer| outer.extend_from_slice(&seen)));
+    (result, seen)
 }
 
 pub(super) fn note(name: &'static str, args: &[Tensor], results: &[&Tensor]) {

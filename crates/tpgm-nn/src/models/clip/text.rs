@@ -1,12 +1,12 @@
 //! CLIP's text tower.
 
 use candle_core::{Module, Result, Tensor};
-use candle_nn::{Embedding, VarBuilder};
+use candle_nn::VarBuilder;
 
 use super::names::projection;
 use super::{ClipConfig, ClipLayout};
 use crate::error::Result as OurResult;
-use crate::layers::{AttentionMask, DropoutRng, LayerNorm, Linear, layer_norm};
+use crate::layers::{AttentionMask, DropoutRng, Embedding, LayerNorm, Linear, layer_norm};
 use crate::models::attention::Place;
 use crate::models::block::{self, BlockParts};
 use crate::models::hook::{tapped_in_place, untouched};
@@ -43,7 +43,7 @@ impl ClipText {
         let block = |i| block::block(&shape, &names.block, &parts, &DropoutRng::new(0), &blocks.pp(i));
         let widths = (size, config.projection_dim);
         Ok(Self {
-            tokens: Embedding::new(vb.get((text.vocab_size, size), names.tokens)?, size),
+            tokens: Embedding::new(vb.get((text.vocab_size, size), names.tokens)?),
             positions: vb.get((text.max_position_embeddings, size), names.positions)?,
             blocks: (0..text.num_hidden_layers).map(block).collect::<OurResult<_>>()?,
             norm: layer_norm(size, text.layer_norm_eps, vb.pp(names.norm))?,

@@ -191,6 +191,26 @@ fn a_block_is_one_operation_with_the_values_of_its_layers() {
 }
 
 #[test]
+fn same_bits_on_any_number_of_threads() {
+    for kind in [Kind::Vit, Kind::Gated] {
+        let mut case = Case::new(kind, DType::F32);
+        // Several pieces of work for each layer.
+        case.vars[0].1 = Var::from_tensor(&numbers(&[300, 20, SIZE], 1, DType::F32)).unwrap();
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let loss = case.loss();
+                (flat(&loss), case.gradients(&loss))
+            })
+        };
+        let one = run(1);
+        for threads in [2, 3, 8] {
+            assert_eq!(run(threads), one, "{kind:?}, {threads} threads");
+        }
+    }
+}
+
+#[test]
 fn gradients_are_those_of_the_layers() {
     for kind in KINDS {
         let case = Case::new(kind, DType::F64);
