@@ -161,7 +161,9 @@ fn no_scores_have_no_weights() {
         for causal in [false, true] {
             let y = masked_softmax(&scores, 0.5, mask.as_ref(), causal).unwrap();
             assert_eq!(y.dims(), shape);
-            let grads = gradients(&[scores.clone()], |x| masked_softmax(&x[0], 0.5, mask.as_ref(), causal));
+            let grads = gradients(std::slice::from_ref(&scores), |x| {
+                masked_softmax(&x[0], 0.5, mask.as_ref(), causal)
+            });
             assert_eq!(grads[0].dims(), shape);
         }
     }
