@@ -111,8 +111,7 @@ impl Parts<dyn StepEngine> {
         };
         let totals: Vec<StepSums> = (0..self.blocks.whole.len()).map(total).collect();
         // Finite gradients can still overflow a product with what is remembered of earlier steps. All ranks see the same.
-        let products = |sums: &StepSums| StepSums { square: 0.0, ..*sums }.is_finite();
-        match totals.iter().position(|sums| !products(sums)) {
+        match totals.iter().position(|sums| !sums.products_are_finite()) {
             None => Ok(totals),
             Some(i) => {
                 let tensor = self.blocks.whole.tensors()[i].name.clone();
