@@ -306,7 +306,8 @@ impl Optimizer<Cpu> {
     }
 
     /// What a step adds up over the gradients in `io` before it moves anything, before [`StepOptions::grad_scale`]: of every
-    /// tensor, piece after piece; zeros without a gradient. For tensors that are [rows](ParamSet::pieces) of larger ones: put
+    /// tensor, piece after piece; zeros without a gradient. Squares are always among them, products where the tensor's constraint
+    /// asks for them. For tensors that are [rows](ParamSet::pieces) of larger ones: put
     /// together in their order, these are the pieces of the larger one if it was cut where a piece of its
     /// [`Plan`](crate::plan::Plan) ends.
     ///
@@ -325,11 +326,13 @@ impl Optimizer<Cpu> {
     /// [total](StepSums::total). Its rows then move as in a step of the whole under any constraint that looks at rows or elements
     /// alone once it has them: none, L2-SP, DiGraP, a fixed radius or FTP with MARS norms. Afterwards the larger tensor's
     /// [`Optimizer::scalars`] have the largest radius and norm, the smallest ratio, and the share of all rows that were pulled back; give
-    /// them to [`Optimizer::put_scalars`]. Clipping by a global norm is the caller's.
+    /// them to [`Optimizer::put_scalars`]. Clipping by a global norm is the caller's, by [`StepOptions::grad_scale`].
     ///
     /// # Errors
     ///
-    /// As [`Optimizer::step`].
+    /// As [`Optimizer::step`]; [`Error::CountMismatch`] without an entry of `sums` per tensor;
+    /// [`Error::InvalidOption`] for [`StepOptions::max_grad_norm`] where sums are given; [`Error::NonFiniteValue`] if their products
+    /// are not finite. Nothing was changed then.
     pub fn step_with_sums(
         &mut self,
         io: &mut [TensorIo<'_, Cpu>],
@@ -338,7 +341,28 @@ impl Optimizer<Cpu> {
     ) -> Result<StepReport> {
         options.validate()?;
         self.projector.idle("Optimizer::step_with_sums")?;
+        self.check_sums(options, sums)?;
         let (cpu, job) = self.projector.engine.job(io, Needs::Anchors)?;
         cpu.run(|| cpu::step::step(cpu, job, &self.rule, options, sums))
+    }
+
+    fn check_sums(&self, options: &StepOptions, sums: &[Option<StepSums>]) -> Result<()> {
+        let tensors = self.set().tensors();
+        let (expected, got) = (tensors.len(), sums.len());
+        if got != expected {
+            return Err(Error::CountMismatch { what: "sums", expected, got });
+        }
+        let given = || tensors.iter().zip(sums).filter_map(|(spec, sums)| Some((spec, sums.as_ref()?)));
+        if let (Some(value), Some(_)) = (options.max_grad_norm, given().next()) {
+            let (option, requirement) = ("StepOptions::max_grad_norm", "None with sums of larger tensors");
+            return Err(Error::InvalidOption { option, value, requirement });
+        }
+        match given().find(|(_, sums)| !sums.products_are_finite()) {
+            Some((spec, _)) => {
+                let (tensor, what) = (spec.name.clone(), "product of gradient and displacement");
+                Err(Error::NonFiniteValue { tensor, what })
+            }
+            None => Ok(()),
+        }
     }
 }

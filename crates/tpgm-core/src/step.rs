@@ -73,8 +73,8 @@ impl StepOptions {
     }
 }
 
-/// What a step adds up over the gradient of a tensor, or of one piece of it, before it moves the tensor. What its constraint does
-/// not ask for is 0.
+/// What a step adds up over the gradient of a tensor, or of one piece of it, before it moves the tensor. Products that its constraint
+/// does not ask for are 0.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct StepSums {
     /// `|g|^2`.
@@ -112,8 +112,9 @@ impl StepSums {
         pieces.into_iter().fold(Self::default(), add)
     }
 
-    /// Whether all of them are finite.
-    pub fn is_finite(&self) -> bool {
-        self.to_array().iter().all(|sum| sum.is_finite())
+    /// Whether all of them but the square are finite. Finite gradients can still overflow a product with what is remembered of
+    /// earlier steps.
+    pub fn products_are_finite(&self) -> bool {
+        [self.dot, self.displacement, self.previous].iter().all(|sum| sum.is_finite())
     }
 }

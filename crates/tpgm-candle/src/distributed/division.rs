@@ -9,8 +9,8 @@ use tpgm_core::ParamSet;
 /// ranks work at the same time then, and links carry messages in both directions.
 const BUCKET: usize = 1 << 20;
 
-/// A set of tensors divided between ranks, and cut into buckets that are sent one after the other. Follows from the shapes
-/// alone, so that all ranks have the same one.
+/// A set of tensors divided between ranks, and cut into buckets that are sent one after the other: one where there is nobody to send
+/// to. Follows from the shapes alone, so that all ranks have the same one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Division {
     owners: Vec<usize>,
@@ -35,7 +35,7 @@ impl Division {
         let (mut elements, mut here) = (vec![0; ranks.max(1)], HashSet::new());
         for (i, numel) in numel.into_iter().enumerate() {
             let rank = owners[i];
-            let fits = elements[rank] == 0 || elements[rank] + numel <= BUCKET;
+            let fits = ranks <= 1 || elements[rank] == 0 || elements[rank] + numel <= BUCKET;
             match buckets.last_mut() {
                 Some(bucket) if fits && !here.contains(&(rank, memory[i])) => bucket.end = i + 1,
                 _ => {
@@ -122,6 +122,7 @@ mod tests {
         // By hand: of ranks 2, 1, 1, 0 and 1; rank 2 has too much for the next then, and rank 1 has the last.
         assert_eq!(division.buckets(), [0..5, 5..7]);
         assert!(divide(&[], 3).buckets().is_empty());
+        assert_eq!(divide(&[BUCKET, 1, 3 * BUCKET], 1).buckets(), [0..3]);
         let own: Vec<usize> = (0..3).flat_map(|rank| division.of(rank, &(0..7))).collect();
         assert_eq!(own.len(), 7);
         // Of ranks 0, 1, 1, 0 and 0: two blocks of rank 1 lie in one variable.

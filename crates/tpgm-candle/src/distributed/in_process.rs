@@ -1,5 +1,6 @@
 //! Ranks as threads of one process.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::mean::{copy_to, write_mean};
 use super::problem::RankProblem;
 use super::{Communicator, Named};
 use crate::engine;
-use crate::memory::Apart;
+use crate::memory::{Apart, storage_key};
 
 /// A [`Communicator`] between threads of one process, over tensors on the CPU.
 ///
@@ -208,15 +209,18 @@ fn carry_out(parts: &[Part]) -> Result<(), RankProblem> {
     Ok(())
 }
 
-/// A tensor that shares memory with another would be changed twice.
+/// A tensor that shares memory with another would be changed twice. Of two ranks not even different rows may lie in one storage: it
+/// cannot be read for one and written for the other at the same time.
 fn apart(parts: &[Part]) -> Result<(), RankProblem> {
-    let mut seen = Apart::default();
+    let mut of_earlier_ranks = HashSet::new();
     for (rank, part) in parts.iter().enumerate() {
+        let mut own = Apart::default();
         for ((tensor, _), memory) in part.call.tensors.iter().zip(&part.tensors) {
-            if !seen.insert(memory) {
+            if of_earlier_ranks.contains(&storage_key(memory)) || !own.insert(memory) {
                 return Err(RankProblem::Shared { tensor: tensor.clone(), rank });
             }
         }
+        of_earlier_ranks.extend(part.tensors.iter().map(storage_key));
     }
     Ok(())
 }

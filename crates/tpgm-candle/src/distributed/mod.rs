@@ -99,6 +99,11 @@ pub type Named<'a> = (&'a str, &'a Tensor);
 ///
 /// Calls are collective: every rank makes the same ones in the same order, with tensors of the same names, shapes and
 /// types, and returns when all have come. A call happens on all ranks or on none. All ranks end with the same bits.
+///
+/// Tensors are contiguous, and may be rows of larger ones: several of a call may lie in one storage of their rank, from any offset,
+/// as long as they have no element in common. What lies beside them in that storage must stay as it is. A name may come more than
+/// once in a call: position tells tensors apart, and names are for errors. An implementation may refuse ranks whose tensors
+/// lie in one storage, as [`InProcess`] does.
 pub trait Communicator: Debug + Send + Sync {
     /// Which rank this is, from 0.
     fn rank(&self) -> usize;

@@ -230,7 +230,10 @@ impl Bind for Cpu {
         options: &StepOptions,
         sums: &[Option<StepSums>],
     ) -> Result<StepReport> {
-        operands.with_cpu(grads, |io| optimizer.step_with_sums(io, options, sums))
+        operands.with_cpu(grads, |io| match sums {
+            [] => optimizer.step(io, options),
+            sums => optimizer.step_with_sums(io, options, sums),
+        })
     }
 }
 

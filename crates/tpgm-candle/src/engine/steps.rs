@@ -9,7 +9,7 @@ use super::{Bind, Operands};
 
 /// [`tpgm_core::Optimizer`] on some device.
 pub(crate) trait StepEngine: Send {
-    /// `sums` are those of tensors that the set has some rows of, or of none.
+    /// `sums` are those of tensors that the set has some rows of, one entry per tensor; there are none at all if all are whole.
     fn step(
         &mut self,
         operands: &Operands,

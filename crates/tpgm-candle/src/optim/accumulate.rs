@@ -1,5 +1,7 @@
 //! Gradients summed over several batches.
 
+use std::collections::HashSet;
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 use tpgm_core::{Buffer, Slice, StateDict};
@@ -145,20 +147,21 @@ fn check(name: &str, weight: &Tensor, saved: &Buffer) -> Result<()> {
     Ok(())
 }
 
-/// Names the first tensor with an infinite or NaN gradient, and counts them, as a step does. For gradients from
-/// [`Operands::gradients`].
+/// Names the first tensor with an infinite or NaN gradient, and counts them, as a step does: blocks of one as one. For gradients
+/// from [`Operands::gradients`].
 pub(super) fn check_finite(operands: &Operands, grads: &[Option<Tensor>]) -> Result<()> {
-    let present = operands.vars().zip(grads).filter_map(|((name, _), grad)| Some((name, grad.as_ref()?)));
-    let (names, present): (Vec<_>, Vec<_>) = present.unzip();
+    let present = operands.vars().zip(grads).filter_map(|(of, grad)| Some((of, grad.as_ref()?)));
+    let (of, present): (Vec<_>, Vec<_>) = present.unzip();
     let finite = match present.first().is_none_or(|grad| grad.device().is_cpu()) {
         true => present.iter().map(|grad| finite(grad)).collect(),
         false => finite_elsewhere(&present)?,
     };
-    let mut names = names.into_iter().zip(finite).filter(|(_, finite)| !finite).map(|(name, _)| name);
-    match names.next() {
+    let bad: Vec<_> = of.into_iter().zip(finite).filter(|(_, finite)| !finite).map(|(of, _)| of).collect();
+    match bad.first() {
         None => Ok(()),
-        Some(first) => {
-            let (tensor, count) = (first.to_owned(), 1 + names.count());
+        Some((first, _)) => {
+            let tensors: HashSet<_> = bad.iter().map(|(_, var)| var.id()).collect();
+            let (tensor, count) = ((*first).to_owned(), tensors.len());
             Err(Error::Core(tpgm_core::Error::NonFiniteGradient { tensor, count }))
         }
     }

@@ -60,7 +60,8 @@ pub(crate) fn step(
             return Move::SKIP;
         }
         let wanted = measure::sums_wanted(settings, scalars);
-        if trusted && !(has_grad && wanted != Sums::Check) {
+        let known = known.get(t).copied().flatten();
+        if trusted && (known.is_some() || !has_grad || wanted == Sums::Check) {
             // Not those of an earlier step.
             sums.fill(PieceSums::NONE);
         } else if trusted {
@@ -70,10 +71,7 @@ pub(crate) fn step(
         }
         let (dtype, lr) = (set.tensors()[t].dtype, base_lr * settings.lr_scale);
         let context = Decide { settings, tensor, set_numel, dtype, lr, clip, projection: options.projection };
-        let total = match known.get(t) {
-            Some(Some(sums)) => PieceSums::of(*sums),
-            _ => PieceSums::total(sums),
-        };
+        let total = known.map_or_else(|| PieceSums::total(sums), PieceSums::of);
         context.decide(scalars, &total, has_grad.then_some(rule))
     });
     Ok(StepReport { grad_norm })
@@ -120,10 +118,9 @@ impl Workspace {
             });
         });
         measure::check_finite(set.tensors(), plan, sums)?;
-        // Finite gradients can still overflow a product with what is remembered of earlier steps.
         for (tensor, spec) in plan.tensors.iter().zip(set.tensors()) {
             let total = PieceSums::total(&sums[tensor.pieces.clone()]);
-            if !(total.dot.is_finite() && total.displacement.is_finite() && total.previous.is_finite()) {
+            if !total.sums().products_are_finite() {
                 let tensor = spec.name.clone();
                 return Err(Error::NonFiniteValue { tensor, what: "product of gradient and displacement" });
             }

@@ -5,6 +5,7 @@
 //! pieces, in their order. That holds where no norm goes over several rows: not for L2 norms and SPD, whose norms do; not for
 //! TPGM, whose updates add up over rows again; a pull's importance is relative to its tensor's mean. These stay whole.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use tpgm_core::plan::Plan;
@@ -43,7 +44,11 @@ impl Blocks {
     /// settings alone, so that all ranks have the same ones, whatever their number.
     pub(super) fn new(set: &ParamSet, settings: &[Settings], chunk: Option<usize>) -> Self {
         let mut list = Vec::with_capacity(set.len());
+        // Where a tensor has the name of another's rows, as `w[0..4]` beside `w`, saved state could mean either: the other stays whole.
+        let named = |spec: &TensorSpec| set.position(rows_in_name(&spec.name)?.0).ok();
+        let named: HashSet<usize> = set.tensors().iter().filter_map(named).collect();
         for (tensor, (spec, settings)) in set.tensors().iter().zip(settings).enumerate() {
+            let chunk = chunk.filter(|_| !named.contains(&tensor));
             match chunk.and_then(|chunk| rows_of_a_block(spec, settings, chunk)) {
                 Some(most) => {
                     let rows = spec.rows().0;
@@ -130,14 +135,20 @@ fn name_of_rows(tensor: &str, rows: &Range<usize>) -> String {
     format!("{tensor}[{}..{}]", rows.start, rows.end)
 }
 
+/// The reverse of [`name_of_rows`].
+fn rows_in_name(name: &str) -> Option<(&str, Range<usize>)> {
+    let (tensor, rows) = name.strip_suffix(']')?.rsplit_once('[')?;
+    let (start, end) = rows.split_once("..")?;
+    Some((tensor, start.parse().ok()?..end.parse().ok()?))
+}
+
 /// What a name in saved state means: a tensor, or some of its rows.
 pub(super) fn saved_rows(set: &ParamSet, name: &str) -> Option<(usize, Range<usize>)> {
     if let Ok(tensor) = set.position(name) {
         return Some((tensor, 0..set.tensors()[tensor].rows().0));
     }
-    let (tensor, rows) = name.strip_suffix(']')?.rsplit_once('[')?;
-    let (start, end) = rows.split_once("..")?;
-    let (tensor, rows) = (set.position(tensor).ok()?, start.parse().ok()?..end.parse().ok()?);
+    let (tensor, rows) = rows_in_name(name)?;
+    let tensor = set.position(tensor).ok()?;
     (rows.start < rows.end && rows.end <= set.tensors()[tensor].rows().0).then_some((tensor, rows))
 }
 
@@ -186,6 +197,23 @@ mod tests {
         assert_eq!(blocks(&[70, 97], Constraint::None, 10), ["w"]);
         // One row.
         assert_eq!(blocks(&[700], Constraint::None, 10), ["w"]);
+    }
+
+    #[test]
+    fn a_tensor_whose_rows_have_another_ones_name_stays_whole() {
+        let names = |other: &str| -> Vec<String> {
+            let set = ParamSet::builder().tensor("w", [216, 3], DType::F32).tensor(other, [2], DType::F32);
+            let set = set.build().unwrap();
+            let settings = set.settings(&AdamW::default().into(), &Ftp::default().into()).unwrap();
+            let blocks = Blocks::new(&set, &settings, Some(10));
+            blocks.set.tensors().iter().map(|spec| spec.name.clone()).collect()
+        };
+        for other in ["w[0..108]", "w[1..2]"] {
+            assert_eq!(names(other), ["w", other]);
+        }
+        for other in ["w[0]", "v[0..108]", "w[0..b]", "w[0..108"] {
+            assert_eq!(names(other), ["w[0..108]", "w[108..216]", other]);
+        }
     }
 
     #[test]

@@ -18,6 +18,10 @@ impl Parts<dyn StepEngine> {
         options: &StepOptions,
     ) -> Result<StepReport> {
         let communicator = self.communicator.clone();
+        if let (1, [part]) = (communicator.size(), self.parts.as_mut_slice()) {
+            // The only rank has everything in one part: there is nothing to try or to send.
+            return Ok(part.engine.step(&part.operands, &part.select(grads), options, &[])?);
+        }
         let mut options = *options;
         if options.gradients == Gradients::Check || options.max_grad_norm.is_some() {
             // A step finds out by itself, but part by part: what it said would not be of all tensors of this rank.
@@ -70,7 +74,8 @@ impl Parts<dyn StepEngine> {
     }
 
     /// What a step adds up over gradients, of every tensor: the squares, for `clipping`; and all that it needs to know of tensors
-    /// that are cut. Sends 8 bytes per tensor, and 32 per piece of work of one that is cut.
+    /// that are cut. With clipping sends 8 bytes per tensor, and 32 per piece of work of one that is cut; without, the latter under FTP
+    /// and DiGraP alone.
     fn sums(&mut self, grads: &[Option<Tensor>], clipping: bool) -> Result<Vec<StepSums>> {
         let communicator = self.communicator.clone();
         let blocks = &self.blocks;
@@ -85,6 +90,10 @@ impl Parts<dyn StepEngine> {
             for part in self.parts.iter_mut().filter(|part| part.at.iter().any(|&i| count[i] > 0)) {
                 let sums = part.engine.step_sums(&part.operands, &part.select(grads))?;
                 for (&i, pieces) in part.at.iter().zip(sums) {
+                    debug_assert!(
+                        !blocks.is_cut(i) || pieces.len() == blocks.pieces[i],
+                        "one chunk, everywhere"
+                    );
                     own[i] = match count[i] {
                         0 => Vec::new(),
                         1 => vec![StepSums::total(pieces).square],
@@ -111,8 +120,7 @@ impl Parts<dyn StepEngine> {
         };
         let totals: Vec<StepSums> = (0..self.blocks.whole.len()).map(total).collect();
         // Finite gradients can still overflow a product with what is remembered of earlier steps. All ranks see the same.
-        let products = |sums: &StepSums| StepSums { square: 0.0, ..*sums }.is_finite();
-        match totals.iter().position(|sums| !products(sums)) {
+        match totals.iter().position(|sums| !sums.products_are_finite()) {
             None => Ok(totals),
             Some(i) => {
                 let tensor = self.blocks.whole.tensors()[i].name.clone();
@@ -122,14 +130,16 @@ impl Parts<dyn StepEngine> {
         }
     }
 
-    /// The scalars of tensors that are cut, one per block, out of those of their rows after a step: of tensors that took one.
+    /// The scalars of tensors that are cut, one per block, out of those of their rows after a step: of tensors that took one, and
+    /// whose constraint looks at rows. Blocks of others have the same ones by themselves.
     fn scalars_of_rows(
         &self,
         grads: &[Option<Tensor>],
         after: Vec<Option<TensorScalars>>,
     ) -> Result<Vec<Option<TensorScalars>>> {
         let blocks = &self.blocks;
-        let count = |i: usize| if blocks.is_cut(i) { TensorScalars::FIELDS } else { 0 };
+        let by_rows = |i: usize| blocks.is_cut(i) && blocks.settings[i].constraint.norm() == Some(Norm::Mars);
+        let count = |i: usize| if by_rows(i) { TensorScalars::FIELDS } else { 0 };
         let count: Vec<usize> = (0..blocks.list.len()).map(count).collect();
         let own = |(i, after): (usize, Option<TensorScalars>)| match (after, &grads[i]) {
             (Some(after), Some(_)) => after.to_array().to_vec(),
@@ -141,7 +151,7 @@ impl Parts<dyn StepEngine> {
         let mut merged = vec![None; count.len()];
         for tensor in 0..blocks.whole.len() {
             let of = blocks.of(tensor);
-            if blocks.is_cut(of.start) {
+            if by_rows(of.start) {
                 let rows = of.clone().map(|i| blocks.list[i].rows.as_ref().map_or(0, |rows| rows.len()));
                 let scalars = all[of.clone()].iter().flat_map(|numbers| numbers.as_chunks().0);
                 let scalars = scalars.map(|fields| TensorScalars::from_array(*fields));

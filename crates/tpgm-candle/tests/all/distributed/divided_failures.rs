@@ -8,10 +8,11 @@ use candle_core::{DType, Device, Tensor};
 use tpgm_candle::core::{Error as CoreError, RadiusAdam};
 use tpgm_candle::distributed::{Communicator, InProcess, Named, RankProblem, Result};
 use tpgm_candle::{
-    Constraint, Ema, Error, Ftp, Projection, Pull, PullWeights, RobustOptimizer, StateDict, TpgmConfig,
-    distributed,
+    AdamW, Constraint, Digrap, Ema, Error, Ftp, Projection, Pull, PullWeights, RobustOptimizer, StateDict,
+    TpgmConfig, distributed,
 };
 
+use super::net::cut;
 use super::{Net, part, ranks};
 
 /// Leaves the group in place of one of its calls.
@@ -83,15 +84,16 @@ impl Communicator for Leaving {
 /// Makes a call on three ranks, of which one leaves after each possible number of their meetings, until none is left to be
 /// missed. Returns how many meetings the call has.
 fn meetings(
-    dtype: DType,
+    net: impl Fn() -> Net + Sync,
     constraint: Constraint,
     call: impl Fn(&Net, &mut RobustOptimizer, std::ops::Range<usize>) -> tpgm_candle::optim::Result<()> + Sync,
 ) -> usize {
     for left in 0..100 {
         let done = ranks(3, |inner| {
-            let (net, rows) = (Net::new(dtype), part(&inner));
+            let (net, rows) = (net(), part(&inner));
             let communicator = Arc::new(Leaving::new(inner));
             let builder = RobustOptimizer::builder(&net.params).constraint(constraint).max_grad_norm(0.1);
+            let builder = cut(builder);
             let mut optimizer = builder.communicator(communicator.clone()).divide_state().build().unwrap();
             optimizer.set_projection(Projection::Defer);
             optimizer.backward_step(&net.loss(11, rows.clone()).unwrap()).unwrap();
@@ -127,22 +129,78 @@ fn meetings(
 #[test]
 fn a_rank_that_leaves_anywhere_in_a_step_leaves_the_others_as_they_were() {
     for dtype in [DType::F32, DType::F16] {
-        let count = meetings(dtype, Ftp::default().into(), |net, optimizer, rows| {
-            optimizer.backward_step(&net.loss(12, rows)?)?;
-            Ok(())
-        });
+        let count = meetings(
+            || Net::new(dtype),
+            Ftp::default().into(),
+            |net, optimizer, rows| {
+                optimizer.backward_step(&net.loss(12, rows)?)?;
+                Ok(())
+            },
+        );
         // Gradients, their norms, weights, and that all have them.
         assert_eq!(count, 4);
     }
 }
 
 #[test]
+fn a_rank_that_leaves_anywhere_in_a_step_of_blocks_leaves_the_others_as_they_were() {
+    // `a.weight` is five blocks of ranks 1, 2, 1, 2 and 1; a bucket has one of each: three buckets. Of each gradients and weights go,
+    // and in between sums of all; the scalars of rows under FTP; and that all have them.
+    let count = |constraint| {
+        meetings(
+            || Net::wide(DType::F32),
+            constraint,
+            |net, optimizer, rows| {
+                optimizer.backward_step(&net.loss(12, rows)?)?;
+                Ok(())
+            },
+        )
+    };
+    assert_eq!(count(Ftp::default().into()), 3 + 1 + 3 + 1 + 1);
+    assert_eq!(count(Digrap::default().into()), 3 + 1 + 3 + 1);
+}
+
+#[test]
+fn one_rank_refuses_what_a_step_without_ranks_refuses() {
+    // Finite gradients whose product with the displacement that FTP remembers is not.
+    let run = |ranks: Option<InProcess>| {
+        let net = Net::new(DType::F64);
+        let divided = ranks.is_some();
+        let builder = RobustOptimizer::builder(&net.params).rule(AdamW::default().lr(1e3));
+        let builder = builder.constraint(Ftp::default());
+        let builder = match ranks {
+            Some(ranks) => builder.communicator(Arc::new(ranks)).divide_state(),
+            None => builder,
+        };
+        let mut optimizer = builder.build().unwrap();
+        for seed in 11..14 {
+            optimizer.backward_step(&net.loss(seed, 0..8).unwrap()).unwrap();
+        }
+        let before = (net.bits(), optimizer.state().unwrap(), optimizer.steps());
+        let mut grads = net.loss(14, 0..8).unwrap().backward().unwrap();
+        // Of the last tensor: whatever comes before it must not have moved.
+        let huge = Tensor::full(1e308, &[4], &Device::Cpu).unwrap();
+        grads.insert(&net.vars[3], huge);
+        let error = optimizer.step(&grads).unwrap_err().to_string();
+        assert!((net.bits(), optimizer.state().unwrap(), optimizer.steps()) == before, "{divided}: {error}");
+        error
+    };
+    let expected = run(None);
+    assert!(expected.contains("`b.bias`") && expected.contains("is not finite"), "{expected}");
+    assert_eq!(ranks(1, |communicator| run(Some(communicator))), [expected]);
+}
+
+#[test]
 fn a_rank_that_leaves_anywhere_in_a_projection_leaves_the_others_as_they_were() {
     for dtype in [DType::F32, DType::F16] {
-        let count = meetings(dtype, TpgmConfig::default().into(), |_, optimizer, _| {
-            optimizer.tpgm()?.project()?;
-            Ok(())
-        });
+        let count = meetings(
+            || Net::new(dtype),
+            TpgmConfig::default().into(),
+            |_, optimizer, _| {
+                optimizer.tpgm()?.project()?;
+                Ok(())
+            },
+        );
         assert_eq!(count, 2);
     }
 }

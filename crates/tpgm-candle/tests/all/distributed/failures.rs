@@ -205,6 +205,34 @@ fn different_calls_and_shared_memory_are_errors() {
         assert_eq!(tensor, "w");
     }
 
+    // Nor may ranks have different rows of one storage.
+    let rows = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
+    let calls: [fn(&InProcess, &Tensor) -> distributed::Result<()>; 3] = [
+        |ranks, row| ranks.all_reduce_mean(&[("row", row)]),
+        |ranks, row| ranks.reduce_mean(&[("row", row)], &[0]),
+        |ranks, row| ranks.broadcast(&[("row", row)]),
+    ];
+    for call in calls {
+        let errors = ranks(2, |communicator| {
+            let row = rows.narrow(0, communicator.rank(), 1).unwrap();
+            call(&communicator, &row).unwrap_err()
+        });
+        for error in errors {
+            assert!(
+                matches!(&error, distributed::Error::Ranks(RankProblem::Shared { tensor, rank: 1 }) if tensor == "row"),
+                "{error}"
+            );
+        }
+    }
+    // One rank may.
+    ranks(2, |communicator| {
+        let (rank, rows) = (communicator.rank(), tensor(communicator.rank() as u64 + 1, &[2, 3]));
+        let [first, second] = [0, 1].map(|row| rows.narrow(0, row, 1).unwrap());
+        communicator.share(&[("first", &first), ("second", &second)], &[0, 1]).unwrap();
+        let row = |seed, row| numbers(&tensor(seed, &[2, 3]).narrow(0, row, 1).unwrap());
+        assert_eq!(numbers(&rows), [row(1, 0), row(2, 1)].concat(), "rank {rank}");
+    });
+
     // Integers have no mean; the other rank is told.
     let errors = ranks(2, |communicator| {
         let dtype = [DType::F32, DType::U32][communicator.rank()];
