@@ -165,6 +165,9 @@ fn half_precision_trains_and_is_saved() {
         assert!(norm.to_scalar::<f32>().unwrap() > 0.0, "the head was trained");
         check_page(&out, &[&format!("<td>dtype</td><td>{dtype}</td>")]);
     }
+    let refused = command(folder.path(), "refused", &["--dtype", "f16", "--methods", "tpgm"], &Stop::never());
+    let text = format!("{:#}", refused.unwrap_err());
+    assert!(text.contains("TPGM does not train in f16") && text.contains("--dtype bf16 or f32"), "{text}");
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use super::report::Described;
+use super::Outcome;
+use super::report::{Described, words};
 use crate::files;
 use crate::page::Page;
 use crate::plot::{Curve, Labels, Style, curves};
@@ -29,6 +30,24 @@ pub trait Ran: Serialize {
     /// Mean accuracy on the shifted sets.
     fn ood(&self) -> f64 {
         super::mean(&self.accuracy()[1..])
+    }
+}
+
+impl Ran for Outcome {
+    fn method(&self) -> &'static str {
+        self.setting.method.name()
+    }
+
+    fn words(&self) -> String {
+        words(&self.setting)
+    }
+
+    fn choice(&self) -> f64 {
+        self.scores.choice
+    }
+
+    fn accuracy(&self) -> &[f64] {
+        &self.scores.accuracy
     }
 }
 
@@ -67,9 +86,9 @@ pub fn write_overview<O: Ran>(
 }
 
 /// How each method's setting was chosen: of how many, and how well it does on the samples for choosing.
-fn choices<O: Ran>(all: &[O], chosen: &[Vec<O>]) -> Table {
+pub(super) fn choices<O: Ran>(all: &[O], chosen: &[Vec<O>]) -> Table {
     let mut table = Table::new(["method", "setting", "settings tried", "held-out", "seeds"]);
-    for outcomes in chosen {
+    for outcomes in chosen.iter().filter(|outcomes| !outcomes.is_empty()) {
         let method = outcomes[0].method();
         let tried = all.iter().filter(|outcome| outcome.method() == method).count();
         let shares: Vec<_> = outcomes.iter().map(|outcome| 100.0 * outcome.choice()).collect();

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::log::{Log, Quantity, RADII};
+use super::overview::choices;
 use super::{Head, Lab, Method, Outcome, Outcomes, Setting, Task, paired, rates};
 use crate::files;
 use crate::page::Page;
@@ -49,7 +50,7 @@ pub fn write<T: Task>(
     }
     let measures = paired::measures(domains.len(), &groups);
     let everything = outcomes.all.iter().chain(outcomes.chosen.iter().flat_map(|of| of.iter().skip(1)));
-    tables.push(("choices", choices(outcomes)));
+    tables.push(("choices", choices(&outcomes.all, &outcomes.chosen)));
     tables.push(("rates", rates::table(&lab.recipe.methods, &everything.collect::<Vec<_>>(), &measures)));
     let units = lab.task.units();
     for (name, base) in [
@@ -146,24 +147,6 @@ fn table(
         let seconds: f64 = outcomes.iter().map(|outcome| outcome.seconds).sum();
         row.push(format!("{:.0}", seconds / outcomes.len() as f64));
         table.rows.push(row);
-    }
-    table
-}
-
-/// How each method's setting was chosen: of how many, and how well it does on held-out samples.
-fn choices(outcomes: &Outcomes) -> Table {
-    let mut table = Table::new(["method", "setting", "settings tried", "held-out", "seeds"]);
-    for chosen in outcomes.chosen.iter().filter(|chosen| !chosen.is_empty()) {
-        let method = chosen[0].setting.method;
-        let tried = outcomes.all.iter().filter(|outcome| outcome.setting.method == method).count();
-        let shares = chosen.iter().map(|outcome| 100.0 * outcome.scores.choice).collect::<Vec<_>>();
-        table.rows.push(vec![
-            method.name().to_owned(),
-            words(&chosen[0].setting),
-            tried.to_string(),
-            with_deviation(&shares, 1),
-            chosen.len().to_string(),
-        ]);
     }
     table
 }

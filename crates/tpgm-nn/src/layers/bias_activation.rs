@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, Result, Shape, Tensor};
 use tpgm_core::{Buffer, Element, Slice};
 
 use super::activation::Activation;
-use super::float::{Float, vectorized};
+use super::float::{Float, accumulate, add};
 use super::fused::{Arg, Fused};
 use super::gpu::on_gpu;
 use super::storage::{
@@ -87,21 +87,5 @@ impl Fused<2> for BiasActivation {
         let (dx, d_bias) = by_dtype!(data[0].dtype(), T, C => self.gradients::<T, C>(data, bias.track_op()));
         let d_bias = d_bias.map(|d_bias| into_tensor(d_bias, bias.shape())).transpose()?;
         Ok([Some(into_tensor(dx, x.shape())?), d_bias])
-    }
-}
-
-vectorized! {
-    fn add<C>(x: &[C], y: &[C], z: &mut [C]) {
-        for ((z, &x), &y) in z.iter_mut().zip(x).zip(y) {
-            *z = x + y;
-        }
-    }
-}
-
-vectorized! {
-    fn accumulate<C>(x: &[C], sum: &mut [C]) {
-        for (sum, &x) in sum.iter_mut().zip(x) {
-            *sum += x;
-        }
     }
 }

@@ -209,6 +209,24 @@ macro_rules! vectorized {
 }
 pub(super) use vectorized;
 
+vectorized! {
+    /// `z = x + y`.
+    pub(super) fn add<C>(x: &[C], y: &[C], z: &mut [C]) {
+        for ((z, &x), &y) in z.iter_mut().zip(x).zip(y) {
+            *z = x + y;
+        }
+    }
+}
+
+vectorized! {
+    /// Adds `x` to `sum`.
+    pub(super) fn accumulate<C>(x: &[C], sum: &mut [C]) {
+        for (sum, &x) in sum.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

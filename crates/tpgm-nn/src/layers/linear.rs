@@ -7,7 +7,7 @@ use tpgm_core::{Buffer, Element, Slice};
 
 use super::check::{Path, last_dim, same_kind, shape_error};
 use super::composed;
-use super::float::{Float, vectorized};
+use super::float::{Float, accumulate, add};
 use super::fused::{Arg, Fused, apply2, apply3};
 use super::gpu::on_gpu;
 use super::product::{Factor, gradient, product};
@@ -93,22 +93,6 @@ impl Fused<2> for AddBias {
 
     fn backward(&self, [_, bias]: [&Tensor; 2], _y: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         Ok([Some(grad.clone()), bias_gradient(bias, grad)?])
-    }
-}
-
-vectorized! {
-    fn add<C>(x: &[C], bias: &[C], y: &mut [C]) {
-        for ((y, &x), &bias) in y.iter_mut().zip(x).zip(bias) {
-            *y = x + bias;
-        }
-    }
-}
-
-vectorized! {
-    fn accumulate<C>(x: &[C], sum: &mut [C]) {
-        for (sum, &x) in sum.iter_mut().zip(x) {
-            *sum += x;
-        }
     }
 }
 

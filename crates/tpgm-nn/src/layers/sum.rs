@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, Result, Shape, Tensor};
 use tpgm_core::{Buffer, Element, Slice};
 
-use super::float::{Float, vectorized};
+use super::float::{Float, add, vectorized};
 use super::fused::{Arg, Fused};
 #[cfg(any(feature = "cuda", test))]
 use super::gpu::{Fresh, Home, Input, joins};
@@ -69,23 +69,29 @@ impl ScaleFeatures {
         T::buffer(y)
     }
 
-    /// Gradients of x and of the factors, in one pass.
-    fn gradients<T: Element, C: Float>([x, factors, grad]: [Slice<'_>; 3]) -> (Buffer, Buffer) {
+    /// Gradients of x and of the factors, the latter if it is wanted, in one pass.
+    fn gradients<T: Element, C: Float>(
+        [x, factors, grad]: [Slice<'_>; 3],
+        of_factors: bool,
+    ) -> (Buffer, Option<Buffer>) {
         let width = factors.len();
         let factors = widen::<C>(factors);
         let (dx, parts) = fill::<T, Vec<f64>>(x.len(), rows_per_piece(width) * width, |range, piece| {
             let [mut x_scratch, mut grad_scratch, mut dx_scratch] = [(); 3].map(|()| scratch::<T, C>(width));
-            let mut sum = Columns::<C>::new(width);
+            let mut sum = Columns::<C>::new(if of_factors { width } else { 0 });
             for (row, dx) in piece.chunks_mut(width).enumerate() {
                 let start = range.start + row * width;
-                let x = load(x.sub(start..start + width), &mut x_scratch);
                 let grad = load(grad.sub(start..start + width), &mut grad_scratch);
                 store(dx, &mut dx_scratch, |dx: &mut [C]| multiply(grad, &factors, dx));
-                sum.row(|sum| accumulate_products(x, grad, sum));
+                if of_factors {
+                    let x = load(x.sub(start..start + width), &mut x_scratch);
+                    sum.row(|sum| accumulate_products(x, grad, sum));
+                }
             }
             sum.finish()
         });
-        (T::buffer(dx), T::buffer(round(&sum_in_order(width, &parts))))
+        let d_factors = of_factors.then(|| T::buffer(round(&sum_in_order(width, &parts))));
+        (T::buffer(dx), d_factors)
     }
 }
 
@@ -103,16 +109,10 @@ impl Fused<2> for ScaleFeatures {
     fn backward(&self, [x, factors]: [&Tensor; 2], _: &Tensor, grad: &Tensor) -> Result<[Option<Tensor>; 2]> {
         let operands = [x, factors, grad].map(|tensor| Operand::new("scale-features", tensor));
         let data = [operands[0].slice()?, operands[1].slice()?, operands[2].slice()?];
-        let (dx, d_factors) = by_dtype!(data[0].dtype(), T, C => Self::gradients::<T, C>(data));
-        Ok([Some(into_tensor(dx, x.shape())?), Some(into_tensor(d_factors, factors.shape())?)])
-    }
-}
-
-vectorized! {
-    fn add<C>(x: &[C], y: &[C], z: &mut [C]) {
-        for ((z, &x), &y) in z.iter_mut().zip(x).zip(y) {
-            *z = x + y;
-        }
+        let wanted = factors.track_op();
+        let (dx, d_factors) = by_dtype!(data[0].dtype(), T, C => Self::gradients::<T, C>(data, wanted));
+        let d_factors = d_factors.map(|d_factors| into_tensor(d_factors, factors.shape())).transpose()?;
+        Ok([Some(into_tensor(dx, x.shape())?), d_factors])
     }
 }
 

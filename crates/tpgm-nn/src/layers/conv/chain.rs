@@ -13,12 +13,12 @@ use rayon::prelude::*;
 use tpgm_core::{Element, Slice};
 
 pub(super) use self::backward::Wanted;
-use super::finish::{activate_in_place, add, add_shift, shift_and_activate};
+use super::finish::{activate_in_place, add_shift, shift_and_activate};
 use super::layout::{Image, Order, copy, grown, pixels, uninit, write_pixels};
 use super::sizes::Sizes;
 use super::step::Step;
 use crate::layers::conv_norm::ConvActivation;
-use crate::layers::float::Float;
+use crate::layers::float::{Float, accumulate};
 use crate::layers::storage::pieces;
 
 /// Elements of the largest image between two layers that a task has at a time, at most, unless a single image has more.
@@ -223,7 +223,7 @@ impl<C: Float> Chain<C> {
             last.forward(input, last_kept, y, small, |rows, y| {
                 let elements = rows.start * channels..rows.end * channels;
                 if self.around != Around::Nothing {
-                    add(&around[elements.clone()], y);
+                    accumulate(&around[elements.clone()], y);
                 }
                 if !of_sum.is_empty() {
                     copy(y, &mut of_sum[elements]);

@@ -74,15 +74,6 @@ vectorized! {
 }
 
 vectorized! {
-    /// Adds `x` to `y`.
-    pub(super) fn add<C>(x: &[C], y: &mut [C]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y += x;
-        }
-    }
-}
-
-vectorized! {
     /// The gradient in front of an activation, from the one behind it.
     pub(super) fn slope<C>(activation: ConvActivation, kept: &[C], grad: &[C], to: &mut [C]) {
         let six = C::from_f64(6.0);

@@ -9,12 +9,21 @@ use crate::layers::linear::AddBias;
 pub(in crate::layers) fn forward<H: Home>(
     _op: &AddBias,
     on: &H,
+    args: [Input<'_, H>; 2],
+) -> Result<Fresh<H>> {
+    activated(on, Activation::Identity, args)
+}
+
+/// An activation of `x + bias`.
+pub(super) fn activated<H: Home>(
+    on: &H,
+    activation: Activation,
     [x, bias]: [Input<'_, H>; 2],
 ) -> Result<Fresh<H>> {
     let mut y = Fresh::like(&x)?;
     let mut out = y.output(on)?;
     let operands = ActivationOperands { x: x.rows()?, bias: Some(bias.elements()?), y: out.rows()? };
-    on.layers().activation(Activation::Identity, operands).map_err(failed)?;
+    on.layers().activation(activation, operands).map_err(failed)?;
     drop(out);
     Ok(y)
 }

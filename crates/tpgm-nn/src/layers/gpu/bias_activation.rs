@@ -1,23 +1,19 @@
 //! Activations with a bias inside.
 
 use candle_core::{Result, Tensor};
-use tpgm_cuda::layers::{ActivationGradients, ActivationOperands};
+use tpgm_cuda::layers::ActivationGradients;
 
 use super::activation::kernel;
+use super::bias::activated;
 use super::{Fresh, Home, Input, Lock, failed};
 use crate::layers::bias_activation::BiasActivation;
 
 pub(in crate::layers) fn forward<H: Home>(
     op: &BiasActivation,
     on: &H,
-    [x, bias]: [Input<'_, H>; 2],
+    args: [Input<'_, H>; 2],
 ) -> Result<Fresh<H>> {
-    let mut y = Fresh::like(&x)?;
-    let mut out = y.output(on)?;
-    let operands = ActivationOperands { x: x.rows()?, bias: Some(bias.elements()?), y: out.rows()? };
-    on.layers().activation(kernel(&op.0)?, operands).map_err(failed)?;
-    drop(out);
-    Ok(y)
+    activated(on, kernel(&op.0)?, args)
 }
 
 pub(in crate::layers) fn backward<H: Home>(

@@ -1,9 +1,9 @@
 //! Attention weights.
 
 use candle_core::{Result, Tensor};
-use tpgm_cuda::layers::{Mask, Softmax as Kernel, SoftmaxGradients, SoftmaxOperands};
+use tpgm_cuda::layers::{Mask, Softmax as Kernel, SoftmaxOperands};
 
-use super::{Fresh, Home, Input, Lock, failed};
+use super::{Fresh, Home, Input, Lock, failed, softmax};
 use crate::layers::scores::Scores;
 
 pub(in crate::layers) fn forward<H: Home>(op: &Scores, on: &H, [x]: [Input<'_, H>; 1]) -> Result<Fresh<H>> {
@@ -32,12 +32,5 @@ pub(in crate::layers) fn backward<H: Home>(
     y: &Tensor,
     grad: &Tensor,
 ) -> Result<[Option<Tensor>; 1]> {
-    let (y, grad) = (Lock::new(y), Lock::new(grad));
-    let (y, grad) = (y.input(on)?, grad.input(on)?);
-    let mut dx = Fresh::like(&y)?;
-    let mut out = dx.output(on)?;
-    let operands = SoftmaxGradients { y: y.rows()?, grad: grad.rows()?, scale: op.scale, dx: out.rows()? };
-    on.layers().softmax_gradient(Kernel::Probability, operands).map_err(failed)?;
-    drop(out);
-    Ok([Some(dx.into_tensor())])
+    softmax::gradient(on, Kernel::Probability, op.scale, y, grad)
 }

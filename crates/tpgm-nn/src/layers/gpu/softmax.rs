@@ -29,12 +29,23 @@ pub(in crate::layers) fn backward<H: Home>(
     y: &Tensor,
     grad: &Tensor,
 ) -> Result<[Option<Tensor>; 1]> {
+    gradient(on, kernel(op), 1.0, y, grad)
+}
+
+/// The gradient of what is scaled before it, from the result.
+pub(super) fn gradient<H: Home>(
+    on: &H,
+    kernel: Kernel,
+    scale: f64,
+    y: &Tensor,
+    grad: &Tensor,
+) -> Result<[Option<Tensor>; 1]> {
     let (y, grad) = (Lock::new(y), Lock::new(grad));
     let (y, grad) = (y.input(on)?, grad.input(on)?);
     let mut dx = Fresh::like(&y)?;
     let mut out = dx.output(on)?;
-    let operands = SoftmaxGradients { y: y.rows()?, grad: grad.rows()?, scale: 1.0, dx: out.rows()? };
-    on.layers().softmax_gradient(kernel(op), operands).map_err(failed)?;
+    let operands = SoftmaxGradients { y: y.rows()?, grad: grad.rows()?, scale, dx: out.rows()? };
+    on.layers().softmax_gradient(kernel, operands).map_err(failed)?;
     drop(out);
     Ok([Some(dx.into_tensor())])
 }

@@ -5,7 +5,7 @@
 
 use tpgm_core::{Buffer, Element, Slice};
 
-use crate::layers::float::{Float, sum, sum2, vectorized};
+use crate::layers::float::{Float, accumulate, sum, sum2, vectorized};
 use crate::layers::storage::{
     Columns, by_dtype, fill, load, round, rows_per_piece, scratch, store, sum_in_order, widen,
 };
@@ -103,7 +103,10 @@ impl Normalize {
                         store(dx, &mut dx_scratch, |dx: &mut [C]| {
                             input_gradient(x, grad, &weight, mean, scale, self.remove_mean, dx);
                             if let Some(carried) = carried {
-                                add(load(carried.sub(start..start + features), &mut carried_scratch), dx);
+                                accumulate(
+                                    load(carried.sub(start..start + features), &mut carried_scratch),
+                                    dx,
+                                );
                             }
                         });
                     }
@@ -174,14 +177,6 @@ vectorized! {
         for (((dw, db), &x), &grad) in dw.iter_mut().zip(db).zip(x).zip(grad) {
             *dw += grad * ((x - mean) * scale);
             *db += grad;
-        }
-    }
-}
-
-vectorized! {
-    fn add<C>(x: &[C], y: &mut [C]) {
-        for (y, &x) in y.iter_mut().zip(x) {
-            *y += x;
         }
     }
 }

@@ -6,7 +6,7 @@ use tpgm_core::{Element, Slice};
 
 use super::Normalize;
 use super::kernels::{Grads, normalize, normalize_biased, statistics};
-use crate::layers::float::{Float, vectorized};
+use crate::layers::float::{Float, add};
 #[cfg(any(feature = "cuda", test))]
 use crate::layers::gpu;
 use crate::layers::storage::{
@@ -113,13 +113,5 @@ impl AddNorm<'_> {
             tensor(grads.weight, self.weight.shape())?,
             tensor(grads.bias, self.weight.shape())?,
         ])
-    }
-}
-
-vectorized! {
-    fn add<C>(x: &[C], y: &[C], z: &mut [C]) {
-        for ((z, &x), &y) in z.iter_mut().zip(x).zip(y) {
-            *z = x + y;
-        }
     }
 }

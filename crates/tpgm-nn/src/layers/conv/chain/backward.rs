@@ -7,10 +7,10 @@ use rayon::prelude::*;
 use tpgm_core::{Element, Slice};
 
 use super::{Around, Chain, Kept, Layer, Rooms};
-use crate::layers::conv::finish::{activate, add, column_sums, slope, slope_and_sums};
+use crate::layers::conv::finish::{activate, column_sums, slope, slope_and_sums};
 use crate::layers::conv::layout::{grown, pixels, uninit, write_pixels};
 use crate::layers::conv_norm::ConvActivation;
-use crate::layers::float::Float;
+use crate::layers::float::{Float, accumulate};
 use crate::layers::storage::pieces;
 
 /// Tasks of the backward pass, at most: each has sums of its own for the gradients of weights.
@@ -198,7 +198,7 @@ impl<C: Float> Chain<C> {
             let grads = if is_of_sum { of_sum } else { &own[..images.len() * step.sizes.output().len()] };
             let dx = step.input_gradient(grads, dx, small, |rows, dx| {
                 if self.around == Around::Input {
-                    add(&of_sum[rows.start * from.channels..rows.end * from.channels], dx);
+                    accumulate(&of_sum[rows.start * from.channels..rows.end * from.channels], dx);
                 }
             });
             if let Some((layer, _)) = around {
