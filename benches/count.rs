@@ -14,6 +14,8 @@
 //! - Ours is with kernels for all that a block has: dropout and rotation too. A block is one operation of candle's. Inside, the first
 //!   part of a gradient is the gradient, and a further one is an addition: 3 times the bytes. Its input and its parameters get
 //!   theirs from candle, which clears and adds; so do the links that they hang on, numbers of four bytes, one for two parameters.
+//! - Composed attention scales queries and adds a mask, a causal one too, by a broadcast. `composed::masked_softmax` takes more passes
+//!   for a causal mask, which are not counted: they would be to our advantage.
 //! - Matrix products are a launch each, that reads both factors and writes the product. Partial sums of columns, tables of shapes
 //!   and tensors of a few numbers are left out.
 //!

@@ -45,7 +45,9 @@ fn cut(tensors: &[(usize, usize)], owners: Option<&[usize]>, ranks: usize) -> Ve
     pieces
 }
 
-/// Pieces in an order in which all ranks have as much in every window, as long as they have any: messages go in all directions.
+/// Pieces in an order in which all ranks have as much in every window, as long as they have any: messages go in all directions. A
+/// window of f32 holds 16 pieces among 2 ranks and 8 among 4; from 6 ranks on it holds fewer than there are ranks, some of which own
+/// nothing of it.
 fn interleaved(pieces: Vec<Piece>, ranks: usize) -> Vec<Piece> {
     let mut before = vec![0; ranks];
     let key = |piece: Piece| {
